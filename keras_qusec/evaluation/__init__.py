@@ -1,0 +1,1 @@
+"""Attacks on Keras models, with Foolbox."""

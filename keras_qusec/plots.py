@@ -1,0 +1,112 @@
+"""Every figure of the package. The only module that imports matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+THRESHOLD_COLOUR = "#c0392b"
+CURVE_COLOUR = "#1f4e79"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            'Figures need matplotlib. Install it with: pip install "keras-qusec[evaluate]"'
+        ) from error
+    return plt
+
+
+class QuantizerRow(NamedTuple):
+    """One quantizer of `quantizer_figure`, with the image pair shown beside its curve."""
+
+    name: str
+    quantizer: Any
+    clean: np.ndarray
+    adversarial: np.ndarray
+    index: int
+
+
+def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
+    """Clean and adversarial image before and behind each quantizer, and its curve.
+
+    Args:
+        rows: one for each quantizer.
+        path: image file to write; its folder is created.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without a row.
+    """
+    if not rows:
+        raise ValueError(
+            "Expected at least one quantizer to draw. Received: none. "
+            "Train a model with a QuSecQuantization layer first."
+        )
+    plt = _pyplot()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(
+        len(rows), 5, figsize=(13, 2.9 * len(rows) + 0.3), squeeze=False,
+        width_ratios=[1, 1, 1, 1, 1.6], layout="constrained",
+    )  # fmt: skip
+    titles = ("clean", "clean, quantized", "adversarial", "adversarial, quantized")
+    for cells, row in zip(axes, rows, strict=True):
+        pair = np.stack([row.clean[row.index], row.adversarial[row.index]])
+        behind = ops.convert_to_numpy(row.quantizer(ops.convert_to_tensor(pair)))
+        images = (pair[0], behind[0], pair[1], behind[1])
+        for axis, image, title in zip(cells[:4], images, titles, strict=True):
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(title, fontsize=10)
+        cells[0].set_ylabel(row.name.replace(", ", ",\n"), fontsize=10)
+        _curve(cells[4], row.quantizer)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _curve(axis: Any, quantizer: Any) -> None:
+    """The quantizer's output over its range, with the spread of its thresholds."""
+    low, high = quantizer.value_range
+    thresholds = quantizer.thresholds.reshape(quantizer.levels - 1, -1)
+    x = np.linspace(low, high, 401)
+    z = quantizer.hardness / (high - low)
+    curves = [_outputs(x, column, z, quantizer.hard) for column in _columns(thresholds)]
+    if len(curves) > 1:
+        band = np.stack(curves)
+        axis.fill_between(x, band.min(0), band.max(0), color=CURVE_COLOUR, alpha=0.2,
+                          label="all pixels", linewidth=0)  # fmt: skip
+    middle = _outputs(x, np.median(thresholds, axis=1), z, quantizer.hard)
+    axis.plot(x, middle, color=CURVE_COLOUR, label="median" if len(curves) > 1 else "output")
+    for k, row in enumerate(thresholds):
+        label = "threshold" if k == 0 else None
+        axis.axvspan(row.min(), row.max(), color=THRESHOLD_COLOUR, alpha=0.12, linewidth=0)
+        axis.axvline(np.median(row), color=THRESHOLD_COLOUR, linestyle="--", label=label)
+    axis.set_xlabel("pixel value")
+    axis.set_ylabel("output")
+    axis.set_xlim(low, high)
+    axis.set_title(f"quantizer, z = {quantizer.hardness:g}", fontsize=10)
+    axis.legend(fontsize=8, loc="upper left", frameon=False)
+
+
+def _columns(thresholds: np.ndarray) -> np.ndarray:
+    """The distinct threshold sets, at most 500 of them."""
+    columns = np.unique(thresholds.T, axis=0)
+    return columns[:: max(1, len(columns) // 500)]
+
+
+def _outputs(x: np.ndarray, thresholds: np.ndarray, z: float, hard: bool) -> np.ndarray:
+    difference = x[:, None] - thresholds[None, :]
+    if hard:
+        return (difference >= 0).mean(axis=1)
+    return (0.5 + 0.5 * np.tanh(z * difference / 2)).mean(axis=1)
