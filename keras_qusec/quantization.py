@@ -312,6 +312,16 @@ def _upstream(args: tuple, upstream: Tensor | None) -> Tensor:
     return args[0] if upstream is None else upstream
 
 
+def _bump(argument: Tensor) -> Tensor:
+    """s (1 - s) for s = sigmoid(argument), to full relative accuracy on both sides.
+
+    Computed from s, it would be exactly zero from an argument of 17 on: bright pixels
+    would lose a gradient that equally saturated dark pixels keep.
+    """
+    decay = ops.exp(-ops.absolute(argument))
+    return decay / ops.square(1.0 + decay)
+
+
 # --- Any thresholds: one loop over them -------------------------------------------------
 
 
@@ -370,8 +380,7 @@ def _any_gradients(
     zx, zt = z * x, z * t
 
     def bump(k: Any) -> Tensor:
-        s = ops.sigmoid(zx - zt[k])
-        return s - ops.square(s)
+        return _bump(zx - zt[k])
 
     if not differentiate_thresholds:
         total = _fold(steps - 1, lambda k, sums: sums + bump(k + 1), bump(0))
@@ -469,7 +478,8 @@ def _equal_count(x: Tensor, comb: _Comb) -> Tensor:
     table = ops.cast(equal_thresholds(comb.levels, (comb.low, comb.high)), x.dtype)
     # The clip is for NaN, whose index is anything; the result is NaN all the same.
     row = ops.clip(ops.cast(nearest, "int32") - 1, 0, comb.steps - 1)
-    value = ops.take(table, row)
+    # As a column: PyTorch's ONNX export squeezes the look-up in a flat table wrongly.
+    value = ops.take(ops.expand_dims(table, 1), row, axis=0)[..., 0]
     return (nearest - 1.0 + ops.cast(x >= value, x.dtype)) / comb.steps
 
 
@@ -508,11 +518,12 @@ def _window_sum(x: Tensor, comb: _Comb, z: Tensor) -> Tensor:
 def _window_bumps(x: Tensor, comb: _Comb, z: Tensor) -> Tensor:
     _, size, argument, step = _window(x, comb, z)
 
-    def body(i: Any, total: Tensor) -> Tensor:
-        s = ops.sigmoid(argument - step * ops.cast(i, x.dtype))
-        return total + (s - ops.square(s))
-
-    return ops.fori_loop(0, size, body, ops.zeros_like(x))
+    return ops.fori_loop(
+        0,
+        size,
+        lambda i, total: total + _bump(argument - step * ops.cast(i, x.dtype)),
+        ops.zeros_like(x),
+    )
 
 
 # The smooth sum. With a = z * spacing <= 1, the midpoint form of the Euler-Maclaurin
