@@ -39,13 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         help="mnist5k, mnist, fashion_mnist, cifar10 or an .npz file (default: mnist5k)",
     )
     demo.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
-    demo.add_argument(
-        "--images", type=int, default=200, help="test images attacked (default: 200)"
-    )
+    demo.add_argument("--images", type=int, default=200, help="test images attacked (default: 200)")
     demo.add_argument("--steps", type=int, default=40, help="PGD steps (default: 40)")
-    demo.add_argument(
-        "--figure", default="demo.png", help="figure to write (default: demo.png)"
-    )
+    demo.add_argument("--figure", default="demo.png", help="figure to write (default: demo.png)")
     demo.set_defaults(run=_demo)
     return parser
 

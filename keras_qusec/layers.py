@@ -39,7 +39,6 @@ class EqualThresholds(keras.initializers.Initializer):
     first axis runs over the thresholds.
 
     Example:
-
     >>> from keras_qusec.layers import EqualThresholds
     >>> np.asarray(EqualThresholds()((3, 2)))[:, 0].tolist()
     [0.25, 0.5, 0.75]
@@ -68,7 +67,6 @@ class OrderedThresholds(keras.constraints.Constraint):
         value_range: darkest and brightest pixel value.
 
     Example:
-
     >>> from keras_qusec.layers import OrderedThresholds
     >>> np.asarray(OrderedThresholds()(np.array([0.7, -0.2], "float32"))).tolist()
     [0.0, 0.699999988079071]
@@ -124,7 +122,7 @@ class _Quantizer(keras.layers.Layer):
 
     @property
     def gradient_hardness(self) -> float | None:
-        """z of the gradient, or None for `hardness`. Read when a function is traced."""
+        """Z of the gradient, or None for `hardness`. Read when a function is traced."""
         return self._gradient_hardness
 
     @gradient_hardness.setter
@@ -233,7 +231,6 @@ class QuSecQuantization(_Quantizer):
     Source: Section III, Eq. 1. How it is read: n - 1 thresholds for n levels.
 
     Example:
-
     >>> import keras
     >>> from keras_qusec import QuSecQuantization
     >>> model = keras.Sequential([keras.Input((28, 28, 1)), QuSecQuantization(levels=2)])
@@ -315,7 +312,6 @@ class TrainableQuSecQuantization(_Quantizer):
     Source: Section III.A, Eq. 3 to 8.
 
     Example:
-
     >>> from keras_qusec import TrainableQuSecQuantization
     >>> layer = TrainableQuSecQuantization(levels=3, granularity="channel")
     >>> layer.build((None, 32, 32, 3))
@@ -436,15 +432,9 @@ class TrainableQuSecQuantization(_Quantizer):
         return {
             **super().get_config(),
             "granularity": self.granularity,
-            "thresholds_initializer": keras.initializers.serialize(
-                self.thresholds_initializer
-            ),
-            "thresholds_regularizer": keras.regularizers.serialize(
-                self.thresholds_regularizer
-            ),
-            "thresholds_constraint": keras.constraints.serialize(
-                self.thresholds_constraint
-            ),
+            "thresholds_initializer": keras.initializers.serialize(self.thresholds_initializer),
+            "thresholds_regularizer": keras.regularizers.serialize(self.thresholds_regularizer),
+            "thresholds_constraint": keras.constraints.serialize(self.thresholds_constraint),
             "data_format": self.data_format,
         }
 
@@ -457,7 +447,6 @@ class GivenThresholds(keras.initializers.Initializer):
         values: increasing numbers, one fewer than levels.
 
     Example:
-
     >>> from keras_qusec.layers import GivenThresholds
     >>> np.asarray(GivenThresholds([0.25, 0.5])((2, 3)))[:, 0].tolist()
     [0.25, 0.5]
@@ -489,7 +478,6 @@ def find_quantizers(model: keras.layers.Layer) -> list[_Quantizer]:
     """All quantizer layers of a model, also inside nested models and custom layers.
 
     Example:
-
     >>> from keras_qusec import QuSecQuantization
     >>> inner = keras.Sequential([QuSecQuantization(2)])
     >>> len(find_quantizers(keras.Sequential([inner])))
@@ -528,7 +516,6 @@ def surrogate_gradients(model: keras.layers.Layer, hardness: float | None) -> It
     Source: Athalye et al. 2018, backward pass differentiable approximation.
 
     Example:
-
     >>> from keras_qusec import QuSecQuantization
     >>> layer = QuSecQuantization(2)
     >>> with surrogate_gradients(layer, 5.0):

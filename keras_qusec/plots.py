@@ -29,7 +29,7 @@ class QuantizerRow(NamedTuple):
     quantizer: Any
     clean: np.ndarray
     adversarial: np.ndarray
-    index: int
+    example: int
 
 
 def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
@@ -60,7 +60,7 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
     )  # fmt: skip
     titles = ("clean", "clean, quantized", "adversarial", "adversarial, quantized")
     for cells, row in zip(axes, rows, strict=True):
-        pair = np.stack([row.clean[row.index], row.adversarial[row.index]])
+        pair = np.stack([row.clean[row.example], row.adversarial[row.example]])
         behind = ops.convert_to_numpy(row.quantizer(ops.convert_to_tensor(pair)))
         images = (pair[0], behind[0], pair[1], behind[1])
         for axis, image, title in zip(cells[:4], images, titles, strict=True):

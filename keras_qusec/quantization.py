@@ -144,7 +144,6 @@ def equal_thresholds(levels: int, value_range: Range = (0.0, 1.0)) -> np.ndarray
     the values below 0.5 are set to 0, those above or equal to 0.5 are set to 1").
 
     Example:
-
     >>> from keras_qusec.quantization import equal_thresholds
     >>> equal_thresholds(4).tolist()
     [0.25, 0.5, 0.75]
@@ -201,7 +200,6 @@ def soft_quantize(
     Source: Section III, Eq. 1 and 5.
 
     Example:
-
     >>> from keras_qusec.quantization import soft_quantize
     >>> y = soft_quantize(np.array([0.0, 0.5, 1.0], "float32"), 2, hardness=50)
     >>> [round(float(v), 3) for v in y]
@@ -248,9 +246,8 @@ def hard_quantize(
     Source: the limit of Eq. 1 for z to infinity.
 
     Example:
-
     >>> from keras_qusec.quantization import hard_quantize
-    >>> hard_quantize(np.array([0.2, 0.4, 0.9], "float32"), 3).tolist()
+    >>> np.asarray(hard_quantize(np.array([0.2, 0.4, 0.9], "float32"), 3)).tolist()
     [0.0, 0.5, 1.0]
     """
     return _quantize(
@@ -313,7 +310,7 @@ def _upstream(args: tuple, upstream: Tensor | None) -> Tensor:
 
 
 def _bump(argument: Tensor) -> Tensor:
-    """s (1 - s) for s = sigmoid(argument), to full relative accuracy on both sides.
+    """S (1 - s) for s = sigmoid(argument), to full relative accuracy on both sides.
 
     Computed from s, it would be exactly zero from an argument of 17 on: bright pixels
     would lose a gradient that equally saturated dark pixels keep.
@@ -358,9 +355,7 @@ def _any_sum(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         return ops.sigmoid(z * (x - t[0]))
     # Multiplied once, not once a threshold: a pass over the images saved in each round.
     zx, zt = z * x, z * t
-    return _fold(
-        t.shape[0], lambda k, total: total + ops.sigmoid(zx - zt[k]), ops.zeros_like(x)
-    )
+    return _fold(t.shape[0], lambda k, total: total + ops.sigmoid(zx - zt[k]), ops.zeros_like(x))
 
 
 def _any_count(x: Tensor, t: Tensor) -> Tensor:
@@ -552,9 +547,7 @@ def _smooth_mean(x: Tensor, comb: _Comb, z: Tensor) -> Tensor:
     c3 = a2 * a2 * (7.0 / 5760.0)
     c5 = a2 * a2 * a2 * (-31.0 / 967680.0)
     d = s - ops.square(s)
-    correction = d * (
-        (c3 + c5 - a2 / 24.0) + d * ((-6.0 * c3 - 30.0 * c5) + d * (120.0 * c5))
-    )
+    correction = d * ((c3 + c5 - a2 / 24.0) + d * ((-6.0 * c3 - 30.0 * c5) + d * (120.0 * c5)))
     # softplus(A) = A - log(sigmoid(A)): the error of the difference is that of A.
     count = argument - ops.log(s) + correction
     share = ops.relu(count * (1.0 / (a * comb.steps)))
@@ -569,8 +562,6 @@ def _smooth_slope(x: Tensor, comb: _Comb, z: Tensor) -> Tensor:
     c4 = a2 * a2 * (7.0 / 5760.0)
     c6 = a2 * a2 * a2 * (-31.0 / 967680.0)
     d = s - ops.square(s)
-    correction = (c4 + c6 - a2 / 24.0) + d * (
-        (-12.0 * c4 - 60.0 * c6) + d * (360.0 * c6)
-    )
+    correction = (c4 + c6 - a2 / 24.0) + d * ((-12.0 * c4 - 60.0 * c6) + d * (360.0 * c6))
     count = s + d * (1.0 - 2.0 * s) * correction
     return count * (1.0 / (comb.spacing * comb.steps))

@@ -125,9 +125,7 @@ def test_hard_gradient_is_that_of_the_soft_one():
         _, (hard,) = value_and_gradients(
             lambda x, n=levels: hard_quantize(x, n, gradient_hardness=9.0), x
         )
-        _, (soft,) = value_and_gradients(
-            lambda x, n=levels: soft_quantize(x, n, hardness=9.0), x
-        )
+        _, (soft,) = value_and_gradients(lambda x, n=levels: soft_quantize(x, n, hardness=9.0), x)
         np.testing.assert_allclose(hard, soft, rtol=5e-6)
         assert (hard > 0).all()
 

@@ -40,7 +40,6 @@ def foolbox_model(model: keras.Model, value_range: tuple[float, float] = (0.0, 1
         ImportError: without the extra ``keras-qusec[evaluate]``.
 
     Example:
-
     >>> import keras
     >>> from keras_qusec.evaluation.bridge import foolbox_model
     >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
@@ -63,9 +62,7 @@ def foolbox_model(model: keras.Model, value_range: tuple[float, float] = (0.0, 1
         def predict(images: Any) -> Any:
             return model.stateless_call(trainable, state, images, training=False)[0]
 
-        return foolbox.JAXModel(
-            jax.jit(predict), bounds=value_range, data_format="channels_last"
-        )
+        return foolbox.JAXModel(jax.jit(predict), bounds=value_range, data_format="channels_last")
     model.eval()
     wrapped = foolbox.PyTorchModel(model, bounds=value_range)
     wrapped.data_format = "channels_last"

@@ -1,0 +1,62 @@
+# Everything runs in .venv, which the first target to need it makes. Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two workers suit two cores; PYTEST_ARGS="" runs in one process.
+PYTEST_ARGS ?= -n 2
+# TensorFlow greets with notes about the processor otherwise.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test test-torch test-jax lint types docs benchmark clean
+
+demo: .venv/demo  ## train, attack and compare the paper's network with and without a quantizer
+	$(BIN)/keras-qusec demo
+
+test: .venv/test  ## the tests on TensorFlow
+	KERAS_BACKEND=tensorflow $(BIN)/pytest $(PYTEST_ARGS)
+
+test-torch: .venv/torch  ## the tests on PyTorch
+	KERAS_BACKEND=torch $(BIN)/pytest $(PYTEST_ARGS)
+
+test-jax: .venv/jax  ## the tests on JAX
+	KERAS_BACKEND=jax $(BIN)/pytest $(PYTEST_ARGS)
+
+lint: .venv/test  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test  ## static types
+	$(BIN)/mypy
+
+docs: .venv/docs  ## HTML pages in docs/_build
+	$(BIN)/sphinx-build -W -q docs docs/_build
+
+benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the peers
+	$(BIN)/python benchmarks/quantizer.py
+
+clean:
+	rm -rf .venv docs/_build build dist *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+
+.venv/demo: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet -e ".[tensorflow,evaluate,demo]"
+	touch $@
+
+.venv/test: .venv/bin/python pyproject.toml
+	$(BIN)/pip install --quiet -e ".[tensorflow,evaluate,demo,dev]"
+	touch $@
+
+# This version has a build for the CPU alone; a plain "torch" may bring gigabytes.
+.venv/torch: .venv/test
+	$(BIN)/pip install --quiet torch==2.13.0
+	touch $@
+
+.venv/jax: .venv/test
+	$(BIN)/pip install --quiet -e ".[jax]"
+	touch $@
+
+.venv/docs: .venv/test
+	$(BIN)/pip install --quiet -e ".[docs]"
+	touch $@
