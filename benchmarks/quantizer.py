@@ -55,7 +55,7 @@ def variants():
         return f
 
     def broadcast(levels):
-        thresholds = equal_thresholds(levels)
+        thresholds = ops.convert_to_tensor(equal_thresholds(levels))
         return lambda x: ops.mean(
             ops.sigmoid(HARDNESS * (ops.expand_dims(x, -1) - thresholds)), axis=-1
         )

@@ -524,7 +524,13 @@ def surrogate_gradients(model: keras.layers.Layer, hardness: float | None) -> It
     >>> layer.gradient_hardness is None
     True
     """
-    quantizers = find_quantizers(model)
+    with gradient_hardness(find_quantizers(model), hardness):
+        yield
+
+
+@contextlib.contextmanager
+def gradient_hardness(quantizers: list[_Quantizer], hardness: float | None) -> Iterator[None]:
+    """`surrogate_gradients` for quantizers already found."""
     before = [quantizer.gradient_hardness for quantizer in quantizers]
     try:
         for quantizer in quantizers:
