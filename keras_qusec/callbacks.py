@@ -15,11 +15,7 @@ from keras import ops
 
 from keras_qusec import attacks
 from keras_qusec.attacks import GradientAttack
-from keras_qusec.attacks.gradient_attacks import (
-    Perturbed,
-    outputs_probabilities,
-    uniform_noise,
-)
+from keras_qusec.attacks.gradient_attacks import Perturbed, outputs_probabilities
 from keras_qusec.gradients import input_gradient, present_values
 from keras_qusec.layers import find_quantizers, gradient_hardness
 from keras_qusec.quantization import check_hardness, check_images_dtype
@@ -546,7 +542,7 @@ class _Step:
         # TRADES starts beside the clean image: on it the divergence has no gradient.
         start = images
         if reference is not None and not attack.random_start:
-            start = images + 1e-3 * uniform_noise(images, seed_state)
+            start = images + 1e-3 * attack.noise(images, seed_state)
         perturbed = attack.perturb(
             lambda moved: input_gradient(objective, moved),
             start,

@@ -312,12 +312,10 @@ def _upstream(args: tuple, upstream: Tensor | None) -> Tensor:
 def _bump(argument: Tensor) -> Tensor:
     """S (1 - s) for s = sigmoid(argument), to full relative accuracy on both sides.
 
-    Computed from s, it would be exactly zero from an argument of 17 on: bright pixels
-    would lose a gradient that equally saturated dark pixels keep. Where the exponential
-    overflows or underflows, the sum is infinite and the result 0, as it should be.
+    Computed from s alone, it would be exactly zero from an argument of 17 on: bright pixels
+    would lose a gradient that equally saturated dark pixels keep.
     """
-    growth = ops.exp(argument)
-    return 1.0 / (growth + 1.0 / growth + 2.0)
+    return ops.sigmoid(argument) * ops.sigmoid(-argument)
 
 
 # --- Any thresholds: one loop over them -------------------------------------------------

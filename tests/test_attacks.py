@@ -23,8 +23,7 @@ Y = RNG.integers(0, 3, 12)
 
 @pytest.fixture
 def linear():
-    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
-    return model
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
 
 
 @pytest.fixture

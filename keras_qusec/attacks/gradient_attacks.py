@@ -97,6 +97,8 @@ class GradientAttack:
         self.random_start = bool(random_start)
         self.targeted = bool(targeted)
         self.value_range = check_value_range(value_range)
+        # Made here because TensorFlow makes no variables inside compiled functions.
+        self._generator = keras.random.SeedGenerator(0)
 
     def __repr__(self) -> str:
         return (
@@ -191,19 +193,31 @@ class GradientAttack:
 
     def _start(self, x: Tensor, epsilon: Tensor, seed_state: Tensor) -> Tensor:
         if self.norm == "linf":
-            return self._project(x + epsilon * uniform_noise(x, seed_state), x, epsilon)
+            return self._project(x + epsilon * self.noise(x, seed_state), x, epsilon)
         # Uniform in the ball: a normal direction, and a radius with the ball's density.
-        direction, radius = _random(
-            seed_state,
-            lambda seed: (
-                keras.random.normal(ops.shape(x), dtype=x.dtype, seed=seed),
-                _uniform(_lengths(x), 0.0, 1.0, seed),
-            ),
-        )
-        size = math.prod(x.shape[1:])
-        return self._project(
-            x + epsilon * radius ** (1.0 / size) * self._direction(direction), x, epsilon
-        )
+        with self._seeded(seed_state):
+            direction = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=self._generator)
+            radius = keras.random.uniform(
+                ops.shape(_lengths(x)), dtype=x.dtype, seed=self._generator
+            )
+        radius = radius ** (1.0 / math.prod(x.shape[1:]))
+        return self._project(x + epsilon * radius * self._direction(direction), x, epsilon)
+
+    def noise(self, like: Tensor, seed_state: Tensor) -> Tensor:
+        """Numbers uniform in [-1, 1), of the shape and dtype of a tensor."""
+        with self._seeded(seed_state):
+            return keras.random.uniform(
+                ops.shape(like), -1.0, 1.0, dtype=like.dtype, seed=self._generator
+            )
+
+    def _seeded(self, seed_state: Tensor) -> keras.StatelessScope:
+        """Where the generator's state is a tensor.
+
+        Keras takes numbers and generators as seeds; so a number that depends on the training
+        step is one, on every backend and inside compiled functions.
+        """
+        state = ops.cast(seed_state, self._generator.state.dtype)
+        return keras.StatelessScope(state_mapping=[(self._generator.state, state)])
 
     def _direction(self, slope: Tensor) -> Tensor:
         if self.norm == "linf":
@@ -412,27 +426,6 @@ _COMPILED: weakref.WeakKeyDictionary[keras.Model, dict[Any, Any]] = weakref.Weak
 
 def _seed_state(seed: int, index: int) -> np.ndarray:
     return np.array([seed % 2**31, index], dtype=keras.random.SeedGenerator(0).state.dtype)
-
-
-def _random(seed_state: Tensor, draw: Callable[[Any], tuple]) -> tuple:
-    """Draw random numbers from a seed that is a tensor.
-
-    Keras takes numbers and `SeedGenerator`s; a generator whose state is replaced by the tensor
-    for the time of the drawing is one, on every backend and inside compiled functions.
-    """
-    generator = keras.random.SeedGenerator(0)
-    state = ops.cast(seed_state, generator.state.dtype)
-    with keras.StatelessScope(state_mapping=[(generator.state, state)]):
-        return draw(generator)
-
-
-def uniform_noise(like: Tensor, seed_state: Tensor) -> Tensor:
-    """Numbers uniform in [-1, 1), of the shape and dtype of a tensor."""
-    return _random(seed_state, lambda seed: (_uniform(like, -1.0, 1.0, seed),))[0]
-
-
-def _uniform(like: Tensor, low: float, high: float, seed: Any) -> Tensor:
-    return keras.random.uniform(ops.shape(like), low, high, dtype=like.dtype, seed=seed)
 
 
 def _lengths(x: Tensor) -> Tensor:
