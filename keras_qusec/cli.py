@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,4 +71,7 @@ def _demo(options: argparse.Namespace) -> None:
     print()
     print(demo.MEANING)
     print()
-    print(f"Figure: {demo.save_figure(result, options.figure)}")
+    figure = Path(options.figure)
+    curves = figure.with_stem(figure.stem + "-training")
+    print(f"Figures: {demo.save_figure(result, figure)} (images and quantizers),")
+    print(f"{demo.save_curves(result, curves)} (accuracy under FGSM by epoch)")

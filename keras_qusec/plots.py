@@ -110,3 +110,40 @@ def _outputs(x: np.ndarray, thresholds: np.ndarray, z: float, hard: bool) -> np.
     if hard:
         return (difference >= 0).mean(axis=1)
     return (0.5 + 0.5 * np.tanh(z * difference / 2)).mean(axis=1)
+
+
+def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -> Path:
+    """One line per model of a figure in [0, 1] by epoch.
+
+    Args:
+        curves: values by epoch, by the name of the model.
+        label: what the values are.
+        path: image file to write; its folder is created.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without a curve.
+    """
+    if not curves:
+        raise ValueError(
+            "Expected at least one curve to draw. Received: none. "
+            "Train a model with AdversarialTraining(..., validation_data=...) first."
+        )
+    plt = _pyplot()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, values in curves.items():
+        axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel(label)
+    axis.set_ylim(0, 1)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

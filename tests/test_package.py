@@ -77,7 +77,8 @@ def result():
 class TestDemo:
     def test_rows(self, result):
         outcome, seen = result
-        assert len(outcome.rows) == 3
+        assert len(outcome.rows) == 6
+        assert [len(row.curve) for row in outcome.rows] == [0, 0, 0, 1, 1, 0]
         for row in outcome.rows:
             clean, fgsm, pgd, adaptive = row.accuracies
             assert clean >= pgd >= adaptive
@@ -98,6 +99,8 @@ class TestDemo:
         path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size > 20_000
+        curves = demo.save_curves(result[0], tmp_path / "curves.png")
+        assert curves.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_bad_arguments_say_what_to_do(capsys):
