@@ -14,5 +14,4 @@ html_title = f"keras-qusec {release}"
 exclude_patterns = ["_build"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
