@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ import pytest
 
 import keras_qusec
 from keras_qusec import cli, datasets, demo
+from keras_qusec.models import paper_cnn
 
 EXTRAS = (
     "foolbox",
@@ -60,6 +63,20 @@ def _modules():
 def test_examples_in_docstrings(module):
     failures, _ = doctest.testmod(module, extraglobs={"np": np, "keras": keras})
     assert failures == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/adversarial_training.md"])
+def test_examples_of_the_pages_run(page, monkeypatch):
+    data = datasets.mnist5k()
+    few = datasets.Dataset(data.name, *(part[:64] for part in data[1:]))
+    monkeypatch.setattr(datasets, "mnist5k", lambda: few)
+    text = (pathlib.Path(__file__).parent.parent / page).read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    # A page's examples share their names; those of the second page have a model and data.
+    names = {"x": few.x_train, "y": few.y_train, "model": paper_cnn(), "keras": keras}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
 
 
 @pytest.fixture(scope="module")
