@@ -250,8 +250,8 @@ What the numbers mean
   Read the last column. FGSM and PGD see a quantizer's own gradient, which is
   nearly zero almost everywhere, so they overstate how robust it is. PGD adaptive
   replaces that gradient by softer ones and keeps the strongest attack per image.
-  Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness: see
-  its last column. Training on PGD through softer gradients is what defends.
+  Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness, as
+  its last column shows. Training on PGD through softer gradients is what defends.
 What they do not mean
   They are not a guarantee: a stronger attack can only lower them. They hold for
   this small training set, this network and this threat model, nothing else."""

@@ -64,6 +64,34 @@ def test_training_makes_the_model_robust(objective):
     assert logs["adversarial_loss"][-1] < logs["adversarial_loss"][0]
 
 
+@pytest.mark.slow
+def test_training_on_pgd_makes_the_papers_network_robust():
+    from keras_qusec.datasets import mnist5k
+    from keras_qusec.models import paper_cnn
+
+    data = mnist5k()
+    x, y = data.x_test[:200], data.y_test[:200]
+
+    def robust(*callbacks):
+        model = paper_cnn(seed=0)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(0.001), loss)
+        model.fit(
+            data.x_train,
+            data.y_train,
+            batch_size=128,
+            epochs=5,
+            verbose=0,
+            callbacks=list(callbacks),
+        )
+        adversarial = PGD(0.2, steps=40)(model, x, y)
+        return (model.predict(adversarial, verbose=0).argmax(1) == y).mean()
+
+    assert robust() < 0.15
+    training = AdversarialTraining("pgd", epsilon=0.2, steps=4, step_size=0.1, ramp_epochs=3)
+    assert robust(training) > 0.4
+
+
 def test_the_first_step_is_that_of_training_on_the_attack_by_hand():
     first, second = classifier(), classifier()
     second.set_weights(first.get_weights())
