@@ -247,11 +247,11 @@ def render(result: Result) -> str:
 
 MEANING = """\
 What the numbers mean
-  Read the last column. FGSM and PGD see a quantizer's own gradient, which is
-  nearly zero almost everywhere, so they overstate how robust it is. PGD adaptive
-  replaces that gradient by softer ones and keeps the strongest attack per image.
+  Read the last column. FGSM and PGD see a quantizer's own gradient, nearly zero
+  almost everywhere, so they overstate how robust it is. PGD adaptive replaces
+  that gradient by softer ones and keeps the strongest attack on each image.
   Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness, as
-  its last column shows. Training on PGD through softer gradients is what defends.
+  its last column shows. Training on PGD through softer gradients defends.
 What they do not mean
   They are not a guarantee: a stronger attack can only lower them. They hold for
   this small training set, this network and this threat model, nothing else."""
