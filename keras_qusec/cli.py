@@ -54,9 +54,15 @@ def _demo(options: argparse.Namespace) -> None:
         raise ImportError(
             'The demo needs two extras: pip install "keras-qusec[demo,evaluate]"'
         ) from error
+    import keras
+
     from keras_qusec import datasets, demo
+    from keras_qusec.evaluation.bridge import import_foolbox
 
     data = datasets.load(options.data)
+    # What backends print when first used would tear the progress display apart.
+    import_foolbox()
+    keras.ops.zeros(1)
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("starting", total=1.0)
