@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import numbers
-import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,11 +12,17 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import attacks
+from keras_qusec.adversarial_step import (
+    LARGEST_GRADIENT,
+    OUTSIDE_RANGE,
+    REPORTED,
+    AdversarialFunction,
+    micro_steps,
+)
 from keras_qusec.attacks import GradientAttack
-from keras_qusec.attacks.gradient_attacks import Perturbed, outputs_probabilities
-from keras_qusec.gradients import input_gradient, present_values
+from keras_qusec.attacks.gradient_attacks import outputs_probabilities
 from keras_qusec.layers import find_quantizers, gradient_hardness
-from keras_qusec.quantization import check_hardness, check_images_dtype
+from keras_qusec.quantization import check_hardness
 
 Tensor = Any
 
@@ -136,18 +140,6 @@ class HardnessSchedule(keras.callbacks.Callback):
 
 
 # --- Adversarial training ---------------------------------------------------------------
-
-# What the step reports beside the model's own metrics, averaged over each epoch.
-_REPORTED = (
-    "clean_loss",
-    "clean_accuracy",
-    "adversarial_loss",
-    "adversarial_accuracy",
-    "epsilon",
-)
-# What the step reports to the callback alone.
-_LARGEST_GRADIENT = "_largest_input_gradient"
-_OUTSIDE = "_outside_value_range"
 
 
 class AdversarialTraining(keras.callbacks.Callback):
@@ -271,7 +263,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self.validation_attack = validation_attack or self.attack
         self.attacked_input = attacked_input
         self.seed = int(seed)
-        self._function: _AdversarialFunction | None = None
+        self._function: AdversarialFunction | None = None
         self._batches: dict[int, dict[str, float]] = {}
         self._iterations_offset = 0.0
         self._offset_known = False
@@ -283,14 +275,14 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._check_model()
         self._offset_known = False
         self._warned = False
-        self._function = _AdversarialFunction(self, self.model)
+        self._function = AdversarialFunction(self, self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches = {}
         if not self._offset_known and self._scheduled:
             # Counted from the optimizer's iterations, which are state on every backend and are
             # restored with the model; a number of this callback would be frozen on JAX.
-            done = float(ops.convert_to_numpy(_micro_steps(self.model.optimizer)))
+            done = float(ops.convert_to_numpy(micro_steps(self.model.optimizer)))
             self._iterations_offset = done - epoch * self._steps_per_epoch()
         self._offset_known = True
 
@@ -301,7 +293,7 @@ class AdversarialTraining(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
             return
-        outside = logs.pop(_OUTSIDE, 0.0)
+        outside = logs.pop(OUTSIDE_RANGE, 0.0)
         if outside > 1e-6:
             low, high = self.attack.value_range
             raise ValueError(
@@ -309,16 +301,16 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"images up to {outside:g} outside it. Scale the images, or give the attack their "
                 "value_range."
             )
-        self._warn_of_masked_gradients(logs.pop(_LARGEST_GRADIENT, 1.0), logs)
+        self._warn_of_masked_gradients(logs.pop(LARGEST_GRADIENT, 1.0), logs)
         # By number: Keras may call this from several threads, in any order.
-        self._batches[batch] = {name: logs[name] for name in _REPORTED if name in logs}
+        self._batches[batch] = {name: logs[name] for name in REPORTED if name in logs}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
             return
-        for name in (_OUTSIDE, _LARGEST_GRADIENT):
+        for name in (OUTSIDE_RANGE, LARGEST_GRADIENT):
             logs.pop(name, None)
-        for name in _REPORTED:
+        for name in REPORTED:
             values = [values[name] for _, values in sorted(self._batches.items()) if name in values]
             if values:
                 logs[name] = values[-1] if name == "epsilon" else float(np.mean(values))
@@ -354,7 +346,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"{model.name} without one. Pass loss=... to model.compile."
             )
         current = model.train_function
-        if isinstance(current, _AdversarialFunction) and current.callback.params is self.params:
+        if isinstance(current, AdversarialFunction) and current.callback.params is self.params:
             raise ValueError(
                 "Expected one AdversarialTraining callback. Received: two in one fit. "
                 "Put the attacks you want into separate calls of fit."
@@ -396,7 +388,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             stacklevel=2,
         )
 
-    # The step.
+    # What the step asks for, and what comes after an epoch.
 
     def _validate(self) -> float:
         x, y = self.validation_data  # type: ignore[misc]
@@ -408,7 +400,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
         return float((outputs.argmax(axis=-1) == labels).mean())
 
-    def _epsilon_factor(self, steps_done: Tensor) -> Any:
+    def epsilon_factor(self, steps_done: Tensor) -> Any:
         """The factor for epsilon after so many steps: 0 in warm-up, rising in the ramp."""
         if not self._scheduled:
             return 1.0
@@ -420,337 +412,6 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self.epsilon_schedule is not None:
             factor = factor * ops.cast(self.epsilon_schedule(epoch), "float32")
         return factor
-
-
-class _Step:
-    """One adversarial training step, on any backend, around the model's own `train_step`."""
-
-    def __init__(self, callback: AdversarialTraining, model: keras.Model) -> None:
-        self.callback = callback
-        self.model = model
-        self.quantizers = find_quantizers(model)
-        # Bound before the replacement: a custom train_step is used like Keras' own.
-        self.train_step = model.train_step
-        self.compute_loss = model.compute_loss
-        self.compute_metrics = model.compute_metrics
-        # A replica of a distribution strategy traces in a thread of its own.
-        self.local = threading.local()
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """The model's step, loss and metrics replaced on the instance, for one call."""
-        replaced = {
-            "train_step": self.jax_step if _jax() else self.step,
-            "compute_loss": self.trades_loss,
-            "compute_metrics": self.observed_metrics,
-        }
-        before = {name: vars(self.model).get(name) for name in replaced}
-        for name, function in replaced.items():
-            object.__setattr__(self.model, name, function)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    object.__delattr__(self.model, name)
-                else:
-                    object.__setattr__(self.model, name, value)
-
-    def step(self, data: Any) -> Any:
-        """Training step of TensorFlow and PyTorch."""
-        mapping = present_values(_variables(self.model))
-        attacked, extra = self.attacked(data, mapping)
-        logs = self.train_step(attacked)
-        return {**logs, **extra(mapping)}
-
-    def jax_step(self, state: Any, data: Any) -> Any:
-        """Training step of JAX: the state comes in and goes out."""
-        values = [value for part in state for value in part]
-        mapping = list(zip(_variables(self.model), values, strict=True))
-        attacked, extra = self.attacked(data, mapping)
-        logs, state = self.train_step(state, attacked)
-        return {**logs, **extra(mapping)}, state
-
-    def attacked(self, data: Any, mapping: Any) -> tuple[Any, Callable[[Any], dict[str, Tensor]]]:
-        """The batch with adversarial examples in it, and the logs to add after training."""
-        callback, local = self.callback, self.local
-        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        images, put_back = _select(x, callback.attacked_input, self.model)
-        check_images_dtype(images)
-        size = ops.shape(images)[0]
-        count = _part(size, callback.ratio)
-        head = _rows(None, count)
-        part_x, part_y = _map(head, x), _map(head, y)
-        factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
-        adversarial = ops.cast(perturbed.images, images.dtype)
-        local.count, local.size, local.outputs = count, size, None
-        if callback.objective == "trades":
-            both = ops.concatenate([images, adversarial])
-            x = put_back(_map(_twice, x), both)
-            y, weights = _map(_twice, y), _map(_twice, weights)
-            local.count = size
-        elif callback.ratio < 1:
-            x = put_back(x, ops.concatenate([adversarial, images[count:]]))
-        else:
-            x = put_back(x, adversarial)
-        low, high = callback.attack.value_range
-        outside = ops.maximum(ops.max(images) - high, low - ops.min(images))
-        extra = {
-            "epsilon": ops.cast(callback.attack.epsilon * factor, "float32"),
-            _LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
-            _OUTSIDE: ops.cast(outside, "float32"),
-        }
-        first = None if callback.attack.random_start else perturbed.first_output
-
-        def logs(mapping: Any) -> dict[str, Tensor]:
-            return {**extra, **self.part_logs(y, part_y, first, mapping)}
-
-        return keras.utils.pack_x_y_sample_weight(x, y, weights), logs
-
-    def perturb(
-        self, x: Any, y: Any, images: Tensor, put_back: Callable[[Any, Tensor], Any], mapping: Any
-    ) -> tuple[Any, Perturbed]:
-        callback = self.callback
-        with keras.StatelessScope(state_mapping=mapping):
-            steps_done = _micro_steps(self.model.optimizer)
-        factor = callback._epsilon_factor(steps_done)
-        size = ops.cast(ops.shape(images)[0], "float32")
-        reference = None
-        if callback.objective == "trades":
-            reference = ops.stop_gradient(self.log_probabilities(self.forward(x, mapping)))
-
-        def objective(moved: Tensor) -> tuple[Tensor, Any]:
-            # A scope of its own for each differentiation: what it assigns must not leave it.
-            with (
-                keras.StatelessScope(state_mapping=mapping),
-                gradient_hardness(self.quantizers, callback.gradient_hardness),
-            ):
-                inputs = put_back(x, moved)
-                outputs = self.model(inputs, training=False)
-                if reference is not None:
-                    return ops.sum(_divergence(reference, self.log_probabilities(outputs))), outputs
-                loss = self.compute_loss(
-                    x=inputs, y=y, y_pred=outputs, sample_weight=None, training=False
-                )
-                # The sum over the batch: gradients of the mean underflow in float16.
-                return ops.cast(loss, "float32") * size, outputs
-
-        attack = callback.attack
-        seed_state = ops.stack(
-            [ops.cast(callback.seed % 2**31, "int32"), ops.cast(steps_done, "int32")]
-        )
-        # TRADES starts beside the clean image: on it the divergence has no gradient.
-        start = images
-        if reference is not None and not attack.random_start:
-            start = images + 1e-3 * attack.noise(images, seed_state)
-        perturbed = attack.perturb(
-            lambda moved: input_gradient(objective, moved),
-            start,
-            seed_state,
-            epsilon=attack.epsilon * factor,
-            step_size=attack.step_size * factor,
-        )
-        return factor, perturbed
-
-    def forward(self, x: Any, mapping: Any) -> Any:
-        with keras.StatelessScope(state_mapping=mapping):
-            return self.model(x, training=False)
-
-    def log_probabilities(self, outputs: Any) -> Tensor:
-        outputs = ops.cast(outputs, "float32")
-        if outputs_probabilities(self.model):
-            return ops.log(ops.maximum(outputs, 1e-30))
-        return ops.log_softmax(outputs, axis=-1)
-
-    # The model's own methods, observed while its step runs.
-
-    def trades_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Any:
-        """`compute_loss` of the model, or TRADES on the clean and the adversarial half."""
-        if self.callback.objective != "trades":
-            return self.compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-            )
-        half = self.local.size
-        clean, attacked = _rows(None, half), _rows(half, None)
-        loss = self.compute_loss(
-            x=_map(clean, x),
-            y=_map(clean, y),
-            y_pred=_map(clean, y_pred),
-            sample_weight=_map(clean, sample_weight),
-            training=training,
-        )
-        divergence = _divergence(
-            self.log_probabilities(clean(y_pred)), self.log_probabilities(attacked(y_pred))
-        )
-        if sample_weight is not None:
-            divergence = divergence * ops.cast(clean(sample_weight), divergence.dtype)
-        return loss + self.callback.beta * ops.cast(ops.mean(divergence), loss.dtype)
-
-    def observed_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """`compute_metrics` of the model; keeps the predictions of the training pass."""
-        self.local.outputs = y_pred
-        return self.compute_metrics(x, y, y_pred, sample_weight)
-
-    def part_logs(self, y: Any, part_y: Any, first: Any, mapping: Any) -> dict[str, Tensor]:
-        """Loss and accuracy of the clean and the adversarial part, from passes already made."""
-        outputs, count, size = self.local.outputs, self.local.count, self.local.size
-        self.local.outputs = None
-        parts: dict[str, tuple[Any, Any]] = {}
-        if outputs is not None:
-            outputs = _map(ops.stop_gradient, outputs)
-            head, tail = _rows(None, count), _rows(count, None)
-            if self.callback.objective == "trades":
-                parts["clean"] = _map(head, y), _map(head, outputs)
-                parts["adversarial"] = _map(tail, y), _map(tail, outputs)
-            else:
-                parts["adversarial"] = part_y, _map(head, outputs)
-                # A last batch of a single image has no clean part.
-                if self.callback.ratio < 1 and not (isinstance(size, int) and count == size):
-                    parts["clean"] = _map(tail, y), _map(tail, outputs)
-        if "clean" not in parts and first is not None and self.callback.ratio == 1:
-            parts["clean"] = part_y, first
-        logs = {}
-        for name, (labels, predictions) in parts.items():
-            with keras.StatelessScope(state_mapping=mapping):
-                loss = self.compute_loss(y=labels, y_pred=predictions, training=False)
-            logs[f"{name}_loss"] = ops.cast(ops.stop_gradient(loss), "float32")
-            accuracy = _accuracy(labels, predictions)
-            if accuracy is not None:
-                logs[f"{name}_accuracy"] = accuracy
-        return logs
-
-
-class _AdversarialFunction:
-    """What stands in `model.train_function` during `fit`.
-
-    It runs only directly after this callback's `on_train_batch_begin`. Keras tells a callback
-    nothing of an exception, so a later `fit` without the callback may find this function left
-    over; it then gives the model a function of its own and steps aside.
-    """
-
-    def __init__(self, callback: AdversarialTraining, model: keras.Model) -> None:
-        self.callback = callback
-        self.model = model
-        self.armed = False
-        if isinstance(model.train_function, _AdversarialFunction):
-            model.train_function.remove()
-        self.step = _Step(callback, model)
-        with self.step.installed():
-            model.make_train_function(force=True)
-        self.function = model.train_function
-        model.train_function = self
-
-    def arm(self) -> None:
-        self.armed = True
-
-    def __call__(self, *arguments: Any) -> Any:
-        if not self.armed:
-            self.remove()
-            self.model.make_train_function()
-            return self.model.train_function(*arguments)
-        self.armed = False
-        with self.step.installed():
-            return self.function(*arguments)
-
-    def remove(self) -> None:
-        if self.model.train_function is self:
-            self.model.train_function = None
-
-
-def _jax() -> bool:
-    return bool(keras.backend.backend() == "jax")
-
-
-def _variables(model: keras.Model) -> list[Any]:
-    """Everything a training step reads or assigns, in the order of JAX's state."""
-    return [
-        *model.trainable_variables,
-        *model.non_trainable_variables,
-        *model.optimizer.variables,
-        *model.metrics_variables,
-    ]
-
-
-def _micro_steps(optimizer: keras.optimizers.Optimizer) -> Tensor:
-    """Training steps done, counting each one of an accumulated gradient."""
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return optimizer.iterations * (inner.gradient_accumulation_steps or 1)
-
-
-def _map(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
-    if structure is None:
-        return None
-    return keras.tree.map_structure(lambda t: None if t is None else function(t), structure)
-
-
-def _rows(start: Any, stop: Any) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[start:stop]
-
-
-def _twice(tensor: Tensor) -> Tensor:
-    return ops.concatenate([tensor, tensor])
-
-
-def _part(size: Any, ratio: float) -> Any:
-    """Number of rows to attack of a batch: at least one, and all of them for ratio 1."""
-    if ratio == 1:
-        return size
-    if isinstance(size, int):
-        return max(1, round(ratio * size))
-    return ops.maximum(ops.cast(ops.round(ratio * ops.cast(size, "float32")), "int32"), 1)
-
-
-def _select(
-    x: Any, attacked: str | int | None, model: keras.Model
-) -> tuple[Tensor, Callable[[Any, Tensor], Any]]:
-    """The attacked input of a structure of inputs, and a function that puts another there."""
-    if not isinstance(x, (dict, list, tuple)):
-        return x, lambda _, images: images
-    if len(x) == 1 and attacked is None:
-        attacked = next(iter(x)) if isinstance(x, dict) else 0
-    if isinstance(x, dict):
-        names: list[Any] = list(x)
-    else:
-        names = list(range(len(x)))
-        input_names = getattr(model, "input_names", None) or []
-        if isinstance(attacked, str) and attacked in input_names:
-            attacked = input_names.index(attacked)
-    if attacked not in names:
-        raise ValueError(
-            f"Expected attacked_input to name the images among the model's inputs {names}. "
-            f"Received: attacked_input={attacked!r}."
-        )
-
-    def put_back(inputs: Any, images: Tensor) -> Any:
-        if isinstance(inputs, dict):
-            return {**inputs, attacked: images}
-        return type(x)([images if i == attacked else t for i, t in enumerate(inputs)])
-
-    return x[attacked], put_back
-
-
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of q from p, one number a sample."""
-    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def _accuracy(y: Any, outputs: Any) -> Tensor | None:
-    """Share of the largest output at the label, or None where that has no meaning."""
-    if keras.tree.is_nested(outputs) or keras.tree.is_nested(y) or len(outputs.shape) != 2:
-        return None
-    if outputs.shape[-1] < 2:
-        return None
-    if len(y.shape) == 2:
-        y = ops.argmax(y, axis=-1) if y.shape[-1] > 1 else y[:, 0]
-    right = ops.equal(ops.cast(ops.argmax(outputs, axis=-1), "int32"), ops.cast(y, "int32"))
-    return ops.mean(ops.cast(right, "float32"))
 
 
 def _check_between(value: Any, name: str, low: float, high: float, hint: str) -> float:
