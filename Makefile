@@ -32,6 +32,7 @@ docs: .venv/docs  ## HTML pages in docs/_build
 
 benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the peers
 	$(BIN)/python benchmarks/quantizer.py
+	$(BIN)/python benchmarks/adversarial_training.py
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info
