@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from keras_qusec.attacks.gradient_attacks import Perturbed, outputs_probabilities
+from keras_qusec.attacks.gradient_attacks import Perturbed, logits_of, outputs_probabilities
 from keras_qusec.gradients import input_gradient, present_values
 from keras_qusec.layers import find_quantizers, gradient_hardness
 from keras_qusec.quantization import check_images_dtype
@@ -151,15 +151,16 @@ class AdversarialStep:
             [ops.cast(callback.seed % 2**31, "int32"), ops.cast(steps_done, "int32")]
         )
         # TRADES starts beside the clean image: on it the divergence has no gradient.
-        start = images
+        start = None
         if reference is not None and not attack.random_start:
             start = images + 1e-3 * attack.noise(images, seed_state)
         perturbed = attack.perturb(
             lambda moved: input_gradient(objective, moved),
-            start,
+            images,
             seed_state,
             epsilon=attack.epsilon * factor,
             step_size=attack.step_size * factor,
+            start=start,
         )
         return factor, perturbed
 
@@ -168,10 +169,7 @@ class AdversarialStep:
             return self.model(x, training=False)
 
     def log_probabilities(self, outputs: Any) -> Tensor:
-        outputs = ops.cast(outputs, "float32")
-        if outputs_probabilities(self.model):
-            return ops.log(ops.maximum(outputs, 1e-30))
-        return ops.log_softmax(outputs, axis=-1)
+        return ops.log_softmax(logits_of(outputs, outputs_probabilities(self.model)), axis=-1)
 
     # The model's own methods, observed while its step runs.
 

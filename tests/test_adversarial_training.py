@@ -115,6 +115,25 @@ def test_trades_loss_by_hand():
     np.testing.assert_allclose(weak["loss"][0], clean, rtol=1e-4)
 
 
+def test_trades_keeps_to_the_ball_from_a_fixed_start():
+    seen = []
+
+    class Spy(keras.Model):
+        def train_step(self, *arguments):
+            seen.append(ops.convert_to_numpy(arguments[-1][0]))
+            return super().train_step(*arguments)
+
+    inputs = keras.Input((15,))
+    model = Spy(inputs, keras.layers.Dense(3)(inputs))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True)
+    callback = AdversarialTraining("bim", epsilon=0.05, steps=3, objective="trades")
+    fit(model, callback, batch_size=64, epochs=1, shuffle=False)
+    clean, adversarial = np.split(seen[0], 2)
+    np.testing.assert_array_equal(clean, X)
+    assert 0.04 < np.abs(adversarial - X).max() <= 0.05 + 1e-6
+
+
 # --- Logs that tell the truth -----------------------------------------------------------
 
 

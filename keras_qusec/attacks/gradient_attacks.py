@@ -160,6 +160,7 @@ class GradientAttack:
         epsilon: Tensor,
         step_size: Tensor,
         steps: Any = None,
+        start: Tensor | None = None,
     ) -> Perturbed:
         """The attack itself, for use inside a compiled function.
 
@@ -170,10 +171,14 @@ class GradientAttack:
             epsilon: radius of the ball, a number or scalar tensor.
             step_size: length of one step, a number or scalar tensor.
             steps: number of steps, an integer or scalar tensor; default `self.steps`.
+            start: where to start, projected onto the ball; default at random or at `x`.
         """
         epsilon, step_size = ops.cast(epsilon, x.dtype), ops.cast(step_size, x.dtype)
         sign = -1.0 if self.targeted else 1.0
-        start = self._start(x, epsilon, seed_state) if self.random_start else x
+        if start is not None:
+            start = self._project(start, x, epsilon)
+        else:
+            start = self._start(x, epsilon, seed_state) if self.random_start else x
 
         def advance(images: Tensor, slope: Tensor) -> Tensor:
             moved = images + sign * step_size * self._direction(slope)
@@ -381,12 +386,18 @@ def outputs_probabilities(model: keras.Model) -> bool:
     return activation in (keras.activations.softmax, keras.activations.sigmoid)
 
 
+def logits_of(outputs: Tensor, probabilities: bool) -> Tensor:
+    """Outputs as float32 logits.
+
+    The log of a softmax is its logits but for a constant, as far as they survive.
+    """
+    outputs = ops.cast(outputs, "float32")
+    return ops.log(ops.maximum(outputs, 1e-30)) if probabilities else outputs
+
+
 def cross_entropy(y: Tensor, outputs: Tensor, probabilities: bool) -> Tensor:
     """Sum over the batch of the cross-entropy, from logits whenever they can be had."""
-    outputs = ops.cast(outputs, "float32")
-    if probabilities:
-        # The log of a softmax is its logits but for a constant, as far as they survive.
-        outputs = ops.log(ops.maximum(outputs, 1e-30))
+    outputs = logits_of(outputs, probabilities)
     if len(y.shape) == len(outputs.shape):
         return ops.sum(ops.categorical_crossentropy(y, outputs, from_logits=True))
     return ops.sum(ops.sparse_categorical_crossentropy(y, outputs, from_logits=True))
