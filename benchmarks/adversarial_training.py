@@ -132,11 +132,43 @@ def time_input_gradient():
     return time_calls(gradient)
 
 
+def training_step(network):
+    """A hand-written training step, compiled where the backend compiles."""
+    backend = os.environ["KERAS_BACKEND"]
+    loss, optimizer = network.loss, network.optimizer
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def train(x, y):
+            with tf.GradientTape() as tape:
+                value = loss(y, network(x, training=True))
+            weights = network.trainable_weights
+            optimizer.apply_gradients(zip(tape.gradient(value, weights), weights, strict=True))
+            return value
+
+        return train
+    if backend == "torch":
+        import torch
+
+        def train(x, y):
+            network.zero_grad()
+            value = loss(y, network(x.detach(), training=True))
+            value.backward()
+            weights = network.trainable_weights
+            with torch.no_grad():
+                optimizer.apply([w.value.grad for w in weights], weights)
+            return float(value)
+
+        return train
+    return None
+
+
 def time_loop(k):
     """A hand-written loop, compiled where the backend compiles."""
     backend = os.environ["KERAS_BACKEND"]
     network = model()
-    loss, optimizer = network.loss, network.optimizer
+    loss, train = network.loss, training_step(network)
     size = EPSILON if k == 1 else 0.1
     if backend == "tensorflow":
         import tensorflow as tf
@@ -152,11 +184,7 @@ def time_loop(k):
                 adversarial = adversarial + size * tf.sign(gradient)
                 adversarial = tf.clip_by_value(adversarial, x - EPSILON, x + EPSILON)
                 adversarial = tf.clip_by_value(adversarial, 0.0, 1.0)
-            with tf.GradientTape() as tape:
-                value = loss(y, network(adversarial, training=True))
-            weights = network.trainable_weights
-            optimizer.apply_gradients(zip(tape.gradient(value, weights), weights, strict=True))
-            return value
+            return train(adversarial, y)
 
         return time_calls(lambda x, y: step(tf.constant(x), tf.constant(y)).numpy())
     if backend == "torch":
@@ -171,13 +199,7 @@ def time_loop(k):
                 (gradient,) = torch.autograd.grad(value, adversarial)
                 adversarial = adversarial + size * torch.sign(gradient)
                 adversarial = torch.clamp(adversarial, x - EPSILON, x + EPSILON).clamp(0, 1)
-            network.zero_grad()
-            value = loss(y, network(adversarial.detach(), training=True))
-            value.backward()
-            weights = network.trainable_weights
-            with torch.no_grad():
-                optimizer.apply([w.value.grad for w in weights], weights)
-            return float(value)
+            return train(adversarial, y)
 
         return time_calls(step)
     return None
@@ -189,21 +211,13 @@ def time_cleverhans(k):
 
     backend = os.environ["KERAS_BACKEND"]
     network = model()
-    loss, optimizer = network.loss, network.optimizer
+    train = training_step(network)
     if backend == "tensorflow":
         import tensorflow as tf
         from cleverhans.tf2.attacks.fast_gradient_method import fast_gradient_method
         from cleverhans.tf2.attacks.projected_gradient_descent import (
             projected_gradient_descent,
         )
-
-        @tf.function
-        def train(x, y):
-            with tf.GradientTape() as tape:
-                value = loss(y, network(x, training=True))
-            weights = network.trainable_weights
-            optimizer.apply_gradients(zip(tape.gradient(value, weights), weights, strict=True))
-            return value
 
         bounds = {"clip_min": 0.0, "clip_max": 1.0, "sanity_checks": False}
 
@@ -231,13 +245,7 @@ def time_cleverhans(k):
                 x = fast_gradient_method(network, x, EPSILON, np.inf, y=y, **bounds)
             else:
                 x = projected_gradient_descent(network, x, EPSILON, 0.1, k, np.inf, y=y, **bounds)
-            network.zero_grad()
-            value = loss(y, network(x.detach(), training=True))
-            value.backward()
-            weights = network.trainable_weights
-            with torch.no_grad():
-                optimizer.apply([w.value.grad for w in weights], weights)
-            return float(value)
+            return train(x, y)
 
         return time_calls(step)
     return None

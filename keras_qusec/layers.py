@@ -12,7 +12,6 @@ from keras import ops
 
 from keras_qusec.quantization import (
     check_hardness,
-    check_images_dtype,
     check_levels,
     check_thresholds,
     check_value_range,
@@ -48,9 +47,7 @@ class EqualThresholds(keras.initializers.Initializer):
         self.value_range = check_value_range(value_range)
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
-        values = equal_thresholds(shape[0] + 1, self.value_range)
-        values = values.reshape((-1,) + (1,) * (len(shape) - 1))
-        return ops.cast(np.broadcast_to(values, shape), dtype or "float32")
+        return _spread(equal_thresholds(shape[0] + 1, self.value_range), shape, dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {"value_range": list(self.value_range)}
@@ -416,7 +413,6 @@ class TrainableQuSecQuantization(_Quantizer):
         return np.array(ops.convert_to_numpy(self._thresholds))
 
     def call(self, inputs: Tensor) -> Tensor:
-        check_images_dtype(inputs)
         assert self._thresholds is not None  # built before called, by Keras
         built_for = tuple(self._thresholds.shape[1:])
         if self.granularity != "shared" and not _fits(tuple(inputs.shape[1:]), built_for):
@@ -456,13 +452,17 @@ class GivenThresholds(keras.initializers.Initializer):
         self.values = values
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
-        values = np.asarray(self.values, "float32")
-        if values.shape != tuple(shape):
-            values = values.reshape((-1,) + (1,) * (len(shape) - 1))
-        return ops.cast(np.broadcast_to(values, shape), dtype or "float32")
+        return _spread(np.asarray(self.values, "float32"), shape, dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {"values": self.values}
+
+
+def _spread(values: np.ndarray, shape: tuple[int, ...], dtype: str | None) -> Tensor:
+    """Thresholds repeated over a shape whose first axis runs over them."""
+    if values.shape != tuple(shape):
+        values = values.reshape((-1,) + (1,) * (len(shape) - 1))
+    return ops.cast(np.broadcast_to(values, shape), dtype or "float32")
 
 
 def _fits(image: tuple[int | None, ...], thresholds: tuple[int, ...]) -> bool:

@@ -22,6 +22,15 @@ def _pyplot() -> Any:
     return plt
 
 
+def _save(figure: Any, path: str | Path) -> Path:
+    """Write a figure, make its folder, and free its memory."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    _pyplot().close(figure)
+    return path
+
+
 class QuantizerRow(NamedTuple):
     """One quantizer of `quantizer_figure`, with the image pair shown beside its curve."""
 
@@ -52,8 +61,6 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
             "Train a model with a QuSecQuantization layer first."
         )
     plt = _pyplot()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(
         len(rows), 5, figsize=(13, 2.9 * len(rows) + 0.3), squeeze=False,
         width_ratios=[1, 1, 1, 1, 1.6], layout="constrained",
@@ -70,9 +77,7 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
             axis.set_title(title, fontsize=10)
         cells[0].set_ylabel(row.name.replace(", ", ",\n"), fontsize=10)
         _curve(cells[4], row.quantizer)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return _save(figure, path)
 
 
 def _curve(axis: Any, quantizer: Any) -> None:
@@ -133,8 +138,6 @@ def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -
             "Train a model with AdversarialTraining(..., validation_data=...) first."
         )
     plt = _pyplot()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, values in curves.items():
         axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
@@ -144,6 +147,4 @@ def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return _save(figure, path)
