@@ -87,6 +87,20 @@ def compiled(function: Callable[..., Any], variables: list[Any]) -> Callable[...
     return lambda *tensors: function(present_values(variables), *tensors)
 
 
+def compiled_forward(function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
+    """Like `compiled`, for functions that nobody differentiates."""
+    run = compiled(function, variables)
+    if keras.backend.backend() != "torch":
+        return run
+    import torch
+
+    def without_gradients(*tensors: Any) -> Any:
+        with torch.no_grad():
+            return run(*tensors)
+
+    return without_gradients
+
+
 def present_values(variables: list[Any]) -> list[tuple[Any, Any]]:
     """Pairs of each variable and its present value."""
     return [(variable, variable.value) for variable in variables]

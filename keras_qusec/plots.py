@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from keras import ops
+
+if TYPE_CHECKING:
+    from keras_qusec.evaluation.gallery import Example
+    from keras_qusec.evaluation.report import RobustnessReport
 
 THRESHOLD_COLOUR = "#c0392b"
 CURVE_COLOUR = "#1f4e79"
@@ -27,8 +31,13 @@ def _save(figure: Any, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
+    close(figure)
     return path
+
+
+def close(figure: Any) -> None:
+    """Free a figure's memory."""
+    _pyplot().close(figure)
 
 
 class QuantizerRow(NamedTuple):
@@ -148,3 +157,155 @@ def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     return _save(figure, path)
+
+
+def robustness_curves(report: RobustnessReport, path: str | Path) -> Path:
+    """Accuracy against epsilon: one panel a model and norm, one line an attack.
+
+    The worst case is drawn over the others, with its 95 % interval.
+
+    Args:
+        report: what `evaluate_robustness` returned.
+        path: image file to write; its folder is created.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    return _save(robustness_figure(report), path)
+
+
+def robustness_figure(report: RobustnessReport) -> Any:
+    """The figure of `robustness_curves`, to be saved and closed by the caller."""
+    from keras_qusec.evaluation.norms import SYMBOLS
+
+    plt = _pyplot()
+    panels = [(model, norm) for model in report.models for norm in report.epsilons]
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(1.2 + 3.6 * across, 0.9 + 3.2 * down), squeeze=False,
+        sharey=True, layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    styles = {"white-box": ":", "adaptive": "--", "black-box": "-."}
+    colours = {attack: f"C{index}" for index, attack in enumerate(report.attacks)}
+    named: dict[str, Any] = {}
+    for axis, (model, norm) in zip(axes.flat, panels, strict=False):
+        radii = [0.0, *report.epsilons[norm]]
+        clean = report.clean_accuracy(model)
+        lines: dict[tuple[str, str, str | None], list[float]] = {}
+        for row in report.rows:
+            if row.model == model and row.norm == norm and row.epsilon is not None:
+                key = (row.attack, row.threat_model, row.source)
+                lines.setdefault(key, [clean]).append(row.robust_accuracy)
+        for (attack, threat_model, source), values in lines.items():
+            if attack == "worst case":
+                continue
+            label = f"{threat_model} {attack}" + (f" from {source}" if source else "")
+            (named[label],) = axis.plot(
+                radii, values, styles[threat_model], color=colours[attack], alpha=0.8
+            )
+        cases = [report.worst_case(model, norm, epsilon) for epsilon in report.epsilons[norm]]
+        values = [clean, *(case.robust_accuracy for case in cases)]
+        (named["worst case"],) = axis.plot(radii, values, "o-", color="black", linewidth=2)
+        axis.fill_between(
+            radii[1:], [case.low for case in cases], [case.high for case in cases],
+            color="black", alpha=0.12, linewidth=0,
+        )  # fmt: skip
+        axis.set_title(model, fontsize=10)
+        axis.set_xlabel(f"epsilon, {SYMBOLS[norm]}")
+        axis.set_xlim(0, radii[-1])
+        axis.set_ylim(0, 1.02)
+        axis.grid(alpha=0.3)
+    for line in axes:
+        line[0].set_ylabel("accuracy")
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=min(across + 1, 3),
+        frameon=False, fontsize=8,
+    )  # fmt: skip
+    return figure
+
+
+def adversarial_gallery(
+    gallery: list[Example], path: str | Path, value_range: tuple[float, float] = (0.0, 1.0)
+) -> Path:
+    """Broken images: clean, adversarial, their difference, and both behind the quantizer.
+
+    Args:
+        gallery: examples of a report.
+        path: image file to write; its folder is created.
+        value_range: smallest and largest pixel value.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without an example, or if the data are not images.
+    """
+    figure = gallery_figure(gallery, value_range)
+    if figure is None:
+        raise ValueError(
+            "Expected broken images to draw. Received: none. Either no attack succeeded, or "
+            "the data are not images (height, width) or (height, width, channels)."
+        )
+    return _save(figure, path)
+
+
+def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> Any | None:
+    """The figure of `adversarial_gallery`, to be closed by the caller; None without images."""
+    shown = [example for example in gallery if _as_picture(example.images[0]) is not None]
+    if not shown:
+        return None
+    plt = _pyplot()
+    quantized = any(len(example.images) > 2 for example in shown)
+    across = 5 if quantized else 3
+    figure, axes = plt.subplots(
+        len(shown), across, figsize=(1.6 * across + 1.9, 1.75 * len(shown) + 0.4), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    low, high = value_range
+    titles = ("clean", "adversarial", "difference", "clean,\nquantized", "adversarial,\nquantized")
+    for cells, example in zip(axes, shown, strict=True):
+        clean, adversarial, *behind = (_as_picture(image) for image in example.images)
+        for axis, image in zip(cells, (clean, adversarial), strict=False):
+            axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
+        gap = (adversarial - clean) / (high - low)
+        # Colour images show the change around grey; grey ones its sign in colour.
+        if gap.ndim == 3:
+            cells[2].imshow(np.clip(0.5 + gap / 2, 0, 1))
+        else:
+            cells[2].imshow(gap, cmap="RdBu_r", vmin=-1, vmax=1)
+        for axis, image in zip(cells[3:], behind, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        for axis in cells:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        for axis in cells[2 + len(example.images) - 1 :]:
+            axis.set_visible(False)
+        l0, l2, linf = example.distances
+        cells[0].set_ylabel(
+            f"{example.model}\n{example.attack}\n({example.threat_model})",
+            fontsize=8, rotation=0, ha="right", va="center",
+        )  # fmt: skip
+        cells[1].set_xlabel(
+            f"{example.label} taken for {example.prediction}\n"
+            f"L0 {l0:.0f}, L2 {l2:.3g}, L-inf {linf:.2g}",
+            fontsize=7,
+        )
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def _as_picture(image: np.ndarray) -> np.ndarray | None:
+    """An image as matplotlib shows it, or None for data that is no image."""
+    if image.ndim == 3 and image.shape[-1] == 1:
+        return image[..., 0]
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3):
+        return image
+    return None

@@ -132,7 +132,7 @@ class GradientAttack:
         """
         x, y = np.asarray(x), np.asarray(y)
         check_images_dtype(x)
-        _check_inside(x, self.value_range)
+        check_inside(x, self.value_range)
         if len(x) == 0 or len(y) != len(x):
             raise ValueError(
                 f"Expected as many labels as images, at least one. Received: {len(x)} images "
@@ -146,7 +146,7 @@ class GradientAttack:
         for index, start in enumerate(range(0, len(x), batch_size)):
             rows = slice(start, start + batch_size)
             tensors = (x[rows], y[rows], *(np.asarray(s, "float32") for s in settings[:2]))
-            keys = (np.asarray(self.steps, "int32"), _seed_state(seed, index))
+            keys = (np.asarray(self.steps, "int32"), seed_state_of(seed, index))
             images = step(*map(ops.convert_to_tensor, (*tensors, *keys)))
             batches.append(ops.convert_to_numpy(images))
         return np.concatenate(batches)
@@ -174,15 +174,13 @@ class GradientAttack:
             start: where to start, projected onto the ball; default at random or at `x`.
         """
         epsilon, step_size = ops.cast(epsilon, x.dtype), ops.cast(step_size, x.dtype)
-        sign = -1.0 if self.targeted else 1.0
         if start is not None:
             start = self._project(start, x, epsilon)
         else:
-            start = self._start(x, epsilon, seed_state) if self.random_start else x
+            start = self.start(x, epsilon, seed_state)
 
         def advance(images: Tensor, slope: Tensor) -> Tensor:
-            moved = images + sign * step_size * self._direction(slope)
-            return self._project(moved, x, epsilon)
+            return self.advance(images, slope, x, epsilon, step_size)
 
         # The first step stands before the loop: its forward pass may be at the clean images,
         # whose outputs are worth logging, and FGSM needs no loop.
@@ -196,7 +194,17 @@ class GradientAttack:
             )
         return Perturbed(images, largest, output)
 
-    def _start(self, x: Tensor, epsilon: Tensor, seed_state: Tensor) -> Tensor:
+    def advance(
+        self, images: Tensor, slope: Tensor, x: Tensor, epsilon: Tensor, step_size: Tensor
+    ) -> Tensor:
+        """One step along a gradient, projected; `step_size` may differ from image to image."""
+        sign = -1.0 if self.targeted else 1.0
+        return self._project(images + sign * step_size * self._direction(slope), x, epsilon)
+
+    def start(self, x: Tensor, epsilon: Tensor, seed_state: Tensor) -> Tensor:
+        """Where the steps begin: at the clean images, or at random in the ball around them."""
+        if not self.random_start:
+            return x
         if self.norm == "linf":
             return self._project(x + epsilon * self.noise(x, seed_state), x, epsilon)
         # Uniform in the ball: a normal direction, and a radius with the ball's density.
@@ -376,14 +384,18 @@ def get(attack: str | GradientAttack, **settings: Any) -> GradientAttack:
 
 def outputs_probabilities(model: keras.Model) -> bool:
     """True if a model ends in a softmax or sigmoid, so that its outputs are no logits."""
-    layers = getattr(model, "layers", [])
-    last = layers[-1] if layers else None
-    if isinstance(last, keras.Model):
-        return outputs_probabilities(last)
+    last = last_layer(model)
     if isinstance(last, keras.layers.Softmax):
         return True
     activation = getattr(last, "activation", None)
     return activation in (keras.activations.softmax, keras.activations.sigmoid)
+
+
+def last_layer(model: keras.Model) -> keras.layers.Layer | None:
+    """The layer that gives a model its outputs, also inside nested models."""
+    layers = getattr(model, "layers", [])
+    last = layers[-1] if layers else None
+    return last_layer(last) if isinstance(last, keras.Model) else last
 
 
 def logits_of(outputs: Tensor, probabilities: bool) -> Tensor:
@@ -435,7 +447,8 @@ def _compiled_attack(
 _COMPILED: weakref.WeakKeyDictionary[keras.Model, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
-def _seed_state(seed: int, index: int) -> np.ndarray:
+def seed_state_of(seed: int, index: int) -> np.ndarray:
+    """The state of a seed generator: a seed, and a count such as the batch's."""
     return np.array([seed % 2**31, index], dtype=keras.random.SeedGenerator(0).state.dtype)
 
 
@@ -459,7 +472,8 @@ def _check_number(value: Any, name: str, *, allow_zero: bool) -> float:
     return float(value)
 
 
-def _check_inside(x: np.ndarray, value_range: tuple[float, float]) -> None:
+def check_inside(x: np.ndarray, value_range: tuple[float, float]) -> None:
+    """Raise a ValueError for images outside the value range."""
     low, high = value_range
     if x.size and not (x.min() >= low and x.max() <= high):
         raise ValueError(

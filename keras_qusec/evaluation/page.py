@@ -1,0 +1,127 @@
+"""A report as one HTML page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import Any
+
+from keras_qusec import plots
+from keras_qusec.evaluation.report import RobustnessReport
+from keras_qusec.evaluation.text import Table, details, headline, remarks, transfers
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --strong: #c0392b; --muted: #777; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }
+h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 0.3rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 60%; }
+caption { text-align: left; color: var(--muted); font-size: 0.9rem; padding-bottom: 0.3rem; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
+tr.strong td { font-weight: 700; }
+.note { border-left: 4px solid var(--strong); padding: 0.4rem 0.8rem; margin: 0.8rem 0; }
+figure { margin: 1rem 0; overflow-x: auto; }
+figure img { max-width: 100%; height: auto; background: white; display: block; }
+figcaption, .small { color: var(--muted); font-size: 0.85rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  body { padding: 0.6rem; font-size: 15px; }
+  th, td { padding: 0.2rem 0.35rem; font-size: 0.85rem; }
+  th:first-child, td:first-child { min-width: 8.5rem; }
+}
+"""
+
+
+def html_page(report: RobustnessReport) -> str:
+    """The whole report as HTML, its figures inside.
+
+    Args:
+        report: what `evaluate_robustness` returned.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    names = ", ".join(report.models)
+    body = [
+        f"<h1>Robustness of {html.escape(names)}</h1>",
+        *map(_table, headline(report)),
+        *(f'<p class="note">{html.escape(note)}</p>' for note in report.notes),
+        "<h2>Accuracy against epsilon</h2>",
+        _figure(
+            plots.robustness_figure(report),
+            "Black: the worst case over all attacks, with its 95 % interval.",
+        ),
+        "<h2>Each attack</h2>",
+        *(_table(table) for model in report.models for table in details(report, model)),
+        *map(_table, transfers(report)),
+        *_gallery(report),
+        "<h2>How this was measured</h2>",
+        *(f'<p class="small">{html.escape(remark)}</p>' for remark in remarks(report)),
+        _provenance(report),
+    ]
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>Robustness of {html.escape(names)}</title>",
+            f"<style>{_STYLE}</style></head><body>",
+            *body,
+            "</body></html>",
+            "",
+        ]
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.columns)
+    rows = []
+    for index, row in enumerate(table.rows):
+        kind = ' class="strong"' if index in table.strong else ""
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        rows.append(f"<tr{kind}>{cells}</tr>")
+    return (
+        f'<div class="scroll"><table><caption>{html.escape(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _figure(figure: Any, caption: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plots.close(figure)
+    source = base64.b64encode(buffer.getvalue()).decode("ascii")
+    alt = html.escape(caption, quote=True)
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" alt="{alt}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def _gallery(report: RobustnessReport) -> list[str]:
+    figure = plots.gallery_figure(report.gallery, report.value_range)
+    if figure is None:
+        return []
+    caption = (
+        "Images that the model classifies correctly when clean, and their adversarial examples. "
+        "The difference is red where the image became brighter and blue where darker (in colour "
+        "images, around grey)."
+    )
+    return ["<h2>Adversarial examples</h2>", _figure(figure, caption)]
+
+
+def _provenance(report: RobustnessReport) -> str:
+    identity = report.provenance["identity"]
+    rows = [
+        *([f"model {name}", digest] for name, digest in identity["models"].items()),
+        *([f"source {name}", digest] for name, digest in identity["sources"].items()),
+        ["data", identity["data"]],
+        ["Python", report.provenance["python"]],
+        ["platform", report.provenance["platform"]],
+    ]
+    return _table(Table("Hashes and platform", ["what", "value"], rows))

@@ -1,0 +1,190 @@
+"""A report's tables, as plain text of at most 80 columns and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import NamedTuple
+
+from keras_qusec.evaluation.norms import SYMBOLS
+from keras_qusec.evaluation.report import RobustnessReport, Row
+
+WIDTH = 80
+
+
+class Table(NamedTuple):
+    """A table of text; the first column is the label of its row.
+
+    Attributes:
+        title: what the figures are.
+        columns: heads of the columns.
+        rows: cells.
+        strong: indices of the rows to be read first.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    strong: tuple[int, ...] = ()
+
+
+def headline(report: RobustnessReport) -> list[Table]:
+    """The worst case of each model, one table a norm."""
+    tables = []
+    for norm, radii in report.epsilons.items():
+        rows = []
+        for model in report.models:
+            cases = [report.worst_case(model, norm, epsilon) for epsilon in radii]
+            rows.append(
+                [model, _percent(report.clean_accuracy(model)), *(_percent(c.robust_accuracy) for c in cases)]
+            )
+            rows.append(
+                ["  95 % interval", "", *(f"{_percent(c.low)}-{_percent(c.high)}" for c in cases)]
+            )
+        strong = tuple(range(0, len(rows), 2))
+        columns = ["model", "clean", *(f"{epsilon:g}" for epsilon in radii)]
+        title = f"Robust accuracy in %, worst case over all attacks, {SYMBOLS[norm]}"
+        tables.append(Table(title, columns, rows, strong))
+    return tables
+
+
+def details(report: RobustnessReport, model: str) -> list[Table]:
+    """Each attack on one model: within epsilon, and at any distance."""
+    rows = [row for row in report.rows if row.model == model]
+    tables = []
+    for norm, radii in report.epsilons.items():
+        lines: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.norm == norm and row.epsilon is not None:
+                lines.setdefault(_label(row), []).append(row)
+        cells = [
+            [label, *(_percent(row.robust_accuracy) for row in line), *_cost(line[-1])]
+            for label, line in lines.items()
+        ]
+        columns = ["attack", *(f"{epsilon:g}" for epsilon in radii), "grads", "queries", "s"]
+        title = f"{model}: accuracy in % within {SYMBOLS[norm]} epsilon"
+        tables.append(Table(title, columns, cells, (len(cells) - 1,)))
+    any_distance = [row for row in rows if row.epsilon is None]
+    if any_distance:
+        columns = ["attack", "acc.", "L0", "L2", "L-inf", "grads", "queries", "s"]
+        cells = [
+            [
+                _label(row),
+                _percent(row.robust_accuracy),
+                *(_size(size) for size in (row.median_l0, row.median_l2, row.median_linf)),
+                *_cost(row),
+            ]
+            for row in any_distance
+        ]
+        title = f"{model}: accuracy in % at any distance, and median size of the perturbation"
+        tables.append(Table(title, columns, cells))
+    return tables
+
+
+def transfers(report: RobustnessReport) -> list[Table]:
+    """Which model's examples break which, if there are several to compare."""
+    matrix = report.transfer_matrix()
+    if not matrix or len(matrix) * len(report.models) < 2:
+        return []
+    rows = [
+        [f"from {source}", *(_percent(line[model]) for model in report.models)]
+        for source, line in matrix.items()
+    ]
+    epsilon = f"{SYMBOLS[report.main_norm]} {report.epsilons[report.main_norm][-1]:g}"
+    title = f"Transfer, accuracy in % within {epsilon}: made on (row), tried on (column)"
+    return [Table(title, ["source", *report.models], rows)]
+
+
+def _parts(report: RobustnessReport) -> tuple[list[Table], list[Table]]:
+    """The headline's tables, and all others."""
+    each = [table for model in report.models for table in details(report, model)]
+    return headline(report), [*each, *transfers(report)]
+
+
+def remarks(report: RobustnessReport) -> list[str]:
+    """What the figures mean, what was left out, and what they were made from."""
+    identity = report.provenance["identity"]
+    attacks = "; ".join(f"{name}: {attack}" for name, attack in identity["attacks"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+    return [
+        "Robust: classified correctly, and no attack found an adversarial example within epsilon. "
+        "A stronger attack can only lower these figures. Adaptive is white-box and what surrogate "
+        "gradients found beyond it. Gradients and queries are per image.",
+        f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}, "
+        f"{report.provenance['target rule']}; surrogate hardnesses "
+        f"{', '.join(f'{z:g}' for z in identity['surrogate hardnesses'])}.",
+        f"Attacks: {attacks}.",
+        f"Versions: {versions}; backend {identity['backend']}.",
+    ]
+
+
+def plain_text(report: RobustnessReport) -> str:
+    """The whole report as text of at most 80 columns."""
+    first, *rest = (
+        "\n\n".join(_plain(table) for table in part) for part in _parts(report)
+    )
+    notes = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in report.notes)
+    lines = "\n".join(textwrap.fill(remark, WIDTH) for remark in remarks(report))
+    return "\n\n".join(block for block in (first, notes, *rest, lines) if block)
+
+
+def markdown(report: RobustnessReport) -> str:
+    """The whole report in Markdown."""
+    first, rest = _parts(report)
+    notes = "\n".join(f"> {note}" for note in report.notes)
+    lines = "\n".join(f"- {remark}" for remark in remarks(report))
+    blocks = [*map(_markdown, first), notes, *map(_markdown, rest), lines]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _markdown(table: Table) -> str:
+    head = f"| {' | '.join(table.columns)} |"
+    rule = f"| --- |{' ---: |' * (len(table.columns) - 1)}"
+    body = []
+    for index, row in enumerate(table.rows):
+        cells = [f"**{cell}**" if cell and index in table.strong else cell for cell in row]
+        body.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"### {table.title}", "", head, rule, *body])
+
+
+def _plain(table: Table) -> str:
+    """A table in text; columns that do not fit go below, with the labels again."""
+    widths = [
+        max(len(row[column]) for row in [table.columns, *table.rows]) + 2
+        for column in range(len(table.columns))
+    ]
+    # Names of models are the user's and can be of any length.
+    label = min(widths[0], WIDTH - max(widths[1:]), 40)
+    groups: list[list[int]] = [[]]
+    for column in range(1, len(table.columns)):
+        if groups[-1] and label + sum(widths[c] for c in groups[-1]) + widths[column] > WIDTH:
+            groups.append([])
+        groups[-1].append(column)
+    lines = textwrap.wrap(table.title, WIDTH)
+    for group in groups:
+        size = label + sum(widths[column] for column in group)
+        for index, row in enumerate([table.columns, *table.rows]):
+            cells = "".join(f"{row[column]:>{widths[column]}}" for column in group)
+            name = row[0] if len(row[0]) <= label else row[0][: label - 3] + ".. "
+            lines.append(f"{name:<{label}}{cells}".rstrip())
+            if index == 0:
+                lines.append("-" * size)
+    return "\n".join(lines)
+
+
+def _label(row: Row) -> str:
+    if row.attack == "worst case":
+        return "worst case"
+    origin = f" from {row.source}" if row.source is not None else ""
+    return f"{row.threat_model} {row.attack}{origin}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _size(size: float | None) -> str:
+    return "-" if size is None else f"{size:.3g}"
+
+
+def _cost(row: Row) -> list[str]:
+    return [f"{row.gradients:.0f}", f"{row.queries:.0f}", f"{row.seconds:.0f}"]

@@ -1,0 +1,299 @@
+"""What each adversary knows, played out on one batch; and the check of what attacks return."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_qusec.evaluation.attacked import AttackedModel, Goal
+from keras_qusec.evaluation.methods import Attempt, Method
+from keras_qusec.evaluation.norms import NORMS, distances_of, within
+
+THREAT_MODELS = ("white-box", "adaptive", "black-box")
+# Adversarial images that a record keeps to be looked at.
+KEPT_EXAMPLES = 3
+
+
+class Record(NamedTuple):
+    """What one attack under one threat model did to a batch.
+
+    Attributes:
+        model: name of the attacked model.
+        source: name of the model the examples were made on, or None for the same.
+        threat_model: ``"white-box"``, ``"adaptive"`` or ``"black-box"``.
+        attack: name of the attack.
+        distances: L0 (pixels), L2 and L-infinity of the adversarial example of each image,
+            ``(n, 3)`` float32; infinite where none was found.
+        gradients: images passed backward at each epsilon tried.
+        queries: images passed forward at each epsilon tried.
+        seconds: time at each epsilon tried.
+        example_rows: rows of the batch of which `examples` are kept.
+        examples: their adversarial images.
+    """
+
+    model: str
+    source: str | None
+    threat_model: str
+    attack: str
+    distances: np.ndarray
+    gradients: np.ndarray
+    queries: np.ndarray
+    seconds: np.ndarray
+    example_rows: np.ndarray
+    examples: np.ndarray
+
+
+class Batch(NamedTuple):
+    """Images, what is to be reached, and which images each model gets right when clean."""
+
+    x: np.ndarray
+    goal: Goal
+    correct: Mapping[str, np.ndarray]
+
+
+class Rules(NamedTuple):
+    """What all units of an evaluation share.
+
+    Attributes:
+        threat_models: those asked for.
+        hardnesses: hardnesses of the surrogate gradients.
+        value_range: smallest and largest pixel value.
+    """
+
+    threat_models: tuple[str, ...]
+    hardnesses: tuple[float, ...]
+    value_range: tuple[float, float]
+
+
+class _Siege:
+    """The closest adversarial example of each image of a batch so far, for one record."""
+
+    def __init__(
+        self, batch: Batch, name: str, attacked: AttackedModel, method: Method, radii: int
+    ) -> None:
+        self.batch, self.attacked, self.method = batch, attacked, method
+        self.correct = batch.correct[name]
+        self.images = batch.x.copy()
+        self.distances = np.full((len(batch.x), 3), np.inf)
+        self.gradients, self.queries = np.zeros(radii, "int64"), np.zeros(radii, "int64")
+        self.seconds = np.zeros(radii)
+
+    def standing(self, epsilon: float | None) -> np.ndarray:
+        """Rows that are worth attacking: right when clean and, in a ball, not yet broken."""
+        if epsilon is None:
+            return np.flatnonzero(self.correct)
+        order = NORMS.index(self.method.norm)
+        return np.flatnonzero(self.correct & ~within(self.distances[:, order], epsilon))
+
+    def offer(self, rows: np.ndarray, candidates: np.ndarray, epsilon: float | None) -> None:
+        """Check an attack's images and keep those that are closer than what there was."""
+        goal = self.batch.goal.take(rows)
+        images, distances = verified(
+            self.attacked, self.batch.x[rows], candidates, goal, self.method.norm, epsilon
+        )
+        order = NORMS.index(self.method.norm)
+        closer = distances[:, order] < self.distances[rows, order]
+        self.images[rows[closer]] = images[closer]
+        self.distances[rows[closer]] = distances[closer]
+
+    def record(self, names: tuple[str, str | None, str, str]) -> Record:
+        found = np.flatnonzero(np.isfinite(self.distances[:, 0]))[:KEPT_EXAMPLES]
+        return Record(
+            *names,
+            self.distances.astype("float32"),
+            self.gradients,
+            self.queries,
+            self.seconds,
+            found,
+            self.images[found],
+        )
+
+
+class _Meter:
+    """Adds a model's use and the time while it is open to one epsilon of a siege."""
+
+    def __init__(self, siege: _Siege, index: int, attacked: AttackedModel) -> None:
+        self.siege, self.index, self.counter = siege, index, attacked.counter
+
+    def __enter__(self) -> None:
+        self.before = (self.counter.gradients, self.counter.queries, time.perf_counter())
+
+    def __exit__(self, *_: object) -> None:
+        gradients, queries, start = self.before
+        self.siege.gradients[self.index] += self.counter.gradients - gradients
+        self.siege.queries[self.index] += self.counter.queries - queries
+        self.siege.seconds[self.index] += time.perf_counter() - start
+
+
+def direct(
+    name: str,
+    attacked: AttackedModel,
+    attack: str,
+    method: Method,
+    batch: Batch,
+    epsilons: Sequence[float | None],
+    rules: Rules,
+    seed: int,
+) -> list[Record]:
+    """Attack a model itself: white-box, adaptive, or with nothing but queries.
+
+    The adaptive adversary has all that the white-box one found, and goes on where that one
+    failed, through the surrogate gradients of each hardness. A model without quantizers has
+    none; it gets as many more random starts instead.
+    """
+    if not method.uses_gradients:
+        black = "black-box" in rules.threat_models
+        kind = "black-box" if black else rules.threat_models[0]
+        siege = _besiege(name, attacked, method, batch, epsilons, [None], seed)
+        return [siege.record((name, None, kind, attack))]
+    records = []
+    white = None
+    if "white-box" in rules.threat_models:
+        white = _besiege(name, attacked, method, batch, epsilons, [None], seed)
+        records.append(white.record((name, None, "white-box", attack)))
+    if "adaptive" in rules.threat_models:
+        softer: list[float | None] = [*rules.hardnesses]
+        if not attacked.quantized:
+            softer = [None] * len(softer) if method.is_random else []
+        if white is None:
+            softer = [None, *softer]
+        adaptive = _besiege(name, attacked, method, batch, epsilons, softer, seed + 1, white)
+        records.append(adaptive.record((name, None, "adaptive", attack)))
+    return records
+
+
+def _besiege(
+    name: str,
+    attacked: AttackedModel,
+    method: Method,
+    batch: Batch,
+    epsilons: Sequence[float | None],
+    hardnesses: Sequence[float | None],
+    seed: int,
+    known: _Siege | None = None,
+) -> _Siege:
+    siege = _Siege(batch, name, attacked, method, len(epsilons))
+    if known is not None:
+        siege.distances, siege.images = known.distances.copy(), known.images.copy()
+    attempts = [method.on(attacked, batch.x, batch.goal, h, True) for h in hardnesses]
+    for index, epsilon in enumerate(epsilons):
+        for turn, attempt in enumerate(_restarted(attempts, method)):
+            rows = siege.standing(epsilon)
+            if len(rows):
+                with _Meter(siege, index, attacked):
+                    candidates = attempt(rows, epsilon, _seed(seed, index, turn))
+                    siege.offer(rows, candidates, epsilon)
+    return siege
+
+
+def transferred(
+    source_name: str,
+    source: AttackedModel,
+    targets: Mapping[str, AttackedModel],
+    attack: str,
+    method: Method,
+    batch: Batch,
+    epsilons: Sequence[float | None],
+    rules: Rules,
+    seed: int,
+) -> list[Record]:
+    """Make examples on a source model and try them on each target.
+
+    The adversary owns the source, so behind its quantizers surrogate gradients are used too.
+    """
+    hardnesses: list[float | None] = [None, *(rules.hardnesses if source.quantized else ())]
+    sieges = {
+        name: _Siege(batch, name, target, method, len(epsilons))
+        for name, target in targets.items()
+    }
+    attempts = [method.on(source, batch.x, batch.goal, h, False) for h in hardnesses]
+    for index, epsilon in enumerate(epsilons):
+        for turn, attempt in enumerate(_restarted(attempts, method)):
+            standing = [siege.standing(epsilon) for siege in sieges.values()]
+            rows = np.unique(np.concatenate(standing))
+            if not len(rows):
+                continue
+            with contextlib.ExitStack() as meters:
+                for siege in sieges.values():
+                    meters.enter_context(_Meter(siege, index, source))
+                candidates = attempt(rows, epsilon, _seed(seed, index, turn))
+            for siege in sieges.values():
+                with _Meter(siege, index, siege.attacked):
+                    siege.offer(rows, candidates, epsilon)
+    return [
+        siege.record((name, source_name, "black-box", attack)) for name, siege in sieges.items()
+    ]
+
+
+def _restarted(attempts: list[Attempt], method: Method) -> list[Attempt]:
+    return [attempt for attempt in attempts for _ in range(method.restarts)]
+
+
+def verified(
+    attacked: AttackedModel,
+    x: np.ndarray,
+    candidates: np.ndarray,
+    goal: Goal,
+    norm: str,
+    epsilon: float | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What an attack returned, put back inside the bounds and the ball, and judged.
+
+    Args:
+        attacked: the model to fool.
+        x: clean images, ``(n, ...)``.
+        candidates: what the attack returned, of the same shape.
+        goal: what the images must reach.
+        norm: ``"l0"``, ``"l2"`` or ``"linf"``.
+        epsilon: radius of the ball, or None for any distance.
+
+    Returns:
+        The images, and their distances ``(n, 3)``, infinite where they are not adversarial,
+        are not finite, or are nothing but zeros where the clean image is not, which is how
+        Foolbox's attacks say that they failed.
+    """
+    low, high = attacked.value_range
+    axes = tuple(range(1, x.ndim))
+    finite = np.isfinite(candidates).all(axis=axes)
+    images = np.where(_column(finite, x), candidates, x).astype("float32")
+    images = np.clip(images, low, high)
+    failed = ~finite | ((images == 0).all(axis=axes) & (x != 0).any(axis=axes))
+    if epsilon is not None:
+        images = _into_ball(x, images, norm, epsilon, low, high)
+    distances = np.full((len(x), 3), np.inf)
+    tried = np.flatnonzero(~failed & (images != x).any(axis=axes))
+    if len(tried):
+        reached = goal.take(tried).reached(attacked.predictions(images[tried]))
+        won = tried[reached]
+        if len(won):
+            distances[won] = distances_of(x[won], images[won])
+        if epsilon is not None:
+            outside = ~within(distances[:, NORMS.index(norm)], epsilon)
+            distances[outside] = np.inf
+    return images, distances
+
+
+def _into_ball(
+    x: np.ndarray, images: np.ndarray, norm: str, epsilon: float, low: float, high: float
+) -> np.ndarray:
+    if norm == "linf":
+        radius = np.float32(epsilon)
+        return np.clip(np.clip(images, x - radius, x + radius), low, high)
+    if norm == "l2":
+        gap = (images - x).astype("float64")
+        length = np.sqrt(np.square(gap).sum(axis=tuple(range(1, x.ndim)), keepdims=True))
+        scale = np.minimum(1.0, epsilon / np.maximum(length, 1e-12))
+        return np.where(scale < 1, x + gap * scale, images).astype("float32")
+    return images  # a pixel count cannot be projected: too many simply does not count
+
+
+def _column(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return rows.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0] % 2**31)
