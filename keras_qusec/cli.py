@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         print(f"keras-qusec: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("keras-qusec: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -28,23 +32,83 @@ def _parser() -> argparse.ArgumentParser:
         description="Quantization-based defence against adversarial examples, for Keras.",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
+    _add_demo(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo",
         help="train, attack and compare the paper's CNN with and without a quantizer",
         description="Train the paper's CNN undefended and behind quantizers, attack each "
-        "with FGSM and PGD, print one table and write one figure.",
+        "with FGSM and PGD, print the report, and write figures and an HTML page.",
     )
-    demo.add_argument(
-        "--data",
-        default="mnist5k",
-        help="mnist5k, mnist, fashion_mnist, cifar10 or an .npz file (default: mnist5k)",
-    )
+    _add_data(demo)
     demo.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
     demo.add_argument("--images", type=int, default=200, help="test images attacked (default: 200)")
     demo.add_argument("--steps", type=int, default=40, help="PGD steps (default: 40)")
     demo.add_argument("--figure", default="demo.png", help="figure to write (default: demo.png)")
+    demo.add_argument("--html", default="demo.html", help="page to write (default: demo.html)")
     demo.set_defaults(run=_demo)
-    return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="attack saved classifiers and report their robust accuracy",
+        description="Attack saved Keras classifiers and report what is left of their accuracy, "
+        "the worst case first.",
+    )
+    evaluate.add_argument("model", help="a .keras file: a classifier, logits or softmax")
+    evaluate.add_argument(
+        "--compare", nargs="+", default=[], metavar="MODEL", help="more classifiers, same report"
+    )
+    _add_data(evaluate)
+    evaluate.add_argument(
+        "--images", type=int, default=200,
+        help="test images attacked, the first; 0 for all (default: 200)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--attacks", nargs="+", default=["fgsm", "pgd"], metavar="ATTACK",
+        help="names of attacks (default: fgsm pgd); a wrong one lists them all",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--epsilons", nargs="+", type=float, default=[0.1, 0.2, 0.3], metavar="EPS",
+        help="L-infinity radii in rising order (default: 0.1 0.2 0.3)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--l2-epsilons", nargs="+", type=float, metavar="EPS", help="L2 radii, for L2 attacks"
+    )
+    evaluate.add_argument(
+        "--threat-models", nargs="+", metavar="THREAT",
+        help="white-box, adaptive, black-box (default: the first two; all with --source)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--source", nargs="+", default=[], metavar="MODEL",
+        help="classifiers on which black-box examples are made",
+    )  # fmt: skip
+    evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
+    evaluate.add_argument("--batch-size", type=int, default=256, help="default: 256")
+    evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
+    evaluate.add_argument("--jobs", type=int, help="processes (default: 1)")
+    evaluate.add_argument(
+        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
+    )
+    evaluate.add_argument("--output", metavar="FILE", help="write the report as JSON")
+    evaluate.add_argument("--markdown", metavar="FILE", help="write its tables in Markdown")
+    evaluate.add_argument("--html", metavar="FILE", help="write one page with all of it")
+    evaluate.add_argument("--plot", metavar="FILE", help="draw accuracy against epsilon")
+    evaluate.add_argument("--gallery", metavar="FILE", help="draw adversarial examples")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        default="mnist5k",
+        help="mnist5k, mnist, fashion_mnist, cifar10 or an .npz file (default: mnist5k)",
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -54,15 +118,10 @@ def _demo(options: argparse.Namespace) -> None:
         raise ImportError(
             'The demo needs two extras: pip install "keras-qusec[demo,evaluate]"'
         ) from error
-    import keras
-
     from keras_qusec import datasets, demo
-    from keras_qusec.evaluation.bridge import import_foolbox
 
     data = datasets.load(options.data)
-    # What backends print when first used would tear the progress display apart.
-    import_foolbox()
-    keras.ops.zeros(1)
+    _greet()
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("starting", total=1.0)
@@ -73,11 +132,100 @@ def _demo(options: argparse.Namespace) -> None:
             steps=options.steps,
             progress=lambda text, done: bar.update(task, description=text, completed=done),
         )
-    print(demo.render(result))
+    print(result.report)
+    print(result.text)
     print()
     print(demo.MEANING)
     print()
     figure = Path(options.figure)
     curves = figure.with_stem(figure.stem + "-training")
+    print(f"Report: {result.report.to_html(options.html)}")
     print(f"Figures: {demo.save_figure(result, figure)} (images and quantizers),")
     print(f"{demo.save_curves(result, curves)} (accuracy under FGSM by epoch)")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from keras_qusec import datasets, evaluate_robustness
+
+    writers = _writers(options)
+    if options.images < 0:
+        raise ValueError(
+            f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
+        )
+    models = _load_models([options.model, *options.compare])
+    sources = _load_models(options.source)
+    data = datasets.load(options.data)
+    count = options.images or len(data.x_test)
+    epsilons = {"linf": options.epsilons}
+    if options.l2_epsilons:
+        epsilons["l2"] = options.l2_epsilons
+    threat_models = options.threat_models or (
+        ["white-box", "adaptive", *(["black-box"] if sources else [])]
+    )
+    _greet()
+    report = evaluate_robustness(
+        models,
+        data.x_test[:count],
+        data.y_test[:count],
+        attacks=options.attacks,
+        epsilons=epsilons,
+        threat_models=threat_models,
+        source_model=sources or None,
+        targets=options.targets,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        n_jobs=options.jobs,
+        resume_dir=options.resume,
+    )
+    print(report)
+    for path, write in writers:
+        # One file that cannot be written does not lose the others.
+        try:
+            write(report, path)
+            print(f"Written: {path}")
+        except (OSError, ValueError, ImportError) as error:
+            print(f"keras-qusec: {path} not written: {error}", file=sys.stderr)
+
+
+def _writers(options: argparse.Namespace) -> list[tuple[str, Callable[[Any, str], Any]]]:
+    """The files asked for and what writes them; the report that can be read again first."""
+    every: list[tuple[str | None, Callable[[Any, str], Any]]] = [
+        (options.output, lambda report, path: report.save(path)),
+        (options.markdown, lambda report, path: Path(path).write_text(report.to_markdown())),
+        (options.html, lambda report, path: report.to_html(path)),
+        (options.plot, lambda report, path: report.plot(path)),
+        (options.gallery, lambda report, path: report.plot_gallery(path)),
+    ]
+    return [(path, write) for path, write in every if path]
+
+
+def _load_models(paths: Sequence[str]) -> dict[str, Any]:
+    """Models by the names of their files, or by their paths where those are the same."""
+    import keras
+
+    # The quantizers must be known to Keras before a model with them is loaded.
+    import keras_qusec.layers  # noqa: F401
+
+    stems = [Path(path).stem for path in paths]
+    models = {}
+    for path, stem in zip(paths, stems, strict=True):
+        if not Path(path).is_file():
+            raise ValueError(f"Expected a .keras file. Received: {path}, which does not exist.")
+        try:
+            models[stem if stems.count(stem) == 1 else path] = keras.saving.load_model(path)
+        except Exception as error:
+            raise ValueError(
+                f"Expected a model saved by model.save({path!r}). Received: a file that Keras "
+                f"cannot load: {error}"
+            ) from error
+    return models
+
+
+def _greet() -> None:
+    """Let backends print what they print when first used, before a progress bar is shown."""
+    import keras
+
+    from keras_qusec.evaluation.bridge import import_foolbox
+
+    import_foolbox()
+    keras.ops.zeros(1)

@@ -12,20 +12,19 @@ import numpy as np
 
 from keras_qusec import datasets
 from keras_qusec.callbacks import AdversarialTraining
-from keras_qusec.evaluation.bridge import foolbox_model, import_foolbox, to_tensor
+from keras_qusec.evaluation.bridge import import_foolbox
+from keras_qusec.evaluation.evaluate import evaluate_robustness
+from keras_qusec.evaluation.report import RobustnessReport
 from keras_qusec.layers import (
     QuSecQuantization,
     TrainableQuSecQuantization,
     find_quantizers,
-    surrogate_gradients,
 )
 from keras_qusec.models import paper_cnn
 
 EPSILON = 0.3
+EPSILONS = (0.1, 0.2, EPSILON)
 SEED = 0
-# Gradient hardnesses of the adaptive attack; None is the quantizer's own, the white-box.
-SURROGATES = (None, 3.0, 10.0)
-COLUMNS = ("clean", "FGSM", "PGD", "PGD adaptive")
 
 Progress = Callable[[str, float], None]
 
@@ -37,27 +36,22 @@ class Contender(NamedTuple):
     training: AdversarialTraining | None = None
 
 
-class Row(NamedTuple):
-    """One model's accuracies in [0, 1], in the order of `COLUMNS`, and its pictures."""
-
-    name: str
-    accuracies: tuple[float, ...]
-    model: keras.Model
-    adversarial: np.ndarray
-    # Accuracy under FGSM after each epoch, of the models trained on FGSM; else empty.
-    curve: list[float]
-
-
 class Result(NamedTuple):
-    """What the demo measured."""
+    """What the demo measured.
 
-    rows: list[Row]
-    data: datasets.Dataset
+    Attributes:
+        report: robust accuracies of all models.
+        models: the trained models by name.
+        curves: accuracy under FGSM by epoch, of the models trained on FGSM.
+        images: the clean images attacked.
+        text: how the models were trained, for the reader.
+    """
+
+    report: RobustnessReport
+    models: dict[str, keras.Model]
+    curves: dict[str, list[float]]
     images: np.ndarray
-    labels: np.ndarray
-    epochs: int
-    steps: int
-    seconds: float
+    text: str
 
 
 def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, Contender]:
@@ -95,9 +89,8 @@ def run_demo(
 ) -> Result:
     """Train the paper's CNN with and without quantizers and attacks, and attack each.
 
-    FGSM and PGD are Foolbox's, L-infinity with epsilon 0.3, white-box. "PGD adaptive" is the
-    worst case over both and over PGD with surrogate gradients of several hardnesses, each
-    from a random start: an image counts as robust if it survives them all.
+    FGSM and PGD, L-infinity, against each model: white-box, adaptive, and transferred from
+    the undefended one (`evaluate_robustness`).
 
     Args:
         data: data set; default `datasets.mnist5k`.
@@ -124,20 +117,33 @@ def run_demo(
     data = datasets.mnist5k() if data is None else data
     keras.utils.set_random_seed(SEED)
     x, y = data.x_test[:images], data.y_test[:images]
-    models = contenders(x, y)
-    rows = []
-    for index, (name, contender) in enumerate(models.items()):
+    contestants = contenders(x, y)
+    curves = {}
+    for index, (name, contender) in enumerate(contestants.items()):
 
         def report(text: str, share: float, index: int = index, name: str = name) -> None:
-            progress(f"{name}: {text}", (index + share) / len(models))
+            progress(f"{name}: {text}", 0.6 * (index + share) / len(contestants))
 
-        curve = _train(contender, data, epochs, lambda text, share: report(text, share / 2))
-        row = _attack(
-            name, contender.model, x, y, steps, lambda t, share: report(t, 0.5 + share / 2)
-        )
-        rows.append(row._replace(curve=curve))
-    progress("done", 1.0)
-    return Result(rows, data, x, y, epochs, steps, time.monotonic() - start)
+        curve = _train(contender, data, epochs, report)
+        if curve:
+            curves[name] = curve
+    models = {name: contender.model for name, contender in contestants.items()}
+    found = evaluate_robustness(
+        models,
+        x,
+        y,
+        attacks=["fgsm", ("pgd", {"steps": steps})],
+        epsilons=EPSILONS,
+        threat_models=["white-box", "adaptive", "black-box"],
+        source_model={"undefended": models["undefended"]},
+        seed=SEED,
+        progress=lambda text, share: progress(text, 0.6 + 0.4 * share),
+    )
+    text = (
+        f"Training: {epochs} epochs on {len(data.x_train)} images of {data.name}, seed {SEED}; "
+        f"{time.monotonic() - start:.0f} s in all."
+    )
+    return Result(found, models, curves, x, text)
 
 
 def _train(
@@ -169,92 +175,16 @@ def _train(
     return list(history.history.get("val_adversarial_accuracy", []))
 
 
-def _attack(
-    name: str,
-    model: keras.Model,
-    x: np.ndarray,
-    y: np.ndarray,
-    steps: int,
-    progress: Progress,
-) -> Row:
-    foolbox = import_foolbox()
-    fgsm = foolbox.attacks.LinfFastGradientAttack(random_start=False)
-    pgd = foolbox.attacks.LinfProjectedGradientDescentAttack(steps=steps, rel_stepsize=2.5 / steps)
-    clean = _correct(model, x, y)
-    progress("FGSM", 0.0)
-    fooled_fgsm = _adversarial(model, fgsm, x, y, None)
-    # Surrogate gradients change nothing in a model without quantizers; it gets as many
-    # random starts instead, so that all rows face as strong an attack.
-    quantized = bool(find_quantizers(model))
-    survived = clean
-    worst = np.array(x)
-    accuracies = []
-    for index, hardness in enumerate(SURROGATES):
-        label = "PGD" if hardness is None or not quantized else f"PGD, surrogate z={hardness:g}"
-        progress(label, (index + 1) / (len(SURROGATES) + 1))
-        keras.utils.set_random_seed(SEED + index)  # Foolbox's random starts
-        fooled = _adversarial(model, pgd, x, y, hardness if quantized else None)
-        still = survived & _correct(model, fooled, y)
-        broken = survived & ~still
-        worst[broken] = fooled[broken]
-        survived = still
-        accuracies.append(survived.mean())
-    survived_fgsm = clean & _correct(model, fooled_fgsm, y)
-    worst_case = survived & survived_fgsm
-    # White-box is the first surrogate (None); adaptive is the worst case over all.
-    figures = (clean.mean(), survived_fgsm.mean(), accuracies[0], worst_case.mean())
-    return Row(name, tuple(float(figure) for figure in figures), model, worst, [])
-
-
-def _adversarial(
-    model: keras.Model, attack: Any, x: np.ndarray, y: np.ndarray, hardness: float | None
-) -> np.ndarray:
-    """An attack's images, put back inside the bounds and the L-infinity ball."""
-    with surrogate_gradients(model, hardness):
-        wrapped = foolbox_model(model)
-        _, images, _ = attack(wrapped, to_tensor(x), to_tensor(y), epsilons=EPSILON)
-    images = keras.ops.convert_to_numpy(images)
-    return np.clip(np.clip(images, x - EPSILON, x + EPSILON), 0.0, 1.0).astype("float32")
-
-
-def _correct(model: keras.Model, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.asarray(model.predict(x, verbose=0).argmax(axis=1) == y)
-
-
-def render(result: Result) -> str:
-    """The demo's table and what its numbers mean, as text of at most 80 columns."""
-    lines = [
-        f"{'accuracy in %':<31}"
-        + "".join(f"{column:>12}" for column in COLUMNS[:3])
-        + f"{COLUMNS[3]:>13}",
-        "-" * 80,
-    ]
-    for row in result.rows:
-        cells = "".join(f"{100 * value:>12.1f}" for value in row.accuracies[:3])
-        lines.append(f"{row.name:<31}{cells}{100 * row.accuracies[3]:>13.1f}")
-    count = len(result.images)
-    interval = 100 * 1.96 * np.sqrt(0.25 / count)
-    lines += [
-        "",
-        f"{count} test images of {result.data.name}; 95 % interval at most +-{interval:.1f}.",
-        f"Training: {result.epochs} epochs on {len(result.data.x_train)} images, seed {SEED}.",
-        f"Attacks: Foolbox, L-infinity, epsilon {EPSILON}; PGD has {result.steps} steps and starts",
-        "at random.",
-        f"Keras {keras.version()} on {keras.backend.backend()}, {result.seconds:.0f} s.",
-    ]
-    return "\n".join(lines)
-
-
 MEANING = """\
 What the numbers mean
-  Read the last column. FGSM and PGD see a quantizer's own gradient, nearly zero
-  almost everywhere, so they overstate how robust it is. PGD adaptive replaces
-  that gradient by softer ones and keeps the strongest attack on each image.
+  Read the first table. White-box FGSM and PGD see a quantizer's own gradient,
+  nearly zero almost everywhere, so they can overstate how robust it is; adaptive
+  attacks replace it by softer ones and keep the strongest attack on each image.
   Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness, as
-  its last column shows. Training on PGD through softer gradients defends.
+  its PGD rows show. Training on PGD through softer gradients defends.
 What they do not mean
   They are not a guarantee: a stronger attack can only lower them. They hold for
-  this small training set, this network and this threat model, nothing else."""
+  this small training set, this network and these threat models, nothing else."""
 
 
 def save_figure(result: Result, path: str | Path) -> Path:
@@ -272,17 +202,18 @@ def save_figure(result: Result, path: str | Path) -> Path:
     """
     from keras_qusec import plots
 
-    defended = [row for row in result.rows if row.name.endswith("quantizer")]
-    rows = [
-        plots.QuantizerRow(
-            row.name,
-            find_quantizers(row.model)[0],
-            result.images,
-            row.adversarial,
-            int(_example(row, result)),
-        )
-        for row in defended
-    ]
+    rows = []
+    for name in ("constant quantizer", "trainable quantizer"):
+        broken = {
+            index: image
+            for found in result.report.results
+            if found.model == name
+            for index, image in found.examples.items()
+        }
+        # Without a broken image, the first clean one.
+        index = min(broken, default=0)
+        pair = (result.images[index], broken.get(index, result.images[0]))
+        rows.append(plots.QuantizerRow(name, find_quantizers(result.models[name])[0], *pair))
     return plots.quantizer_figure(rows, path)
 
 
@@ -301,11 +232,4 @@ def save_curves(result: Result, path: str | Path) -> Path:
     """
     from keras_qusec import plots
 
-    curves = {row.name: row.curve for row in result.rows if row.curve}
-    return plots.epoch_curves(curves, "accuracy under FGSM, white-box", path)
-
-
-def _example(row: Row, result: Result) -> int:
-    """Index of the first image that the attack broke, else 0."""
-    changed = np.abs(row.adversarial - result.images).max(axis=(1, 2, 3)) > 0
-    return int(np.argmax(changed))
+    return plots.epoch_curves(result.curves, "accuracy under FGSM, white-box", path)

@@ -62,20 +62,35 @@ def input_gradient(
     return gradient.detach(), detach
 
 
-def compiled(function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], variables: list[Any], *, batches: int
+) -> Callable[..., Any]:
     """Compile ``function(mapping, *tensors)`` for repeated calls as ``f(*tensors)``.
 
     `mapping` pairs each variable with its current value, to be given to a
     `keras.StatelessScope`: on JAX the values are arguments of the compiled function, so that
-    it sees weights that change between calls. PyTorch runs eagerly.
+    it sees weights that change between calls. PyTorch runs eagerly. The first `batches`
+    tensors may change their number of rows: TensorFlow compiles once for all, JAX for each.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(
-            lambda *tensors: function(present_values(variables), *tensors), reduce_retracing=True
-        )
+        traced: dict[Any, Any] = {}
+
+        def call(*tensors: Any) -> Any:
+            signature = tuple(
+                tf.TensorSpec((None, *t.shape[1:]) if place < batches else t.shape, t.dtype)
+                for place, t in enumerate(tensors)
+            )
+            if signature not in traced:
+                traced[signature] = tf.function(
+                    lambda *inside: function(present_values(variables), *inside),
+                    input_signature=signature,
+                )
+            return traced[signature](*tensors)
+
+        return call
     if backend == "jax":
         import jax
 
@@ -88,8 +103,8 @@ def compiled(function: Callable[..., Any], variables: list[Any]) -> Callable[...
 
 
 def compiled_forward(function: Callable[..., Any], variables: list[Any]) -> Callable[..., Any]:
-    """Like `compiled`, for functions that nobody differentiates."""
-    run = compiled(function, variables)
+    """Like `compiled`, for a function of one batch that nobody differentiates."""
+    run = compiled(function, variables, batches=1)
     if keras.backend.backend() != "torch":
         return run
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,7 +48,6 @@ class QuantizerRow(NamedTuple):
     quantizer: Any
     clean: np.ndarray
     adversarial: np.ndarray
-    example: int
 
 
 def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
@@ -76,7 +76,7 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
     )  # fmt: skip
     titles = ("clean", "clean, quantized", "adversarial", "adversarial, quantized")
     for cells, row in zip(axes, rows, strict=True):
-        pair = np.stack([row.clean[row.example], row.adversarial[row.example]])
+        pair = np.stack([row.clean, row.adversarial])
         behind = ops.convert_to_numpy(row.quantizer(ops.convert_to_tensor(pair)))
         images = (pair[0], behind[0], pair[1], behind[1])
         for axis, image, title in zip(cells[:4], images, titles, strict=True):
@@ -177,16 +177,16 @@ def robustness_curves(report: RobustnessReport, path: str | Path) -> Path:
     return _save(robustness_figure(report), path)
 
 
-def robustness_figure(report: RobustnessReport) -> Any:
-    """The figure of `robustness_curves`, to be saved and closed by the caller."""
+def robustness_figure(report: RobustnessReport, models: Sequence[str] | None = None) -> Any:
+    """The figure of `robustness_curves`, of some models, to be closed by the caller."""
     from keras_qusec.evaluation.norms import SYMBOLS
 
     plt = _pyplot()
-    panels = [(model, norm) for model in report.models for norm in report.epsilons]
+    panels = [(model, norm) for model in models or report.models for norm in report.epsilons]
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(
-        down, across, figsize=(1.2 + 3.6 * across, 0.9 + 3.2 * down), squeeze=False,
+        down, across, figsize=(1.2 + 3.6 * across, 1.1 + 3.2 * down), squeeze=False,
         sharey=True, layout="constrained",
     )  # fmt: skip
     for axis in axes.flat[len(panels) :]:

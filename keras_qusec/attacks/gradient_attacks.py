@@ -440,7 +440,8 @@ def _compiled_attack(
                 x, seed_state, epsilon=epsilon, step_size=step_size, steps=steps,
             ).images  # fmt: skip
 
-        cache[key] = compiled(run, [*model.trainable_variables, *model.non_trainable_variables])
+        variables = [*model.trainable_variables, *model.non_trainable_variables]
+        cache[key] = compiled(run, variables, batches=2)
     return cache[key]
 
 

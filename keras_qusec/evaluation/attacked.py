@@ -141,7 +141,9 @@ class AttackedModel:
     def _compiled_search(self, attack: GradientAttack, hardness: float | None, part: str) -> Any:
         key = (attack.norm, attack.random_start, attack.targeted, hardness, part)
         if key not in self._searches:
-            self._searches[key] = compiled(self._traced(attack, hardness, part), self._variables)
+            batches = {"start": 1, "slope": 2}.get(part, 4)
+            run = self._traced(attack, hardness, part)
+            self._searches[key] = compiled(run, self._variables, batches=batches)
         return self._searches[key]
 
     def _traced(self, attack: GradientAttack, hardness: float | None, part: str) -> Any:

@@ -140,7 +140,17 @@ def evaluate_robustness(
         named, sources, digests, x, goal, methods, radii, rules, whole, str(targets)
     )
     store = None if resume_dir is None else Store(resume_dir, provenance["identity"])
-    tasks = _tasks(named, sources, methods, radii, rules, x, goal, correct, whole)
+    # A source that is the attacked model itself is no black box.
+    pairs = {
+        source: tuple(n for n, m in named.items() if digests[id(m)] != digests[id(maker)])
+        for source, maker in sources.items()
+    }
+    if sources and not any(pairs.values()):
+        raise ValueError(
+            "Expected a source_model other than the attacked one: examples made on a model "
+            "itself are white-box. Received: the same weights. Train another model."
+        )
+    tasks = _tasks(named, pairs, methods, radii, rules, x, goal, correct, whole)
     outcomes = _outcomes(
         tasks,
         store,
@@ -421,7 +431,7 @@ def _check_classes(logits: np.ndarray, others: Mapping[str, np.ndarray], name: s
 
 def _tasks(
     models: Mapping[str, keras.Model],
-    sources: Mapping[str, keras.Model],
+    pairs: Mapping[str, tuple[str, ...]],
     methods: Mapping[str, Method],
     radii: Mapping[str, tuple[float | None, ...]],
     rules: Rules,
@@ -441,7 +451,11 @@ def _tasks(
             if direct or not method.uses_gradients:
                 units += [Unit(attack, (name,), None, start // size) for name in models]
             if method.uses_gradients:
-                units += [Unit(attack, tuple(models), name, start // size) for name in sources]
+                units += [
+                    Unit(attack, others, source, start // size)
+                    for source, others in pairs.items()
+                    if others
+                ]
             tasks += [
                 Task(unit, batch, method, radii[attack], rules, whole["seed"]) for unit in units
             ]

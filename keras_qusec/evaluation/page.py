@@ -20,11 +20,15 @@ h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 0.3rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 60%; }
-caption { text-align: left; color: var(--muted); font-size: 0.9rem; padding-bottom: 0.3rem; }
+.caption { margin: 1.4rem 0 0.2rem; font-weight: 600; font-size: 0.95rem; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
 tr.strong td { font-weight: 700; }
+tr.below td { color: var(--muted); font-size: 0.85rem; padding-top: 0; }
+tr:has(+ tr.below) td { border-bottom: none; }
+.figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
+.figures figure { flex: 1 1 20rem; max-width: 30rem; margin: 0.5rem 0; }
 .note { border-left: 4px solid var(--strong); padding: 0.4rem 0.8rem; margin: 0.8rem 0; }
 figure { margin: 1rem 0; overflow-x: auto; }
 figure img { max-width: 100%; height: auto; background: white; display: block; }
@@ -32,7 +36,8 @@ figcaption, .small { color: var(--muted); font-size: 0.85rem; overflow-wrap: any
 @media (max-width: 40rem) {
   body { padding: 0.6rem; font-size: 15px; }
   th, td { padding: 0.2rem 0.35rem; font-size: 0.85rem; }
-  th:first-child, td:first-child { min-width: 8.5rem; }
+  th:first-child, td:first-child { min-width: 7rem; }
+  tr.below td { white-space: normal; font-size: 0.75rem; }
 }
 """
 
@@ -52,10 +57,12 @@ def html_page(report: RobustnessReport) -> str:
         *map(_table, headline(report)),
         *(f'<p class="note">{html.escape(note)}</p>' for note in report.notes),
         "<h2>Accuracy against epsilon</h2>",
-        _figure(
-            plots.robustness_figure(report),
-            "Black: the worst case over all attacks, with its 95 % interval.",
+        '<div class="figures">',
+        *(
+            _figure(plots.robustness_figure(report, [model]), f"{model}; grey: 95 % interval.")
+            for model in report.models
         ),
+        "</div>",
         "<h2>Each attack</h2>",
         *(_table(table) for model in report.models for table in details(report, model)),
         *map(_table, transfers(report)),
@@ -83,10 +90,12 @@ def _table(table: Table) -> str:
     rows = []
     for index, row in enumerate(table.rows):
         kind = ' class="strong"' if index in table.strong else ""
+        if row[0].startswith(" "):  # a line that belongs to the one above
+            kind = ' class="below"'
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         rows.append(f"<tr{kind}>{cells}</tr>")
     return (
-        f'<div class="scroll"><table><caption>{html.escape(table.title)}</caption>'
+        f'<p class="caption">{html.escape(table.title)}</p><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 

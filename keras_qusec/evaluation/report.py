@@ -234,6 +234,9 @@ class RobustnessReport:
     ) -> dict[str, dict[str, float]]:
         """Robust accuracy of each model under examples made on each source.
 
+        Where source and model are the same, it is that of the white-box and adaptive threat
+        models, if they ran.
+
         Args:
             attack: name of an attack; left out, the worst case.
             epsilon: radius; left out, the largest.
@@ -241,15 +244,23 @@ class RobustnessReport:
         Returns:
             ``{source: {model: share}}``; empty without transferred examples.
         """
-        sources = _unique(r.source for r in self.results if r.source is not None)
-        return {
-            source: {
-                model: self.robust_accuracy(attack, epsilon, "black-box", model=model,
-                                            source=source)
-                for model in self.models
-            }
-            for source in sources
-        }  # fmt: skip
+        identity = self.provenance["identity"]
+        norm, epsilon = self._radius(attack, None, epsilon)
+        matrix: dict[str, dict[str, float]] = {}
+        for source, digest in identity["sources"].items():
+            line = matrix.setdefault(source, {})
+            for model in self.models:
+                own = digest == identity["models"][model]
+                chosen = [
+                    result
+                    for result in self.results
+                    if result.model == model
+                    and attack in (None, result.attack)
+                    and (result.threat_model != "black-box" if own else result.source == source)
+                ]
+                if chosen:
+                    line[model] = float(self._robust(model, chosen, norm, epsilon).mean())
+        return matrix
 
     def __str__(self) -> str:
         from keras_qusec.evaluation.text import plain_text

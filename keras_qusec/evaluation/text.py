@@ -19,12 +19,14 @@ class Table(NamedTuple):
         columns: heads of the columns.
         rows: cells.
         strong: indices of the rows to be read first.
+        spare: the last column may be left out where there is no room.
     """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     strong: tuple[int, ...] = ()
+    spare: bool = False
 
 
 def headline(report: RobustnessReport) -> list[Table]:
@@ -76,17 +78,20 @@ def details(report: RobustnessReport, model: str) -> list[Table]:
             for row in any_distance
         ]
         title = f"{model}: accuracy in % at any distance, and median size of the perturbation"
-        tables.append(Table(title, columns, cells))
+        tables.append(Table(title, columns, cells, spare=True))
     return tables
 
 
 def transfers(report: RobustnessReport) -> list[Table]:
     """Which model's examples break which, if there are several to compare."""
     matrix = report.transfer_matrix()
-    if not matrix or len(matrix) * len(report.models) < 2:
+    if len(matrix) < 2:
         return []
     rows = [
-        [f"from {source}", *(_percent(line[model]) for model in report.models)]
+        [
+            f"from {source}",
+            *(_percent(line[model]) if model in line else "-" for model in report.models),
+        ]
         for source, line in matrix.items()
     ]
     epsilon = f"{SYMBOLS[report.main_norm]} {report.epsilons[report.main_norm][-1]:g}"
@@ -155,7 +160,10 @@ def _plain(table: Table) -> str:
     # Names of models are the user's and can be of any length.
     label = min(widths[0], WIDTH - max(widths[1:]), 40)
     groups: list[list[int]] = [[]]
-    for column in range(1, len(table.columns)):
+    shown = list(range(1, len(table.columns)))
+    if table.spare and label + sum(widths[1:]) > WIDTH:
+        shown.pop()
+    for column in shown:
         if groups[-1] and label + sum(widths[c] for c in groups[-1]) + widths[column] > WIDTH:
             groups.append([])
         groups[-1].append(column)
