@@ -33,6 +33,7 @@ docs: .venv/docs  ## HTML pages in docs/_build
 benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the peers
 	$(BIN)/python benchmarks/quantizer.py
 	$(BIN)/python benchmarks/adversarial_training.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info
@@ -46,7 +47,7 @@ clean:
 	touch $@
 
 .venv/test: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet -e ".[tensorflow,evaluate,demo,dev]"
+	$(BIN)/pip install --quiet -e ".[tensorflow,evaluate,dask,demo,dev]"
 	touch $@
 
 # This version has a build for the CPU alone; a plain "torch" may bring gigabytes.

@@ -89,7 +89,7 @@ def _add_evaluate(commands: Any) -> None:
         help="classifiers on which black-box examples are made",
     )  # fmt: skip
     evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
-    evaluate.add_argument("--batch-size", type=int, default=256, help="default: 256")
+    evaluate.add_argument("--batch-size", type=int, help="images in a unit (default: up to 512)")
     evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
     evaluate.add_argument("--jobs", type=int, help="processes (default: 1)")
     evaluate.add_argument(

@@ -65,10 +65,14 @@ def test_examples_in_docstrings(module):
     assert failures == 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/adversarial_training.md"])
-def test_examples_of_the_pages_run(page, monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/adversarial_training.md", "docs/evaluation.md"]
+)
+def test_examples_of_the_pages_run(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # examples write files
     data = datasets.mnist5k()
-    few = datasets.Dataset(data.name, *(part[:64] for part in data[1:]))
+    few = datasets.Dataset(data.name, *(part[:48] for part in data[1:]))
     monkeypatch.setattr(datasets, "mnist5k", lambda: few)
     text = (pathlib.Path(__file__).parent.parent / page).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -92,32 +96,39 @@ def result():
 
 @pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 class TestDemo:
-    def test_rows(self, result):
+    def test_report(self, result):
         outcome, seen = result
-        assert len(outcome.rows) == 6
-        assert [len(row.curve) for row in outcome.rows] == [0, 0, 0, 1, 1, 0]
-        for row in outcome.rows:
-            clean, fgsm, pgd, adaptive = row.accuracies
-            assert clean >= pgd >= adaptive
-            assert clean >= fgsm
-            assert np.abs(row.adversarial - outcome.images).max() <= demo.EPSILON + 1e-6
-            assert row.adversarial.min() >= 0
-            assert row.adversarial.max() <= 1
+        report = outcome.report
+        assert len(report.models) == len(outcome.models) == 6
+        assert {name: len(curve) for name, curve in outcome.curves.items()} == {
+            "FGSM training": 1,
+            "trainable + FGSM training": 1,
+        }
+        assert report.threat_models == ("white-box", "adaptive", "black-box")
+        for model in report.models:
+            clean = report.clean_accuracy(model)
+            for attack in ("fgsm", "pgd"):
+                white = report.robust_accuracy(attack, 0.3, "white-box", model=model)
+                adaptive = report.robust_accuracy(attack, 0.3, "adaptive", model=model)
+                assert clean >= white >= adaptive >= report.robust_accuracy(model=model)
         shares = [share for _, share in seen]
         assert shares == sorted(shares)
-        assert shares[-1] == 1
+        assert shares[-1] == pytest.approx(1)
 
-    def test_table_fits_a_terminal(self, result):
-        text = demo.render(result[0]) + "\n" + demo.MEANING
+    def test_text_fits_a_terminal(self, result):
+        outcome = result[0]
+        text = "\n".join([str(outcome.report), demo.MEANING])
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "adaptive" in text
 
-    def test_figure(self, result, tmp_path):
+    def test_figures_and_page(self, result, tmp_path):
         path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")
         assert path.read_bytes()[:4] == b"\x89PNG"
         assert path.stat().st_size > 20_000
         curves = demo.save_curves(result[0], tmp_path / "curves.png")
         assert curves.read_bytes()[:4] == b"\x89PNG"
+        page = result[0].report.to_html(tmp_path / "demo.html").read_text()
+        assert "constant + PGD training" in page
 
 
 def test_bad_arguments_say_what_to_do(capsys):
@@ -131,4 +142,6 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
     assert stop.value.code == 0
-    assert "demo" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "demo" in out
+    assert "evaluate" in out

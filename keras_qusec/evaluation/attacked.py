@@ -136,7 +136,7 @@ class AttackedModel:
 
     def _run_forward(self, mapping: Any, images: Tensor) -> Tensor:
         with keras.StatelessScope(state_mapping=mapping):
-            return ops.cast(self._logits(images), "float32")
+            return self._logits(images)
 
     def _compiled_search(self, attack: GradientAttack, hardness: float | None, part: str) -> Any:
         key = (attack.norm, attack.random_start, attack.targeted, hardness, part)
@@ -185,16 +185,15 @@ class AttackedModel:
 
 
 def _rounds(steps: int) -> list[int]:
-    """Steps between two looks at which images are done: 2, 4, 8, ... that sum to `steps`.
+    """Steps between two looks at which images are done, that sum to `steps`.
 
-    Most images fall in the first steps, the rest in many; each look costs little.
+    Two at first, since most images fall early, then more. A look costs a small part of a step,
+    and an image that has fallen costs whole steps until the next one.
     """
-    rounds = []
-    size = 2
+    rounds: list[int] = []
     while steps > 0:
-        rounds.append(min(size, steps))
+        rounds.append(min(2 + sum(rounds) // 4, steps))
         steps -= rounds[-1]
-        size *= 2
     return rounds
 
 

@@ -55,8 +55,13 @@ def logits_function(model: keras.Model) -> Callable[[Tensor], Tensor]:
     >>> keras.ops.convert_to_numpy(logits).tolist()
     [[300.0, 300.0]]
     """
+
+    def run(network: Any, images: Tensor) -> Tensor:
+        # Half precision is the model's affair; losses of attacks need more.
+        return keras.ops.cast(network(images, training=False), "float32")
+
     if not outputs_probabilities(model):
-        return lambda images: model(images, training=False)
+        return lambda images: run(model, images)
     layer: Any = last_layer(model)
     if hasattr(layer, "activation"):
 
@@ -64,14 +69,14 @@ def logits_function(model: keras.Model) -> Callable[[Tensor], Tensor]:
             activation = layer.activation
             layer.activation = keras.activations.linear
             try:
-                return model(images, training=False)
+                return run(model, images)
             finally:
                 layer.activation = activation
 
         return logits
     if layer is model.layers[-1] and getattr(model, "inputs", None):
         shared = keras.Model(model.inputs, layer.input)
-        return lambda images: shared(images, training=False)
+        return lambda images: run(shared, images)
     raise ValueError(
         f"Expected a model whose logits can be reached. Received: {model.name!r}, whose "
         f"softmax is inside {model.layers[-1].name!r}. Make a model without the softmax that "

@@ -48,7 +48,7 @@ def evaluate_robustness(
     targets: str | Any = None,
     surrogate_hardnesses: Sequence[float] = (3.0, 10.0),
     value_range: tuple[float, float] = (0.0, 1.0),
-    batch_size: int = 256,
+    batch_size: int | None = None,
     seed: int = 0,
     n_jobs: int | None = None,
     resume_dir: str | os.PathLike | None = None,
@@ -88,7 +88,8 @@ def evaluate_robustness(
             model's likeliest wrong class) or ``"least-likely"``.
         surrogate_hardnesses: hardnesses of the adaptive adversary's gradients.
         value_range: smallest and largest pixel value.
-        batch_size: images in a unit of work.
+        batch_size: images in a unit of work; default 512, fewer if they are large (four
+            million pixel values in all).
         seed: seed of all that is random. The same seed gives the same report.
         n_jobs: processes, over joblib; None for one, or for what `joblib.parallel_config`
             says, as in ``with joblib.parallel_config("dask"): evaluate_robustness(...)``.
@@ -123,6 +124,8 @@ def evaluate_robustness(
     radii = {name: _radii(name, method, grid, x, rules) for name, method in methods.items()}
     _check_threat_models(rules, methods, sources)
     x = _images(x, rules.value_range, {**named, **sources})
+    if batch_size is None:
+        batch_size = min(512, max(1, 2**22 // x[0].size))
     whole = _whole(batch_size=batch_size, seed=seed)
 
     attacked = _attacked(named, sources, rules.value_range)
@@ -136,9 +139,11 @@ def evaluate_robustness(
     correct = {name: found.argmax(axis=1) == labels for name, found in logits.items()}
 
     digests = {identity: _digest_of(a.model) for identity, a in attacked.items()}
+    rule = targets if isinstance(targets, str) else "classes given"
     provenance = _provenance(
-        named, sources, digests, x, goal, methods, radii, rules, whole, str(targets)
+        named, sources, digests, x, goal, methods, radii, rules, whole
     )
+    provenance["goal"] = "untargeted" if targets is None else f"targeted, {rule}"
     store = None if resume_dir is None else Store(resume_dir, provenance["identity"])
     # A source that is the attacked model itself is no black box.
     pairs = {
@@ -628,7 +633,6 @@ def _provenance(
     radii: Mapping[str, tuple[float | None, ...]],
     rules: Rules,
     whole: Mapping[str, int],
-    targets: str,
 ) -> dict[str, Any]:
     backend = keras.backend.backend()
     packages = ("keras", backend, "foolbox", "numpy")
@@ -654,7 +658,6 @@ def _provenance(
                 **{package: metadata.version(package) for package in packages},
             },
         },
-        "target rule": "untargeted" if aimed is None else targets[:60],
         "python": platform.python_version(),
         "platform": platform.platform(),
     }

@@ -115,7 +115,7 @@ def remarks(report: RobustnessReport) -> list[str]:
         "A stronger attack can only lower these figures. Adaptive is white-box and what surrogate "
         "gradients found beyond it. Gradients and queries are per image.",
         f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}, "
-        f"{report.provenance['target rule']}; surrogate hardnesses "
+        f"{report.provenance['goal']}; surrogate hardnesses "
         f"{', '.join(f'{z:g}' for z in identity['surrogate hardnesses'])}.",
         f"Attacks: {attacks}.",
         f"Versions: {versions}; backend {identity['backend']}.",
