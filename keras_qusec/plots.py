@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(figure: Any, path: str | Path) -> Path:
+def _save(figure: Any, path: str | os.PathLike) -> Path:
     """Write a figure, make its folder, and free its memory."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -
     return _save(figure, path)
 
 
-def robustness_curves(report: RobustnessReport, path: str | Path) -> Path:
+def robustness_curves(report: RobustnessReport, path: str | os.PathLike) -> Path:
     """Accuracy against epsilon: one panel a model and norm, one line an attack.
 
     The worst case is drawn over the others, with its 95 % interval.
@@ -231,7 +232,7 @@ def robustness_figure(report: RobustnessReport, models: Sequence[str] | None = N
 
 
 def adversarial_gallery(
-    gallery: list[Example], path: str | Path, value_range: tuple[float, float] = (0.0, 1.0)
+    gallery: list[Example], path: str | os.PathLike, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> Path:
     """Broken images: clean, adversarial, their difference, and both behind the quantizer.
 
@@ -271,7 +272,8 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
     low, high = value_range
     titles = ("clean", "adversarial", "difference", "clean,\nquantized", "adversarial,\nquantized")
     for cells, example in zip(axes, shown, strict=True):
-        clean, adversarial, *behind = (_as_picture(image) for image in example.images)
+        pictures: list[Any] = [_as_picture(image) for image in example.images]
+        clean, adversarial, *behind = pictures
         for axis, image in zip(cells, (clean, adversarial), strict=False):
             axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
         gap = (adversarial - clean) / (high - low)

@@ -16,6 +16,7 @@ from keras_qusec.evaluation.bridge import foolbox_model, import_foolbox, to_tens
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
 FEATURES = 12
+Y0 = np.zeros(1, "int64")
 
 
 def run(attack, model, x, y, targets=None, bounds=(0.0, 1.0)):
@@ -94,25 +95,29 @@ class TestJSMA:
         peer = SaliencyMapMethod(Softmax(), theta=theta, gamma=gamma, verbose=False)
         expected = peer.generate(x, np.eye(4)[targets])
         reached = Softmax().predict(expected).argmax(1) == targets
-        assert 0 < reached.sum()
+        assert reached.sum() > 0
         if gamma < 1:
             assert reached.sum() < len(x)
         ours = run(JSMA(theta=theta, gamma=gamma, decrease=False), model, x, y, targets)
         np.testing.assert_allclose(ours[reached], expected[reached], atol=1e-6)
         np.testing.assert_array_equal(ours[~reached], x[~reached])
 
-    def test_both_directions_need_fewer_features(self, network):
+    def test_decreasing_finds_what_increasing_cannot(self):
+        model = linear([-2.0, -1.0, 0.1, -3.0], bias=4.5)
+        x = np.full((1, 4), 0.9, "float32")  # 4.5 - 5.31: class 0
+        np.testing.assert_array_equal(run(JSMA(decrease=False), model, x, Y0), x)
+        found = run(JSMA(), model, x, Y0)
+        np.testing.assert_allclose(found, [[0, 0.9, 0.9, 0]])
+
+    def test_more_targets_never_need_more_features(self, network):
         model, x, y = network
-
-        def changed(**settings):
-            found = run(JSMA(**settings), model, x, y)
-            broken = predictions(model, found) != y
-            return np.where(broken, (found != x).sum(1), FEATURES + 1)
-
-        up, both = changed(decrease=False), changed()
-        assert (both <= FEATURES).all()
-        assert both.sum() < up.sum()
-        assert (changed(targets=1) >= both).all()
+        counts = []
+        for targets in (1, 2, None):
+            found = run(JSMA(theta=0.2, targets=targets), model, x, y)
+            assert (predictions(model, found) != y).all()
+            counts.append((found != x).sum(1))
+        assert (counts[0] >= counts[1]).all()
+        assert (counts[1] >= counts[2]).all()
 
     def test_linear_model_needs_the_known_number_of_features(self):
         weights = np.array([0.5, -1.0, 2.0, 0.25, 1.5, -0.1], "float32")
@@ -134,7 +139,7 @@ class TestJSMA:
     def test_saturated_probabilities_do_not_hide_the_gradient(self):
         # The probability of class 1 is exp(-400), zero in float32.
         weights = np.array([100.0, 300.0, 200.0, 250.0], "float32")
-        found = run(JSMA(decrease=False), linear(weights, -400.0), np.zeros((1, 4), "float32"), [0])
+        found = run(JSMA(decrease=False), linear(weights, -400.0), np.zeros((1, 4), "float32"), Y0)
         np.testing.assert_array_equal(found, [[0, 1, 0, 1]])
 
     @pytest.mark.parametrize("bad", [{"theta": 0}, {"gamma": 1.5}, {"targets": 0}])
@@ -159,10 +164,11 @@ class TestSinglePixel:
     def test_succeeds_exactly_where_one_pixel_is_enough(self):
         rng = np.random.default_rng(0)
         weights = rng.normal(size=FEATURES).astype("float32")
-        model = linear(weights)
+        bias = np.float32(0.5 * np.abs(weights).max() - 0.5 * weights.sum())
+        model = linear(weights, bias)
         x = rng.uniform(0.3, 0.7, (60, FEATURES)).astype("float32")
         y = predictions(model, x)
-        margin = x @ weights
+        margin = x @ weights + bias
         reachable = np.stack([margin[:, None] + weights * (edge - x) for edge in (0, 1)])
         possible = ((reachable > 0) != (margin > 0)[:, None]).any(axis=(0, 2))
         assert 0 < possible.sum() < len(x)

@@ -96,7 +96,7 @@ class TestFigures:
         assert rows["pgd", "white-box", 0.2].gradients == 20
         worst = rows["worst case", "all", 0.2]
         assert worst.robust_accuracy == 0.0
-        assert worst.seconds == 12.0
+        assert worst.seconds == 10.5
         # Of each image the closest example of the row's norm.
         assert worst.mean_linf == pytest.approx(np.mean([0.1, 0.1, 0.15, 0.1]))
 
@@ -186,6 +186,7 @@ class TestFiles:
     def test_many_epsilons_and_long_names_fit_too(self, report):
         report.epsilons = {"linf": tuple(float(e) for e in np.linspace(0.01, 0.5, 17))}
         report.correct = {"m" * 90: report.correct["m"]}
+        report.provenance["identity"]["models"] = {"m" * 90: "1"}
         report.results = [r._replace(model="m" * 90, source=r.source and "s" * 90)
                           for r in report.results]  # fmt: skip
         assert max(map(len, str(report).splitlines())) <= 80
@@ -193,10 +194,10 @@ class TestFiles:
 
     def test_markdown(self, measured):
         lines = measured[1].to_markdown().splitlines()
-        heads = [line for line in lines if line.startswith("| model") or line.startswith("| attack")]
+        heads = [line for line in lines if line.startswith(("| model", "| attack"))]
         assert len(heads) == 2 + 2 * 3  # two norms; each model: two norms and any distance
         tables = [line.count("|") for line in lines if line.startswith("|")]
-        assert min(tables) >= 5
+        assert min(tables) >= 4
 
     def test_pandas(self, measured):
         pandas = pytest.importorskip("pandas")
@@ -254,6 +255,7 @@ class TestFiles:
 
     def test_names_cannot_break_the_page(self, report, tmp_path):
         report.correct = {"<script>": report.correct["m"]}
+        report.provenance["identity"]["models"] = {"<script>": "1"}
         report.results = [r._replace(model="<script>") for r in report.results]
         text = report.to_html(tmp_path / "r.html").read_text()
         assert "<script>" not in text
@@ -290,7 +292,9 @@ class TestCommandLine:
     def test_evaluate_and_compare(self, files, tmp_path, capsys, measured):
         names = {"output": "r.json", "html": "r.html", "plot": "c.png", "gallery": "g.png",
                  "markdown": "r.md"}  # fmt: skip
-        writes = [part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))]
+        writes = [
+            part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))
+        ]
         status = cli.main(
             ["evaluate", str(files / "plain.keras"), "--compare", str(files / "quantized.keras"),
              "--data", str(files / "few.npz"), "--attacks", "fgsm", "--epsilons", "0.1", "0.2",

@@ -13,10 +13,10 @@ import numpy as np
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # see `evaluation.bridge.import_foolbox`
 
-import eagerpy as ep  # noqa: E402
-from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs  # noqa: E402
-from foolbox.criteria import Misclassification, TargetedMisclassification  # noqa: E402
-from foolbox.distances import l0  # noqa: E402
+import eagerpy as ep
+from foolbox.attacks.base import MinimizationAttack, get_criterion, raise_if_kwargs
+from foolbox.criteria import Misclassification, TargetedMisclassification
+from foolbox.distances import l0
 
 
 class Oracle:
@@ -75,7 +75,7 @@ class NumpyAttack(MinimizationAttack):
         inputs: Any,
         criterion: Any,
         *,
-        early_stop: float | None = None,  # noqa: ARG002
+        early_stop: float | None = None,
         **kwargs: Any,
     ) -> Any:
         """Run the attack; see `foolbox.attacks.base.MinimizationAttack.run`.

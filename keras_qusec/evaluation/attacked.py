@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.attacks.gradient_attacks import GradientAttack, cross_entropy, seed_state_of
+from keras_qusec.attacks.gradient_attacks import GradientAttack, seed_state_of
 from keras_qusec.evaluation.bridge import Counter, foolbox_model, logits_function, padded
 from keras_qusec.gradients import compiled, compiled_forward, input_gradient
 from keras_qusec.layers import find_quantizers, surrogate_gradients
@@ -82,9 +82,7 @@ class AttackedModel:
         """The model for Foolbox's attacks, with surrogate gradients of a hardness or its own."""
         with surrogate_gradients(self.model, hardness):
             if hardness not in self._foolbox:
-                self._foolbox[hardness] = foolbox_model(
-                    self.model, self.value_range, self.counter
-                )
+                self._foolbox[hardness] = foolbox_model(self.model, self.value_range, self.counter)
             yield self._foolbox[hardness]
 
     def slope(self, attack: GradientAttack, x: np.ndarray, goal: Goal, hardness: float | None,
@@ -152,7 +150,7 @@ class AttackedModel:
         def gradient(mapping: Any, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
             def objective(images: Tensor) -> tuple[Tensor, Tensor]:
                 logits = self._run_forward(mapping, images)
-                return cross_entropy(classes, logits, probabilities=False), logits
+                return log_odds_against(classes, logits), logits
 
             with surrogate_gradients(self.model, hardness):  # read when traced
                 return input_gradient(objective, images)
@@ -163,8 +161,16 @@ class AttackedModel:
         def slope(mapping: Any, x: Tensor, classes: Tensor) -> Tensor:
             return gradient(mapping, x, classes)[0]
 
-        def steps(mapping: Any, x: Tensor, classes: Tensor, labels: Tensor, images: Tensor,
-                  epsilon: Tensor, step_size: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+        def steps(
+            mapping: Any,
+            x: Tensor,
+            classes: Tensor,
+            labels: Tensor,
+            images: Tensor,
+            epsilon: Tensor,
+            step_size: Tensor,
+            count: Tensor,
+        ) -> tuple[Tensor, Tensor]:
             shape = (-1, *([1] * (len(x.shape) - 1)))
 
             def advance(_: Any, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -182,6 +188,27 @@ class AttackedModel:
             return ops.fori_loop(0, count, advance, (images, moving))
 
         return {"start": start, "slope": slope, "stop": steps, "all": steps}[part]
+
+
+def log_odds_against(classes: Tensor, logits: Tensor) -> Tensor:
+    """Sum over the batch of the log-odds that an image is not of a class.
+
+    Its gradient is that of the cross-entropy but for a positive factor, 1 / (1 - p), an image;
+    so steps along its sign or its direction are the same. But where p rounds to 1 in float32
+    the gradient of the cross-entropy is exactly zero, and an attack stands still.
+
+    Args:
+        classes: ``(n,)`` integers.
+        logits: ``(n, classes)`` float.
+
+    Example:
+
+    >>> float(log_odds_against(np.array([0]), np.array([[500.0, 100.0]], "float32")))
+    -400.0
+    """
+    own = ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    others = ops.logsumexp(logits - 1e9 * own, axis=-1)
+    return ops.sum(others - ops.sum(logits * own, axis=-1))
 
 
 def _rounds(steps: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import numbers
@@ -140,9 +141,7 @@ def evaluate_robustness(
 
     digests = {identity: _digest_of(a.model) for identity, a in attacked.items()}
     rule = targets if isinstance(targets, str) else "classes given"
-    provenance = _provenance(
-        named, sources, digests, x, goal, methods, radii, rules, whole
-    )
+    provenance = _provenance(named, sources, digests, x, goal, methods, radii, rules, whole)
     provenance["goal"] = "untargeted" if targets is None else f"targeted, {rule}"
     store = None if resume_dir is None else Store(resume_dir, provenance["identity"])
     # A source that is the attacked model itself is no black box.
@@ -234,11 +233,9 @@ def _grid(epsilons: Any) -> dict[str, tuple[float, ...]]:
         if norm not in NORMS:
             raise ValueError(f"Expected epsilons by norm, one of {NORMS}. Received: {norm!r}.")
         radii = [values] if isinstance(values, numbers.Real) else list(values)
-        good = all(
-            isinstance(value, numbers.Real) and math.isfinite(value) and value > 0
-            for value in radii
-        )
-        if not radii or not good or any(a >= b for a, b in zip(radii[:-1], radii[1:], strict=True)):
+        real = all(isinstance(value, numbers.Real) for value in radii)
+        rising = real and all(a < b < math.inf for a, b in itertools.pairwise([0.0, *radii]))
+        if not radii or not rising:
             raise ValueError(
                 "Expected epsilons above 0 in rising order, each once. "
                 f"Received: {values!r}. Accuracy on clean images is reported without asking."
@@ -341,9 +338,7 @@ def _check_range(y: np.ndarray, classes: int, name: str) -> None:
         )
 
 
-def _targets(
-    targets: Any, labels: np.ndarray, logits: np.ndarray, seed: int
-) -> np.ndarray | None:
+def _targets(targets: Any, labels: np.ndarray, logits: np.ndarray, seed: int) -> np.ndarray | None:
     if targets is None:
         return None
     classes = logits.shape[1]
@@ -380,15 +375,15 @@ def _targets(
     return targets.astype("int64")
 
 
-def _whole(**numbers_: Any) -> dict[str, int]:
-    for name, value in numbers_.items():
+def _whole(**values: Any) -> dict[str, int]:
+    for name, value in values.items():
         least = 0 if name == "seed" else 1
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         if not whole or value < least:
             raise ValueError(
                 f"Expected {name} to be a whole number from {least} up. Received: {value!r}."
             )
-    return {name: int(value) for name, value in numbers_.items()}
+    return {name: int(value) for name, value in values.items()}
 
 
 def _attacked(

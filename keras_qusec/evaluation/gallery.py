@@ -23,7 +23,7 @@ class Example(NamedTuple):
         model: name of the model.
         attack: name of the attack.
         threat_model: what the adversary knew.
-        index: which image of the data.
+        number: which image of the data.
         label: its true class.
         prediction: what the model takes the adversarial example for.
         distances: L0, L2 and L-infinity.
@@ -34,7 +34,7 @@ class Example(NamedTuple):
     model: str
     attack: str
     threat_model: str
-    index: int
+    number: int
     label: int
     prediction: int
     distances: tuple[float, float, float]

@@ -33,12 +33,18 @@ class Method(Protocol):
             the largest possible distance; else empty.
     """
 
-    norm: str
-    minimizes: bool
-    uses_gradients: bool
-    is_random: bool
-    restarts: int
-    ladder: tuple[float, ...]
+    @property
+    def norm(self) -> str: ...
+    @property
+    def minimizes(self) -> bool: ...
+    @property
+    def uses_gradients(self) -> bool: ...
+    @property
+    def is_random(self) -> bool: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def ladder(self) -> tuple[float, ...]: ...
 
     def on(
         self, attacked: AttackedModel, x: np.ndarray, goal: Goal, hardness: float | None, stop: bool
@@ -64,7 +70,7 @@ class GradientMethod:
 
     minimizes = False
     uses_gradients = True
-    ladder = ()
+    ladder: tuple[float, ...] = ()
 
     def __init__(
         self,
@@ -190,11 +196,13 @@ class FoolboxMethod:
 
     def __repr__(self) -> str:
         settings = {name.strip("_"): value for name, value in vars(self.attack).items()}
-        return f"{type(self.attack).__name__}({_arguments({**settings, 'restarts': self.restarts})})"
+        return (
+            f"{type(self.attack).__name__}({_arguments({**settings, 'restarts': self.restarts})})"
+        )
 
     def on(
         self, attacked: AttackedModel, x: np.ndarray, goal: Goal, hardness: float | None,
-        stop: bool,  # noqa: ARG002
+        stop: bool,
     ) -> Attempt:  # fmt: skip
         foolbox = import_foolbox()
         if goal.targets is not None and not self.targeted:
@@ -290,9 +298,7 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _in_unit_range(
-    attack: Any, model: Any, x: Any, criterion: Any, extra: dict[str, Any]
-) -> Any:
+def _in_unit_range(attack: Any, model: Any, x: Any, criterion: Any, extra: dict[str, Any]) -> Any:
     low, high = model.bounds
     scaled = model.transform_bounds((0.0, 1.0))
     starts = (extra.pop("starting_points") - low) / (high - low)

@@ -367,8 +367,7 @@ class RobustnessReport:
                 for result in self.results
             ],
             "gallery": [
-                {**example._asdict(), "images": _packed(example.images)}
-                for example in self.gallery
+                {**example._asdict(), "images": _packed(example.images)} for example in self.gallery
             ],
         }
 
@@ -535,20 +534,20 @@ class RobustnessReport:
                 for result in chosen]  # fmt: skip
         gradients, queries, seconds = np.sum(cost, axis=0)
         return Row(
-            model,
-            "all" if every else chosen[0].threat_model,
-            "worst case" if every else chosen[0].attack,
-            None if every else chosen[0].source,
-            norm,
-            epsilon,
-            float(robust.mean()),
-            low,
-            high,
-            len(robust),
-            *sizes,
-            float(gradients / len(robust)),
-            float(queries / len(robust)),
-            float(seconds),
+            model=model,
+            threat_model="all" if every else chosen[0].threat_model,
+            attack="worst case" if every else chosen[0].attack,
+            source=None if every else chosen[0].source,
+            norm=norm,
+            epsilon=epsilon,
+            robust_accuracy=float(robust.mean()),
+            low=low,
+            high=high,
+            images=len(robust),
+            **sizes,
+            gradients=float(gradients / len(robust)),
+            queries=float(queries / len(robust)),
+            seconds=float(seconds),
         )
 
 
@@ -573,18 +572,18 @@ def label_of(norm: str, epsilon: float | None) -> str:
     return "any distance" if epsilon is None else f"{SYMBOLS[norm]} {epsilon:g}"
 
 
-def _sizes(
-    results: Sequence[Result], broken: np.ndarray, norm: str
-) -> list[float | None]:
+def _sizes(results: Sequence[Result], broken: np.ndarray, norm: str) -> dict[str, float | None]:
     """Median and mean sizes of the closest examples of the broken images, in three norms."""
+    names = [f"{kind}_{name}" for kind in ("median", "mean") for name in NORMS]
     if not results or not broken.any():
-        return [None] * 6
+        return dict.fromkeys(names)
     distances = np.stack([result.distances for result in results])
     order = NORMS.index(norm)
     closest = np.where(broken, distances[:, :, order], np.inf).argmin(axis=0)
     columns = np.flatnonzero(broken.any(axis=0))
     sizes = distances[closest[columns], columns].astype("float64")
-    return [*np.median(sizes, axis=0).tolist(), *sizes.mean(axis=0).tolist()]
+    figures = [*np.median(sizes, axis=0).tolist(), *sizes.mean(axis=0).tolist()]
+    return dict(zip(names, figures, strict=True))
 
 
 def _cost(

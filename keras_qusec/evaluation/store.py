@@ -96,9 +96,7 @@ def _check_same(about: Path, identity: Mapping[str, Any]) -> None:
             f"({error}). Give a new folder as resume_dir."
         ) from error
     here = json.loads(json.dumps(identity))
-    different = sorted(
-        name for name in {*earlier, *here} if earlier.get(name) != here.get(name)
-    )
+    different = sorted(name for name in {*earlier, *here} if earlier.get(name) != here.get(name))
     if different:
         first = different[0]
         raise ValueError(

@@ -37,7 +37,11 @@ def headline(report: RobustnessReport) -> list[Table]:
         for model in report.models:
             cases = [report.worst_case(model, norm, epsilon) for epsilon in radii]
             rows.append(
-                [model, _percent(report.clean_accuracy(model)), *(_percent(c.robust_accuracy) for c in cases)]
+                [
+                    model,
+                    _percent(report.clean_accuracy(model)),
+                    *(_percent(c.robust_accuracy) for c in cases),
+                ]
             )
             rows.append(
                 ["  95 % interval", "", *(f"{_percent(c.low)}-{_percent(c.high)}" for c in cases)]
@@ -124,9 +128,7 @@ def remarks(report: RobustnessReport) -> list[str]:
 
 def plain_text(report: RobustnessReport) -> str:
     """The whole report as text of at most 80 columns."""
-    first, *rest = (
-        "\n\n".join(_plain(table) for table in part) for part in _parts(report)
-    )
+    first, *rest = ("\n\n".join(_plain(table) for table in part) for part in _parts(report))
     notes = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in report.notes)
     lines = "\n".join(textwrap.fill(remark, WIDTH) for remark in remarks(report))
     return "\n\n".join(block for block in (first, notes, *rest, lines) if block)

@@ -207,8 +207,7 @@ def transferred(
     """
     hardnesses: list[float | None] = [None, *(rules.hardnesses if source.quantized else ())]
     sieges = {
-        name: _Siege(batch, name, target, method, len(epsilons))
-        for name, target in targets.items()
+        name: _Siege(batch, name, target, method, len(epsilons)) for name, target in targets.items()
     }
     attempts = [method.on(source, batch.x, batch.goal, h, False) for h in hardnesses]
     for index, epsilon in enumerate(epsilons):
