@@ -178,7 +178,7 @@ def _train(
 MEANING = """\
 What the numbers mean
   Read the first table. White-box FGSM and PGD see a quantizer's own gradient,
-  nearly zero almost everywhere, so they can overstate how robust it is; adaptive
+  nearly zero almost everywhere, and can overstate how robust it is. Adaptive
   attacks replace it by softer ones and keep the strongest attack on each image.
   Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness, as
   its PGD rows show. Training on PGD through softer gradients defends.

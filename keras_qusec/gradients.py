@@ -84,10 +84,11 @@ def compiled(
                 for place, t in enumerate(tensors)
             )
             if signature not in traced:
+                # Made concrete at once: TensorFlow warns of retracing when several functions
+                # come from one line of code.
                 traced[signature] = tf.function(
-                    lambda *inside: function(present_values(variables), *inside),
-                    input_signature=signature,
-                )
+                    lambda *inside: function(present_values(variables), *inside)
+                ).get_concrete_function(*signature)
             return traced[signature](*tensors)
 
         return call

@@ -119,10 +119,11 @@ class TestClosedForms:
             threat_models=["white-box"],
         )  # fmt: skip
         for epsilon in EPSILONS[norm]:
-            expected = (NEAREST[norm] > epsilon).mean()
+            accuracy = report.robust_accuracy(epsilon=epsilon)
             # From a random start L2 PGD only comes close to the exact direction.
-            slack = 2 / len(X) if attack == "pgd-l2" else 0
-            assert report.robust_accuracy(epsilon=epsilon) == pytest.approx(expected, abs=slack)
+            reached = 0.98 * epsilon if attack == "pgd-l2" else epsilon
+            assert accuracy >= (NEAREST[norm] > epsilon).mean() - 1e-9
+            assert accuracy <= (NEAREST[norm] > reached).mean() + 1e-9
 
     @pytest.mark.parametrize(
         ("attack", "settings", "norm", "most"),
@@ -821,7 +822,7 @@ class TestBadInput:
         report = evaluate_robustness(linear, X, Y, attacks=["fgsm", Broken()])
         assert report.attacks == ("fgsm",)
         assert "out of luck" in report.notes[0]
-        assert "out of luck" in str(report)
+        assert "out of luck" in " ".join(str(report).split())
         with pytest.raises(ValueError, match="out of luck"):
             evaluate_robustness(linear, X, Y, attacks=[Broken()])
 

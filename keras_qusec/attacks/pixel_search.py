@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from keras_qusec.attacks.numpy_attack import NumpyAttack, Oracle
@@ -171,7 +173,7 @@ class LocalSearch(NumpyAttack):
         starts = np.cumsum([0, *(len(tried[row]) for row in rows)])
         return [
             pixels[a:b][np.argsort(scores[a:b], kind="stable")[: self.changed]]
-            for a, b in zip(starts[:-1], starts[1:], strict=True)
+            for a, b in itertools.pairwise(starts)
         ]
 
     def _score(self, oracle: Oracle, probes: np.ndarray, owner: np.ndarray) -> np.ndarray:

@@ -155,7 +155,7 @@ class AttackedModel:
             with surrogate_gradients(self.model, hardness):  # read when traced
                 return input_gradient(objective, images)
 
-        def start(mapping: Any, x: Tensor, epsilon: Tensor, seed_state: Tensor) -> Tensor:
+        def start(_: Any, x: Tensor, epsilon: Tensor, seed_state: Tensor) -> Tensor:
             return attack.start(x, ops.cast(epsilon, x.dtype), seed_state)
 
         def slope(mapping: Any, x: Tensor, classes: Tensor) -> Tensor:

@@ -234,13 +234,13 @@ def _grid(epsilons: Any) -> dict[str, tuple[float, ...]]:
             raise ValueError(f"Expected epsilons by norm, one of {NORMS}. Received: {norm!r}.")
         radii = [values] if isinstance(values, numbers.Real) else list(values)
         real = all(isinstance(value, numbers.Real) for value in radii)
-        rising = real and all(a < b < math.inf for a, b in itertools.pairwise([0.0, *radii]))
-        if not radii or not rising:
+        rising = [0.0, *map(float, radii)] if real else []
+        if len(rising) < 2 or not all(a < b < math.inf for a, b in itertools.pairwise(rising)):
             raise ValueError(
                 "Expected epsilons above 0 in rising order, each once. "
                 f"Received: {values!r}. Accuracy on clean images is reported without asking."
             )
-        checked[norm] = tuple(float(value) for value in radii)
+        checked[norm] = tuple(rising[1:])
     return checked
 
 
