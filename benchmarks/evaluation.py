@@ -8,9 +8,9 @@ images of mnist5k; L-infinity epsilons 0.1, 0.2, 0.3, 0.4. Plain Foolbox is what
 shows: the Keras model itself in a TensorFlowModel or PyTorchModel, all images in one batch, all
 epsilons in one call. Both have the same attacks with the same settings: FGSM; PGD of 40 steps
 of 1/16 epsilon from a random start; CW-L2 of 2 binary search steps of 50 iterations. Foolbox's
-all-zero failures of CW are not counted as successes; what it says itself stands beside. The two take
-turns; times are medians over the rounds. The bare passes are the gradients that our PGD took,
-each at the time of a compiled input gradient of 256 images and nothing else.
+all-zero failures of CW are not counted as successes; what it says itself stands beside. The two
+take turns; times are medians over the rounds. The bare passes are the gradients that our PGD
+took, each at the time of a compiled input gradient of 256 images and nothing else.
 """
 
 from __future__ import annotations

@@ -415,7 +415,6 @@ class TestVerification:
         [
             (lambda x: x + 5.0, 0.05, False),  # out of bounds and ball: put back, then judged
             (lambda x: np.full_like(x, np.nan), None, False),
-            (lambda x: np.zeros_like(x), None, False),  # how Foolbox says that it failed
             (lambda x: x, None, False),
             (lambda x: x - np.sign(WEIGHTS) * np.sign(MARGIN[:1]), None, True),
             (lambda x: x - np.sign(WEIGHTS) * np.sign(MARGIN[:1]), 1e-6, False),
@@ -433,13 +432,17 @@ class TestVerification:
         if epsilon is not None:
             assert np.abs(images - x).max() <= epsilon + 1e-6
 
-    def test_a_black_image_counts_where_it_is_no_failure(self, linear):
-        attacked = AttackedModel(linear)
-        x = np.zeros((1, FEATURES), "float32")
-        x[0, 0] = 0.5
-        _, distances = verified(attacked, x, 0 * x, Goal(np.array([0])), "l2", None)
-        # All zeros is what failures look like; it does not count, though it is misclassified.
-        assert not np.isfinite(distances).any()
+    def test_a_black_image_counts_only_where_it_is_no_failure(self):
+        """Minimizing attacks return zeros for failures; within a ball zeros may be found."""
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+        model.set_weights([np.array([[1, 0], [1, 0]], "float32"), np.array([0, 0.1], "float32")])
+        attacked = AttackedModel(model)
+        x, goal = np.array([[0.1, 0.2]], "float32"), Goal(np.array([0]))
+        assert not np.isfinite(verified(attacked, x, 0 * x, goal, "l2", None)[1]).any()
+        assert np.isfinite(verified(attacked, x, 0 * x, goal, "linf", 0.2)[1]).all()
+        # The failure is zero also where black is not.
+        moved = AttackedModel(model, (-1.0, 1.0))
+        assert not np.isfinite(verified(moved, x, 0 * x, goal, "l2", None)[1]).any()
 
     def test_an_attack_that_lies(self, linear):
         foolbox = import_foolbox()

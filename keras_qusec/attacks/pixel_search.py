@@ -178,9 +178,7 @@ class LocalSearch(NumpyAttack):
 
     def _score(self, oracle: Oracle, probes: np.ndarray, owner: np.ndarray) -> np.ndarray:
         """Log-probability of the label, or minus that of the target: lower is better."""
-        # One batch size for all calls, since backends compile for each anew.
-        padded = np.concatenate([probes, np.repeat(probes[-1:], 1024 - len(probes), axis=0)])
-        logits = oracle.logits(padded)[: len(probes)].astype("float64")
+        logits = oracle.logits(probes).astype("float64")
         logits -= logits.max(axis=1, keepdims=True)
         log = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         score = log[np.arange(len(owner)), oracle.classes[owner]]

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-import json
-import math
-import numbers
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_qusec.attacks.gradient_attacks import check_inside
 from keras_qusec.evaluation import gallery
 from keras_qusec.evaluation.attacked import AttackedModel, Goal
 from keras_qusec.evaluation.bridge import import_foolbox
+from keras_qusec.evaluation.inputs import (
+    check_same_classes,
+    check_sources,
+    grid_of,
+    images_of,
+    labels_of,
+    models_of,
+    radii_of,
+    rules_of,
+    targets_of,
+    whole_numbers,
+)
 from keras_qusec.evaluation.methods import Method, methods_of
-from keras_qusec.evaluation.norms import NORMS
+from keras_qusec.evaluation.provenance import digest_of, provenance_of
 from keras_qusec.evaluation.report import Result, RobustnessReport
 from keras_qusec.evaluation.store import Store
-from keras_qusec.evaluation.threat_models import THREAT_MODELS, Batch, Record, Rules
+from keras_qusec.evaluation.threat_models import Batch, Job, Record, Rules
 from keras_qusec.evaluation.units import Outcome, Task, Unit, run_all
-from keras_qusec.quantization import check_hardness, check_images_dtype, check_value_range
-from keras_qusec.version import __version__
-
-TARGET_RULES = ("next", "random", "second", "least-likely")
-# Raised when the same inputs give other results, so that old resume folders are refused.
-RESULTS_VERSION = 1
 
 Progress = Callable[[str, float], None]
 
@@ -117,31 +115,31 @@ def evaluate_robustness(
     0.5
     """
     import_foolbox()
-    named = _models(model, "model")
-    sources = _models(source_model, "source_model") if source_model is not None else {}
-    rules = _rules(threat_models, surrogate_hardnesses, value_range)
+    named = models_of(model, "model")
+    sources = models_of(source_model, "source_model") if source_model is not None else {}
+    rules = rules_of(threat_models, surrogate_hardnesses, value_range)
     methods = methods_of(attacks)
-    grid = _grid(epsilons)
-    radii = {name: _radii(name, method, grid, x, rules) for name, method in methods.items()}
-    _check_threat_models(rules, methods, sources)
-    x = _images(x, rules.value_range, {**named, **sources})
+    grid = grid_of(epsilons)
+    radii = {name: radii_of(name, method, grid, x, rules) for name, method in methods.items()}
+    check_sources(rules, methods, sources)
+    x = images_of(x, rules.value_range, {**named, **sources})
     if batch_size is None:
         batch_size = min(512, max(1, 2**22 // x[0].size))
-    whole = _whole(batch_size=batch_size, seed=seed)
+    whole = whole_numbers(batch_size=batch_size, seed=seed)
 
     attacked = _attacked(named, sources, rules.value_range)
     logits = {name: _logits(attacked[id(m)], x, whole["batch_size"], name)
               for name, m in named.items()}  # fmt: skip
     for name, source in sources.items():
-        _check_classes(_logits(attacked[id(source)], x[:1], 1, name), logits, name)
+        check_same_classes(_logits(attacked[id(source)], x[:1], 1, name), logits, name)
     first = next(iter(logits.values()))
-    labels = _labels(y, x, first.shape[1])
-    goal = Goal(labels, _targets(targets, labels, first, whole["seed"]))
+    labels = labels_of(y, x, first.shape[1])
+    goal = Goal(labels, targets_of(targets, labels, first, whole["seed"]))
     correct = {name: found.argmax(axis=1) == labels for name, found in logits.items()}
 
-    digests = {identity: _digest_of(a.model) for identity, a in attacked.items()}
+    digests = {identity: digest_of(a.model) for identity, a in attacked.items()}
     rule = targets if isinstance(targets, str) else "classes given"
-    provenance = _provenance(named, sources, digests, x, goal, methods, radii, rules, whole)
+    provenance = provenance_of(named, sources, digests, x, goal, methods, radii, rules, whole)
     provenance["goal"] = "untargeted" if targets is None else f"targeted, {rule}"
     store = None if resume_dir is None else Store(resume_dir, provenance["identity"])
     # A source that is the attacked model itself is no black box.
@@ -186,206 +184,6 @@ def evaluate_robustness(
     )
 
 
-def _models(model: Any, name: str) -> dict[str, keras.Model]:
-    models = dict(model) if isinstance(model, Mapping) else {getattr(model, "name", ""): model}
-    if not models:
-        raise ValueError(f"Expected {name} to be a model or several. Received: none.")
-    for key, value in models.items():
-        if not isinstance(value, keras.Model):
-            raise ValueError(
-                f"Expected {name} to be a Keras model, or a dictionary of models by name. "
-                f"Received: {value!r} for {key!r}. Load a file with "
-                "keras.saving.load_model(path)."
-            )
-        if not value.built:
-            raise ValueError(
-                f"Expected {name} to be built. Received: {key!r}, which has no weights yet. "
-                "Train it, or start it with keras.Input(shape)."
-            )
-    return {str(key): value for key, value in models.items()}
-
-
-def _rules(threat_models: Any, hardnesses: Any, value_range: tuple[float, float]) -> Rules:
-    listed = [threat_models] if isinstance(threat_models, str) else list(threat_models)
-    unknown = [name for name in listed if name not in THREAT_MODELS]
-    if unknown or not listed or len(set(listed)) < len(listed):
-        raise ValueError(
-            f"Expected threat_models to be some of {', '.join(THREAT_MODELS)}, each once. "
-            f"Received: {threat_models!r}."
-        )
-    ordered = tuple(name for name in THREAT_MODELS if name in listed)
-    softer = tuple(check_hardness(value, "surrogate_hardnesses") for value in hardnesses)
-    if "adaptive" in ordered and not softer:
-        raise ValueError(
-            "Expected surrogate_hardnesses for the adaptive threat model. Received: none. "
-            "The default is (3.0, 10.0)."
-        )
-    return Rules(ordered, softer, check_value_range(value_range))
-
-
-def _grid(epsilons: Any) -> dict[str, tuple[float, ...]]:
-    """Radii by norm."""
-    grid = dict(epsilons) if isinstance(epsilons, Mapping) else {"linf": epsilons}
-    if not grid:
-        raise ValueError('Expected epsilons of at least one norm. Example: {"linf": [0.1, 0.3]}.')
-    checked = {}
-    for norm, values in grid.items():
-        if norm not in NORMS:
-            raise ValueError(f"Expected epsilons by norm, one of {NORMS}. Received: {norm!r}.")
-        radii = [values] if isinstance(values, numbers.Real) else list(values)
-        real = all(isinstance(value, numbers.Real) for value in radii)
-        rising = [0.0, *map(float, radii)] if real else []
-        if len(rising) < 2 or not all(a < b < math.inf for a, b in itertools.pairwise(rising)):
-            raise ValueError(
-                "Expected epsilons above 0 in rising order, each once. "
-                f"Received: {values!r}. Accuracy on clean images is reported without asking."
-            )
-        checked[norm] = tuple(rising[1:])
-    return checked
-
-
-def _radii(
-    name: str, method: Method, grid: Mapping[str, tuple[float, ...]], x: Any, rules: Rules
-) -> tuple[float | None, ...]:
-    """The radii at which an attack is run; None for as close as can be."""
-    if method.minimizes:
-        return (None,)
-    if method.norm in grid:
-        return grid[method.norm]
-    if method.ladder:
-        low, high = rules.value_range
-        largest = (high - low) * math.sqrt(math.prod(np.shape(x)[1:]))
-        return tuple(share * largest for share in method.ladder)
-    raise ValueError(
-        f"Expected epsilons for the norm {method.norm!r} of the attack {name!r}. Received: "
-        f"epsilons for {', '.join(grid)}. Example: "
-        f"epsilons={{{', '.join(f'{k!r}: {list(v)}' for k, v in grid.items())}, "
-        f"{method.norm!r}: [0.5, 1.0, 2.0]}}"
-    )
-
-
-def _check_threat_models(
-    rules: Rules, methods: Mapping[str, Method], sources: Mapping[str, keras.Model]
-) -> None:
-    with_gradients = [name for name, method in methods.items() if method.uses_gradients]
-    if "black-box" in rules.threat_models and with_gradients and not sources:
-        raise ValueError(
-            f"Expected source_model for the black-box threat model: {with_gradients[0]!r} needs "
-            "a model to make examples on. Received: none. Give an undefended model of the same "
-            "task, or leave out that attack."
-        )
-    if sources and "black-box" not in rules.threat_models:
-        raise ValueError(
-            'Expected "black-box" among threat_models, since a source_model is given. Received: '
-            f"{rules.threat_models}. Add it, or leave source_model out."
-        )
-
-
-def _images(
-    x: Any, value_range: tuple[float, float], models: Mapping[str, keras.Model]
-) -> np.ndarray:
-    x = np.asarray(x)
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(
-            f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
-            "is image[None]."
-        )
-    check_images_dtype(x)
-    x = np.ascontiguousarray(x, dtype="float32")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"Expected finite images. Received: {int((~np.isfinite(x)).sum())} values that are "
-            "NaN or infinite. Clean the data first."
-        )
-    check_inside(x, value_range)
-    for name, model in models.items():
-        wanted = getattr(model, "input_shape", None)
-        if not isinstance(wanted, tuple) or len(wanted) == 0 or isinstance(wanted[0], tuple):
-            continue
-        same = len(wanted) == x.ndim and all(
-            w is None or w == h for w, h in zip(wanted[1:], x.shape[1:], strict=True)
-        )
-        if not same:
-            raise ValueError(
-                f"Expected images of shape {wanted} for the model {name!r}. Received: {x.shape}. "
-                "Greyscale images need a channel axis: x[..., None]."
-            )
-    return x
-
-
-def _labels(y: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim == 2 and y.shape[1] == classes and ((y == 0) | (y == 1)).all():
-        if (y.sum(axis=1) != 1).any():
-            raise ValueError("Expected one-hot labels with a single one in each row.")
-        y = y.argmax(axis=1)
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            f"Expected {len(x)} labels as integers (n,) or one-hot (n, {classes}). Received: "
-            f"shape {y.shape}, dtype {y.dtype}."
-        )
-    _check_range(y, classes, "labels")
-    return y.astype("int64")
-
-
-def _check_range(y: np.ndarray, classes: int, name: str) -> None:
-    if y.min() < 0 or y.max() >= classes:
-        raise ValueError(
-            f"Expected {name} from 0 to {classes - 1}, since the model has {classes} outputs. "
-            f"Received: {y.min()} to {y.max()}."
-        )
-
-
-def _targets(targets: Any, labels: np.ndarray, logits: np.ndarray, seed: int) -> np.ndarray | None:
-    if targets is None:
-        return None
-    classes = logits.shape[1]
-    rows = np.arange(len(labels))
-    if isinstance(targets, str):
-        wrong = logits.astype("float64")
-        if targets == "next":
-            return (labels + 1) % classes
-        if targets == "random":
-            shift = np.random.default_rng(seed).integers(1, classes, len(labels))
-            return (labels + shift) % classes
-        if targets == "second":
-            wrong[rows, labels] = -np.inf
-            return wrong.argmax(axis=1)
-        if targets == "least-likely":
-            wrong[rows, labels] = np.inf
-            return wrong.argmin(axis=1)
-        raise ValueError(
-            f"Expected targets to be one of {', '.join(TARGET_RULES)}, or an array of classes. "
-            f"Received: {targets!r}."
-        )
-    targets = np.asarray(targets)
-    if targets.shape != labels.shape or not np.issubdtype(targets.dtype, np.integer):
-        raise ValueError(
-            f"Expected {len(labels)} target classes as integers. Received: shape "
-            f"{targets.shape}, dtype {targets.dtype}."
-        )
-    _check_range(targets, classes, "targets")
-    if (targets == labels).any():
-        raise ValueError(
-            "Expected targets that differ from the labels. Received: "
-            f"{int((targets == labels).sum())} that are the label itself."
-        )
-    return targets.astype("int64")
-
-
-def _whole(**values: Any) -> dict[str, int]:
-    for name, value in values.items():
-        least = 0 if name == "seed" else 1
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"Expected {name} to be a whole number from {least} up. Received: {value!r}."
-            )
-    return {name: int(value) for name, value in values.items()}
-
-
 def _attacked(
     models: Mapping[str, keras.Model],
     sources: Mapping[str, keras.Model],
@@ -421,15 +219,6 @@ def _logits(attacked: AttackedModel, x: np.ndarray, batch_size: int, name: str) 
     return logits
 
 
-def _check_classes(logits: np.ndarray, others: Mapping[str, np.ndarray], name: str) -> None:
-    for other, found in others.items():
-        if found.shape[1] != logits.shape[1]:
-            raise ValueError(
-                f"Expected models of the same classes. Received: {name!r} with "
-                f"{logits.shape[1]} and {other!r} with {found.shape[1]}."
-            )
-
-
 def _tasks(
     models: Mapping[str, keras.Model],
     pairs: Mapping[str, tuple[str, ...]],
@@ -457,9 +246,8 @@ def _tasks(
                     for source, others in pairs.items()
                     if others
                 ]
-            tasks += [
-                Task(unit, batch, method, radii[attack], rules, whole["seed"]) for unit in units
-            ]
+            job = Job(attack, method, batch, radii[attack], rules, whole["seed"])
+            tasks += [Task(unit, job) for unit in units]
     return tasks
 
 
@@ -537,7 +325,7 @@ def _gather(
                 "source": unit.source or "",
                 "message": failure,
             }
-        start = unit.batch * len(tasks[0].batch.x)
+        start = unit.batch * len(tasks[0].job.batch.x)
         for record in records:
             key = (record.model, record.source, record.threat_model, record.attack)
             parts.setdefault(key, []).append((start, record))
@@ -594,66 +382,3 @@ def _notes(
             f"{failed['message']}"
         )
     return notes
-
-
-def _digest(*parts: bytes) -> str:
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big"))
-        whole.update(part)
-    return whole.hexdigest()[:16]
-
-
-def _digest_of(model: keras.Model) -> str:
-    """A hash of a model's class, configuration and weights."""
-    try:
-        config = json.dumps(keras.saving.serialize_keras_object(model), sort_keys=True, default=str)
-        config = json.dumps(json.loads(config).get("config"), sort_keys=True)
-    except Exception:  # noqa: BLE001  a model without a configuration still has weights
-        config = ""
-    weights = [np.ascontiguousarray(weight) for weight in model.get_weights()]
-    return _digest(
-        type(model).__qualname__.encode(),
-        config.encode(),
-        *(f"{w.dtype}{w.shape}".encode() + w.tobytes() for w in weights),
-    )
-
-
-def _provenance(
-    models: Mapping[str, keras.Model],
-    sources: Mapping[str, keras.Model],
-    digests: Mapping[int, str],
-    x: np.ndarray,
-    goal: Goal,
-    methods: Mapping[str, Method],
-    radii: Mapping[str, tuple[float | None, ...]],
-    rules: Rules,
-    whole: Mapping[str, int],
-) -> dict[str, Any]:
-    backend = keras.backend.backend()
-    packages = ("keras", backend, "foolbox", "numpy")
-    aimed = goal.targets
-    return {
-        "identity": {
-            "results version": RESULTS_VERSION,
-            "models": {name: digests[id(model)] for name, model in models.items()},
-            "sources": {name: digests[id(model)] for name, model in sources.items()},
-            "data": _digest(str(x.shape).encode(), x.tobytes(), goal.labels.tobytes()),
-            "images": len(x),
-            "targets": "untargeted" if aimed is None else _digest(aimed.tobytes()),
-            "attacks": {name: repr(method) for name, method in methods.items()},
-            "radii": {name: list(values) for name, values in radii.items()},
-            "threat models": list(rules.threat_models),
-            "surrogate hardnesses": list(rules.hardnesses),
-            "value range": list(rules.value_range),
-            "batch size": whole["batch_size"],
-            "seed": whole["seed"],
-            "backend": backend,
-            "versions": {
-                "keras-qusec": __version__,
-                **{package: metadata.version(package) for package in packages},
-            },
-        },
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }

@@ -69,13 +69,32 @@ class Rules(NamedTuple):
     value_range: tuple[float, float]
 
 
-class _Siege:
+class Job(NamedTuple):
+    """An attack on a batch: all but the models.
+
+    Attributes:
+        attack: name of the attack.
+        method: the attack.
+        batch: what is attacked.
+        epsilons: radii in rising order, or (None,): as close as can be.
+        rules: what all jobs share.
+        seed: seed of all that is random.
+    """
+
+    attack: str
+    method: Method
+    batch: Batch
+    epsilons: tuple[float | None, ...]
+    rules: Rules
+    seed: int
+
+
+class _Found:
     """The closest adversarial example of each image of a batch so far, for one record."""
 
-    def __init__(
-        self, batch: Batch, name: str, attacked: AttackedModel, method: Method, radii: int
-    ) -> None:
-        self.batch, self.attacked, self.method = batch, attacked, method
+    def __init__(self, name: str, attacked: AttackedModel, job: Job) -> None:
+        batch, radii = job.batch, len(job.epsilons)
+        self.batch, self.attacked, self.method = batch, attacked, job.method
         self.correct = batch.correct[name]
         self.images = batch.x.copy()
         self.distances = np.full((len(batch.x), 3), np.inf)
@@ -101,130 +120,111 @@ class _Siege:
         self.distances[rows[closer]] = distances[closer]
 
     def record(self, names: tuple[str, str | None, str, str]) -> Record:
-        found = np.flatnonzero(np.isfinite(self.distances[:, 0]))[:KEPT_EXAMPLES]
+        kept = np.flatnonzero(np.isfinite(self.distances[:, 0]))[:KEPT_EXAMPLES]
         return Record(
             *names,
             self.distances.astype("float32"),
             self.gradients,
             self.queries,
             self.seconds,
-            found,
-            self.images[found],
+            kept,
+            self.images[kept],
         )
 
 
 class _Meter:
-    """Adds a model's use and the time while it is open to one epsilon of a siege."""
+    """Adds a model's use and the time while it is open to one epsilon of a record."""
 
-    def __init__(self, siege: _Siege, index: int, attacked: AttackedModel) -> None:
-        self.siege, self.index, self.counter = siege, index, attacked.counter
+    def __init__(self, found: _Found, index: int, attacked: AttackedModel) -> None:
+        self.found, self.index, self.counter = found, index, attacked.counter
 
     def __enter__(self) -> None:
         self.before = (self.counter.gradients, self.counter.queries, time.perf_counter())
 
     def __exit__(self, *_: object) -> None:
         gradients, queries, start = self.before
-        self.siege.gradients[self.index] += self.counter.gradients - gradients
-        self.siege.queries[self.index] += self.counter.queries - queries
-        self.siege.seconds[self.index] += time.perf_counter() - start
+        self.found.gradients[self.index] += self.counter.gradients - gradients
+        self.found.queries[self.index] += self.counter.queries - queries
+        self.found.seconds[self.index] += time.perf_counter() - start
 
 
-def direct(
-    name: str,
-    attacked: AttackedModel,
-    attack: str,
-    method: Method,
-    batch: Batch,
-    epsilons: Sequence[float | None],
-    rules: Rules,
-    seed: int,
-) -> list[Record]:
+def direct(name: str, attacked: AttackedModel, job: Job) -> list[Record]:
     """Attack a model itself: white-box, adaptive, or with nothing but queries.
 
     The adaptive adversary has all that the white-box one found, and goes on where that one
     failed, through the surrogate gradients of each hardness. A model without quantizers has
     none; it gets as many more random starts instead.
     """
+    method, rules = job.method, job.rules
     if not method.uses_gradients:
         black = "black-box" in rules.threat_models
         kind = "black-box" if black else rules.threat_models[0]
-        siege = _besiege(name, attacked, method, batch, epsilons, [None], seed)
-        return [siege.record((name, None, kind, attack))]
+        return [_run(name, attacked, job, [None]).record((name, None, kind, job.attack))]
     records = []
     white = None
     if "white-box" in rules.threat_models:
-        white = _besiege(name, attacked, method, batch, epsilons, [None], seed)
-        records.append(white.record((name, None, "white-box", attack)))
+        white = _run(name, attacked, job, [None])
+        records.append(white.record((name, None, "white-box", job.attack)))
     if "adaptive" in rules.threat_models:
         softer: list[float | None] = [*rules.hardnesses]
         if not attacked.quantized:
             softer = [None] * len(softer) if method.is_random else []
         if white is None:
             softer = [None, *softer]
-        adaptive = _besiege(name, attacked, method, batch, epsilons, softer, seed + 1, white)
-        records.append(adaptive.record((name, None, "adaptive", attack)))
+        adaptive = _run(name, attacked, job._replace(seed=job.seed + 1), softer, white)
+        records.append(adaptive.record((name, None, "adaptive", job.attack)))
     return records
 
 
-def _besiege(
+def _run(
     name: str,
     attacked: AttackedModel,
-    method: Method,
-    batch: Batch,
-    epsilons: Sequence[float | None],
+    job: Job,
     hardnesses: Sequence[float | None],
-    seed: int,
-    known: _Siege | None = None,
-) -> _Siege:
-    siege = _Siege(batch, name, attacked, method, len(epsilons))
+    known: _Found | None = None,
+) -> _Found:
+    """Run an attack through the gradients of each hardness, on what still stands."""
+    found = _Found(name, attacked, job)
     if known is not None:
-        siege.distances, siege.images = known.distances.copy(), known.images.copy()
-    attempts = [method.on(attacked, batch.x, batch.goal, h, True) for h in hardnesses]
-    for index, epsilon in enumerate(epsilons):
-        for turn, attempt in enumerate(_restarted(attempts, method)):
-            rows = siege.standing(epsilon)
+        found.distances, found.images = known.distances.copy(), known.images.copy()
+    attempts = [job.method.on(attacked, job.batch.x, job.batch.goal, h, True) for h in hardnesses]
+    for index, epsilon in enumerate(job.epsilons):
+        for turn, attempt in enumerate(_restarted(attempts, job.method)):
+            rows = found.standing(epsilon)
             if len(rows):
-                with _Meter(siege, index, attacked):
-                    candidates = attempt(rows, epsilon, _seed(seed, index, turn))
-                    siege.offer(rows, candidates, epsilon)
-    return siege
+                with _Meter(found, index, attacked):
+                    candidates = attempt(rows, epsilon, _seed(job.seed, index, turn))
+                    found.offer(rows, candidates, epsilon)
+    return found
 
 
 def transferred(
-    source_name: str,
-    source: AttackedModel,
-    targets: Mapping[str, AttackedModel],
-    attack: str,
-    method: Method,
-    batch: Batch,
-    epsilons: Sequence[float | None],
-    rules: Rules,
-    seed: int,
+    source_name: str, source: AttackedModel, targets: Mapping[str, AttackedModel], job: Job
 ) -> list[Record]:
     """Make examples on a source model and try them on each target.
 
     The adversary owns the source, so behind its quantizers surrogate gradients are used too.
     """
-    hardnesses: list[float | None] = [None, *(rules.hardnesses if source.quantized else ())]
-    sieges = {
-        name: _Siege(batch, name, target, method, len(epsilons)) for name, target in targets.items()
-    }
-    attempts = [method.on(source, batch.x, batch.goal, h, False) for h in hardnesses]
-    for index, epsilon in enumerate(epsilons):
-        for turn, attempt in enumerate(_restarted(attempts, method)):
-            standing = [siege.standing(epsilon) for siege in sieges.values()]
+    batch = job.batch
+    hardnesses: list[float | None] = [None, *(job.rules.hardnesses if source.quantized else ())]
+    by_target = {name: _Found(name, target, job) for name, target in targets.items()}
+    attempts = [job.method.on(source, batch.x, batch.goal, h, False) for h in hardnesses]
+    for index, epsilon in enumerate(job.epsilons):
+        for turn, attempt in enumerate(_restarted(attempts, job.method)):
+            standing = [found.standing(epsilon) for found in by_target.values()]
             rows = np.unique(np.concatenate(standing))
             if not len(rows):
                 continue
             with contextlib.ExitStack() as meters:
-                for siege in sieges.values():
-                    meters.enter_context(_Meter(siege, index, source))
-                candidates = attempt(rows, epsilon, _seed(seed, index, turn))
-            for siege in sieges.values():
-                with _Meter(siege, index, siege.attacked):
-                    siege.offer(rows, candidates, epsilon)
+                for found in by_target.values():
+                    meters.enter_context(_Meter(found, index, source))
+                candidates = attempt(rows, epsilon, _seed(job.seed, index, turn))
+            for found in by_target.values():
+                with _Meter(found, index, found.attacked):
+                    found.offer(rows, candidates, epsilon)
     return [
-        siege.record((name, source_name, "black-box", attack)) for name, siege in sieges.items()
+        found.record((name, source_name, "black-box", job.attack))
+        for name, found in by_target.items()
     ]
 
 
@@ -251,17 +251,19 @@ def verified(
         epsilon: radius of the ball, or None for any distance.
 
     Returns:
-        The images, and their distances ``(n, 3)``, infinite where they are not adversarial,
-        are not finite, or are nothing but zeros where the clean image is not, which is how
-        Foolbox's attacks say that they failed.
+        The images, and their distances ``(n, 3)``, infinite where they are not adversarial or
+        not finite. Nor does an image of zeros count that a minimizing attack returned, which
+        is how Foolbox's say that they failed.
     """
     low, high = attacked.value_range
     axes = tuple(range(1, x.ndim))
     finite = np.isfinite(candidates).all(axis=axes)
     images = np.where(_column(finite, x), candidates, x).astype("float32")
     images = np.clip(images, low, high)
-    failed = ~finite | ((images == 0).all(axis=axes) & (x != 0).any(axis=axes))
-    if epsilon is not None:
+    failed = ~finite
+    if epsilon is None:
+        failed |= (candidates == 0).all(axis=axes) & (x != 0).any(axis=axes)
+    else:
         images = _into_ball(x, images, norm, epsilon, low, high)
     distances = np.full((len(x), 3), np.inf)
     tried = np.flatnonzero(~failed & (images != x).any(axis=axes))

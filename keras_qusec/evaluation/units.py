@@ -15,8 +15,7 @@ import keras
 import numpy as np
 
 from keras_qusec.evaluation.attacked import AttackedModel
-from keras_qusec.evaluation.methods import Method
-from keras_qusec.evaluation.threat_models import Batch, Record, Rules, direct, transferred
+from keras_qusec.evaluation.threat_models import Job, Record, direct, transferred
 
 
 class Unit(NamedTuple):
@@ -44,14 +43,10 @@ class Unit(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A unit with all that is needed to run it."""
+    """A unit with all that is needed to run it, but for the models."""
 
     unit: Unit
-    batch: Batch
-    method: Method
-    epsilons: Sequence[float | None]
-    rules: Rules
-    seed: int
+    job: Job
 
 
 class Outcome(NamedTuple):
@@ -67,16 +62,16 @@ def run_task(
 ) -> Outcome:
     """Run a unit; an attack that fails is an outcome, since the others' results stand."""
     unit = task.unit
-    words = f"{task.seed} {unit.attack} {unit.models} {unit.source} {unit.batch}"
+    # Each unit has a seed of its own, whichever process runs it and when.
+    words = f"{task.job.seed} {unit.attack} {unit.models} {unit.source} {unit.batch}"
     seed = int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
-    shared = (unit.attack, task.method, task.batch, task.epsilons, task.rules, seed)
+    job = task.job._replace(seed=seed)
     try:
         if unit.source is None:
             name = unit.models[0]
-            return Outcome(unit, direct(name, models[name], *shared), None)
+            return Outcome(unit, direct(name, models[name], job), None)
         targets = {name: models[name] for name in unit.models}
-        records = transferred(unit.source, sources[unit.source], targets, *shared)
-        return Outcome(unit, records, None)
+        return Outcome(unit, transferred(unit.source, sources[unit.source], targets, job), None)
     except Exception as error:  # noqa: BLE001  attacks raise anything
         first = (str(error).strip().splitlines() or [""])[0]
         return Outcome(unit, [], f"{type(error).__name__}: {first}")
@@ -116,7 +111,7 @@ def run_elsewhere(
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND={backend} where they start."
         )
     here, there = (
-        {name: _unpack(parcel, task.rules.value_range) for name, parcel in parcels.items()}
+        {name: _unpack(parcel, task.job.rules.value_range) for name, parcel in parcels.items()}
         for parcels in (models, sources)
     )
     return run_task(task, here, there)
