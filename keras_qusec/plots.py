@@ -299,8 +299,10 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
             f"L0 {l0:.0f}, L2 {l2:.3g}, L-inf {linf:.2g}",
             fontsize=7,
         )
-    for axis, title in zip(axes[0], titles, strict=False):
-        axis.set_title(title, fontsize=9)
+    for column, title in zip(axes.T, titles, strict=False):
+        # Models without a quantizer leave the last columns empty.
+        first = next(axis for axis in column if axis.get_visible())
+        first.set_title(title, fontsize=9)
     return figure
 
 
