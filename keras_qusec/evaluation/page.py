@@ -51,7 +51,8 @@ def html_page(report: RobustnessReport) -> str:
     Raises:
         ImportError: without matplotlib.
     """
-    names = ", ".join(report.models)
+    few = len(report.models) <= 3
+    names = ", ".join(report.models) if few else f"{len(report.models)} models"
     body = [
         f"<h1>Robustness of {html.escape(names)}</h1>",
         *map(_table, headline(report)),
