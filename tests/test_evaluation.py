@@ -254,6 +254,29 @@ class TestBridge:
         model.set_weights(plain.get_weights())
         return model
 
+    def test_half_precision_and_batch_statistics(self):
+        """float16 inside, float32 for the attacks; the model's state stays as it was."""
+        model = keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                QuSecQuantization(2),
+                keras.layers.Conv2D(4, 3, activation="relu", dtype="mixed_float16"),
+                keras.layers.BatchNormalization(dtype="mixed_float16"),
+                keras.layers.Dropout(0.5),
+                keras.layers.Flatten(),
+                keras.layers.Dense(4, dtype="mixed_float16"),
+            ]
+        )
+        before = [np.array(w) for w in model.get_weights()]
+        y = predicted(model, IMAGES)
+        report = evaluate_robustness(
+            model, IMAGES, y, attacks=["pgd", "deepfool", "jsma-paper"], epsilons=[0.05, 0.3]
+        )
+        assert not report.failures
+        assert report.robust_accuracy() < report.clean_accuracy() == 1.0
+        for one, two in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, two)
+
     @pytest.mark.parametrize("kind", ["activation", "layer", "activation layer", "nested"])
     def test_a_softmax_is_left_out(self, cnn, kind):
         model = self.softmaxed(kind)
@@ -807,6 +830,10 @@ class TestBadInput:
         assert "Expected" in str(caught.value)
 
     def test_models_that_are_no_classifiers(self, linear):
+        inputs = keras.Input((FEATURES,))
+        two = keras.Model(inputs, [linear(inputs), keras.layers.Dense(3)(inputs)])
+        with pytest.raises(ValueError, match="one output"):
+            evaluate_robustness(two, X, Y)
         single = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(1)])
         with pytest.raises(ValueError, match="two classes or more"):
             evaluate_robustness(single, X, Y)

@@ -147,7 +147,11 @@ def _tensorflow(
 
         return tf.identity(images), backward
 
-    return foolbox.TensorFlowModel(lambda images: forward(counted(images)), bounds=bounds)
+    # Left to itself, Foolbox asks for the device in a way that TensorFlow warns about.
+    device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
+    return foolbox.TensorFlowModel(
+        lambda images: forward(counted(images)), bounds=bounds, device=device
+    )
 
 
 def _jax(

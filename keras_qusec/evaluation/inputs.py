@@ -37,6 +37,12 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model]:
                 f"Expected {name} to be built. Received: {key!r}, which has no weights yet. "
                 "Train it, or start it with keras.Input(shape)."
             )
+        if len(getattr(value, "outputs", None) or [0]) > 1:
+            raise ValueError(
+                f"Expected {name} to have one output. Received: {key!r} with "
+                f"{len(value.outputs)}. Make a model of the classifier alone: "
+                "keras.Model(model.inputs, model.outputs[0])."
+            )
     return {str(key): value for key, value in models.items()}
 
 
