@@ -203,7 +203,9 @@ def log_odds_against(classes: Tensor, logits: Tensor) -> Tensor:
 
     Example:
 
-    >>> float(log_odds_against(np.array([0]), np.array([[500.0, 100.0]], "float32")))
+    >>> from keras import ops
+    >>> logits = ops.convert_to_tensor([[500.0, 100.0]])
+    >>> float(log_odds_against(ops.convert_to_tensor([0]), logits))
     -400.0
     """
     own = ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
