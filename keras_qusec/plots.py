@@ -183,7 +183,7 @@ def robustness_figure(report: RobustnessReport, models: Sequence[str] | None = N
     from keras_qusec.evaluation.norms import SYMBOLS
 
     plt = _pyplot()
-    panels = [(model, norm) for model in models or report.models for norm in report.epsilons]
+    panels = [(model, norm) for model in models or report.attacked for norm in report.epsilons]
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
     figure, axes = plt.subplots(

@@ -395,6 +395,13 @@ def last_layer(model: keras.Model) -> keras.layers.Layer | None:
     """The layer that gives a model its outputs, also inside nested models."""
     layers = getattr(model, "layers", [])
     last = layers[-1] if layers else None
+    outputs = getattr(model, "outputs", None)
+    try:
+        # An operation after the last layer, such as a sum of two, makes the output itself.
+        if outputs and last is not None and last.output is not outputs[0]:
+            return None
+    except (AttributeError, ValueError):
+        pass  # not a layer of a graph
     return last_layer(last) if isinstance(last, keras.Model) else last
 
 

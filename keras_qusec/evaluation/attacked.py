@@ -73,6 +73,12 @@ class AttackedModel:
         self.counter.queries += len(x)
         return ops.convert_to_numpy(self._forward(ops.convert_to_tensor(_pad(x))))[: len(x)]
 
+    def outputs(self, x: np.ndarray) -> Tensor:
+        """What the model itself gives, softmax and all; not counted."""
+        with keras.StatelessScope(state_mapping=[(v, v.value) for v in self._variables]):
+            outputs = self.model(ops.convert_to_tensor(x), training=False)
+        return ops.stop_gradient(outputs)
+
     def predictions(self, x: np.ndarray) -> np.ndarray:
         """Predicted classes ``(n,)``; an image with a NaN in its logits is class 0."""
         return np.nan_to_num(self.logits(x), nan=-np.inf).argmax(axis=1)

@@ -26,6 +26,7 @@ from keras_qusec.evaluation.inputs import (
     whole_numbers,
 )
 from keras_qusec.evaluation.methods import Method, methods_of
+from keras_qusec.evaluation.norms import SYMBOLS
 from keras_qusec.evaluation.provenance import digest_of, provenance_of
 from keras_qusec.evaluation.report import Result, RobustnessReport
 from keras_qusec.evaluation.store import Store
@@ -132,6 +133,8 @@ def evaluate_robustness(
               for name, m in named.items()}  # fmt: skip
     for name, source in sources.items():
         check_same_classes(_logits(attacked[id(source)], x[:1], 1, name), logits, name)
+    for name, m in {**named, **sources}.items():
+        _check_outputs(attacked[id(m)], x, name)
     first = next(iter(logits.values()))
     labels = labels_of(y, x, first.shape[1])
     goal = Goal(labels, targets_of(targets, labels, first, whole["seed"]))
@@ -175,7 +178,7 @@ def evaluate_robustness(
         norms={name: method.norm for name, method in methods.items()},
         provenance=provenance,
         failures=failures,
-        notes=_notes(named, attacked, rules, methods, failures),
+        notes=_notes(named, attacked, rules, methods, grid, results, failures),
         gallery=[
             example
             for name, m in named.items()
@@ -208,15 +211,27 @@ def _logits(attacked: AttackedModel, x: np.ndarray, batch_size: int, name: str) 
             f"Expected finite outputs. Received: {name!r}, which gives NaN or infinity on clean "
             "images. Check its training."
         )
-    # Rows of logits that happen to be shares do exist; eight in a row do not.
-    shares = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-4)
-    if shares and len(logits) >= 8:
+    return logits
+
+
+def _check_outputs(attacked: AttackedModel, x: np.ndarray, name: str) -> None:
+    """Raise a ValueError if what is attacked is not the model's logits."""
+    noise = np.random.default_rng(0).uniform(*attacked.value_range, (8, *x.shape[1:]))
+    probe = np.concatenate([x[:8], noise.astype("float32")])
+    logits = attacked.logits(probe).astype("float64")
+    outputs = keras.ops.convert_to_numpy(attacked.outputs(probe)).astype("float64")
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    sigmoid = 0.5 + 0.5 * np.tanh(logits / 2)
+    same = any(np.allclose(outputs, e, atol=1e-2) for e in (logits, shares, sigmoid))
+    # Rows of logits that happen to be shares do exist; as many as these do not.
+    probabilities = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-4)
+    if probabilities or not same:
         raise ValueError(
             f"Expected logits, or a softmax as the last layer, which is left out. Received: "
             f"{name!r}, whose outputs are probabilities made in another way. Their gradients "
             "vanish; make a model that ends before them, and evaluate that."
         )
-    return logits
 
 
 def _tasks(
@@ -364,6 +379,8 @@ def _notes(
     attacked: Mapping[int, AttackedModel],
     rules: Rules,
     methods: Mapping[str, Method],
+    grid: Mapping[str, Sequence[float]],
+    results: Sequence[Result],
     failures: list[dict[str, str]],
 ) -> list[str]:
     notes = []
@@ -375,6 +392,16 @@ def _notes(
         )
     if not any(method.uses_gradients for method in methods.values()):
         notes.append("No attack used gradients. Stronger attacks are likely to find more.")
+    asked = {method.norm for method in methods.values()}
+    for norm in grid:
+        if norm not in asked:
+            notes.append(
+                f"No attack was made in {SYMBOLS[norm]}: its figures count examples of attacks "
+                "in other norms that happen to lie within epsilon, and overstate robustness."
+            )
+    for name in models:
+        if name not in {result.model for result in results}:
+            notes.append(f"{name} was not attacked.")
     for failed in failures:
         origin = f" from {failed['source']}" if failed["source"] else ""
         notes.append(

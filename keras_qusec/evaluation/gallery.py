@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.evaluation.attacked import AttackedModel
+from keras_qusec.evaluation.norms import distances_of
 from keras_qusec.evaluation.report import Result
 from keras_qusec.layers import find_quantizers
 
@@ -69,7 +70,7 @@ def examples_of(
         result = own[place]
         pair = np.stack([x[index], result.examples[index]])
         behind = behind_quantizer(attacked.model, pair)
-        l0, l2, linf = (float(value) for value in result.distances[index])
+        l0, l2, linf = (float(value) for value in distances_of(pair[:1], pair[1:])[0])
         examples.append(
             Example(
                 name,

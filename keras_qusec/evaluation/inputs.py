@@ -134,6 +134,11 @@ def images_of(
             f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
             "is image[None]."
         )
+    if x.ndim == 4 and keras.config.image_data_format() == "channels_first":
+        raise ValueError(
+            "Expected channels last, as L0 counts pixels. Received: Keras set to channels_first. "
+            'Use keras.config.set_image_data_format("channels_last").'
+        )
     check_images_dtype(x)
     x = np.ascontiguousarray(x, dtype="float32")
     if not np.isfinite(x).all():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import math
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +17,9 @@ import numpy as np
 from keras_qusec.attacks.gradient_attacks import BIM, FGSM, PGD, GradientAttack
 from keras_qusec.evaluation.attacked import AttackedModel, Goal
 from keras_qusec.evaluation.bridge import import_foolbox, to_tensor
+
+# Foolbox's random numbers come from generators that all threads share.
+_ONE_AT_A_TIME = threading.Lock()
 
 # Adversarial images for some rows of a batch, at a radius (None: as close as can be).
 Attempt = Callable[[np.ndarray, float | None, int], np.ndarray]
@@ -211,6 +216,14 @@ class FoolboxMethod:
                 'Leave targets out, or use "pgd", "cw", "jsma" or a decision-based attack.'
             )
 
+        # HopSkipJump clips to [0, 1] whatever the bounds are, and the constants of the others
+        # weigh a loss against squared distances, in units of the pixels.
+        unit_range = (
+            foolbox.attacks.HopSkipJumpAttack,
+            foolbox.attacks.L2CarliniWagnerAttack,
+            foolbox.attacks.EADAttack,
+        )
+
         def attempt(rows: np.ndarray, epsilon: float | None, seed: int) -> np.ndarray:
             extra: dict[str, Any] = {} if self.minimizes else {"epsilon": epsilon}
             kept = np.arange(len(rows))
@@ -226,14 +239,17 @@ class FoolboxMethod:
                 criterion = foolbox.criteria.Misclassification(labels)
             else:
                 criterion = foolbox.criteria.TargetedMisclassification(to_tensor(targets))
-            with attacked.foolbox(hardness) as model, seeded(seed):
+            attack = self.attack
+            if hasattr(attack, "seed"):  # ours; Foolbox's draw from global generators
+                attack = copy.copy(attack)
+                attack.seed = seed
+            with _ONE_AT_A_TIME, attacked.foolbox(hardness) as model, seeded(seed):
                 clean = to_tensor(x[rows[kept]])
-                if isinstance(self.attack, foolbox.attacks.HopSkipJumpAttack):
-                    # It clips to [0, 1] whatever the bounds are.
-                    found = _in_unit_range(self.attack, model, clean, criterion, extra)
+                if isinstance(attack, unit_range) and attacked.value_range != (0.0, 1.0):
+                    found = _in_unit_range(attack, model, clean, criterion, extra)
                 else:
-                    found = self.attack.run(model, clean, criterion, **extra)
-            images[kept] = keras.ops.convert_to_numpy(found)
+                    found = keras.ops.convert_to_numpy(attack.run(model, clean, criterion, **extra))
+            images[kept] = found
             return images
 
         return attempt
@@ -245,21 +261,28 @@ def starting_points(
     """Adversarial images to start decision-based attacks from, and for which rows there is one.
 
     For each image the closest other image of the batch that the model puts in another class
-    (or in the target class); without one, uniform noise.
+    (or in the target class); without one, noise of several kinds.
     """
     predictions = attacked.predictions(x)
     rng = np.random.default_rng(seed)
+    low, high = attacked.value_range
     starts = x[rows].copy()
+    goals = goal.take(rows)
     for place, row in enumerate(rows):
-        one = goal.take(np.full(len(x), row))
-        fit = np.flatnonzero(one.reached(predictions))
+        fit = np.flatnonzero(goal.take(np.full(len(x), row)).reached(predictions))
         if len(fit):
             gaps = np.square(x[fit] - x[row]).reshape(len(fit), -1).sum(axis=1)
             starts[place] = x[fit[gaps.argmin()]]
-        else:
-            starts[place] = rng.uniform(*attacked.value_range, x.shape[1:])
-    kept = np.flatnonzero(goal.take(rows).reached(attacked.predictions(starts)))
-    return starts, kept
+    for level in (0.1, 0.3, 0.5, 0.7, 0.9, *[None] * 5):
+        left = np.flatnonzero(~goals.reached(attacked.predictions(starts)))
+        if not len(left):
+            break
+        if level is None:
+            starts[left] = rng.uniform(low, high, starts[left].shape)
+        else:  # black and white pixels, some of them white
+            white = rng.random(starts[left].shape) < level
+            starts[left] = np.where(white, high, low)
+    return starts, np.flatnonzero(goals.reached(attacked.predictions(starts)))
 
 
 @contextlib.contextmanager
@@ -298,12 +321,19 @@ def seeded(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _in_unit_range(attack: Any, model: Any, x: Any, criterion: Any, extra: dict[str, Any]) -> Any:
+def _in_unit_range(
+    attack: Any, model: Any, x: Any, criterion: Any, extra: dict[str, Any]
+) -> np.ndarray:
+    """Run a minimizing attack on images in [0, 1]; failures become NaN, which never counts."""
     low, high = model.bounds
+    if "starting_points" in extra:
+        extra["starting_points"] = (extra["starting_points"] - low) / (high - low)
     scaled = model.transform_bounds((0.0, 1.0))
-    starts = (extra.pop("starting_points") - low) / (high - low)
-    found = attack.run(scaled, (x - low) / (high - low), criterion, starting_points=starts, **extra)
-    return found * (high - low) + low
+    found = attack.run(scaled, (x - low) / (high - low), criterion, **extra)
+    images = np.array(keras.ops.convert_to_numpy(found))
+    # Foolbox's sign of failure is an image of zeros, which scaling would hide.
+    images[(images == 0).all(axis=tuple(range(1, images.ndim)))] = np.nan
+    return images * np.float32(high - low) + np.float32(low)
 
 
 class _Recipe(NamedTuple):

@@ -29,5 +29,5 @@ def distances_of(x: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def within(distances: np.ndarray, epsilon: float) -> np.ndarray:
-    """Which distances are at most epsilon, but for the rounding of float32 images."""
-    return np.asarray(distances <= epsilon * (1 + 1e-5) + 1e-6)
+    """Which distances are at most epsilon, but for the rounding of float32 distances."""
+    return np.asarray(distances <= epsilon * (1 + 1e-6))

@@ -61,7 +61,7 @@ def html_page(report: RobustnessReport) -> str:
         '<div class="figures">',
         *(
             _figure(plots.robustness_figure(report, [model]), f"{model}; grey: 95 % interval.")
-            for model in report.models
+            for model in report.attacked
         ),
         "</div>",
         "<h2>Each attack</h2>",

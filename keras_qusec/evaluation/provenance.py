@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import keras
@@ -30,18 +30,30 @@ def _digest(*parts: bytes) -> str:
 
 
 def digest_of(model: keras.Model) -> str:
-    """A hash of a model's class, configuration and weights."""
-    try:
-        config = json.dumps(keras.saving.serialize_keras_object(model), sort_keys=True, default=str)
-        config = json.dumps(json.loads(config).get("config"), sort_keys=True)
-    except Exception:  # noqa: BLE001  a model without a configuration still has weights
-        config = ""
+    """A hash of a model's classes, configurations and weights.
+
+    A subclassed model's own configuration may say nothing, so that of every layer counts.
+    """
+    config = [_config_of(layer) for layer in [model, *_layers_of(model)]]
     weights = [np.ascontiguousarray(weight) for weight in model.get_weights()]
     return _digest(
-        type(model).__qualname__.encode(),
-        config.encode(),
+        *(part.encode() for part in config),
         *(f"{w.dtype}{w.shape}".encode() + w.tobytes() for w in weights),
     )
+
+
+def _layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers inside a layer, at any depth."""
+    inside = getattr(layer, "layers", None) or []
+    return [deeper for own in inside for deeper in [own, *_layers_of(own)]]
+
+
+def _config_of(layer: keras.layers.Layer) -> str:
+    name = type(layer).__qualname__
+    try:
+        return name + json.dumps(layer.get_config(), sort_keys=True, default=str)
+    except Exception:  # noqa: BLE001  layers without a configuration still have weights
+        return name
 
 
 def provenance_of(
@@ -77,7 +89,7 @@ def provenance_of(
             "backend": backend,
             "versions": {
                 "keras-qusec": __version__,
-                **{package: metadata.version(package) for package in packages},
+                **{package: importlib.import_module(package).__version__ for package in packages},
             },
         },
         "python": platform.python_version(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Store:
                     Record(*name, *(file[f"{array}_{index}"] for array in _ARRAYS))
                     for index, name in enumerate(names)
                 ]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"Expected finished work in {path}. Received: a damaged file ({error}). Delete "
                 "this file; only its unit is then computed again."

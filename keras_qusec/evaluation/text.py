@@ -35,6 +35,11 @@ def headline(report: RobustnessReport) -> list[Table]:
     for norm, radii in report.epsilons.items():
         rows = []
         for model in report.models:
+            if model not in report.attacked:
+                clean = _percent(report.clean_accuracy(model))
+                rows.append([model, clean, *["-"] * len(radii)])
+                rows.append(["  not attacked", *[""] * (len(radii) + 1)])
+                continue
             cases = [report.worst_case(model, norm, epsilon) for epsilon in radii]
             rows.append(
                 [
@@ -56,6 +61,8 @@ def headline(report: RobustnessReport) -> list[Table]:
 def details(report: RobustnessReport, model: str) -> list[Table]:
     """Each attack on one model: within epsilon, and at any distance."""
     rows = [row for row in report.rows if row.model == model]
+    if not rows:
+        return []
     tables = []
     for norm, radii in report.epsilons.items():
         lines: dict[str, list[Row]] = {}

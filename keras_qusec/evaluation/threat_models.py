@@ -26,8 +26,8 @@ class Record(NamedTuple):
         source: name of the model the examples were made on, or None for the same.
         threat_model: ``"white-box"``, ``"adaptive"`` or ``"black-box"``.
         attack: name of the attack.
-        distances: L0 (pixels), L2 and L-infinity of the adversarial example of each image,
-            ``(n, 3)`` float32; infinite where none was found.
+        distances: L0 (pixels), L2 and L-infinity of the closest adversarial example of each
+            image in that norm, ``(n, 3)`` float32; infinite where none was found.
         gradients: images passed backward at each epsilon tried.
         queries: images passed forward at each epsilon tried.
         seconds: time at each epsilon tried.
@@ -117,7 +117,9 @@ class _Found:
         order = NORMS.index(self.method.norm)
         closer = distances[:, order] < self.distances[rows, order]
         self.images[rows[closer]] = images[closer]
-        self.distances[rows[closer]] = distances[closer]
+        # In each norm the closest: an example that is farther in the attack's own norm may
+        # be the one that lies within an epsilon of another.
+        self.distances[rows] = np.minimum(self.distances[rows], distances)
 
     def record(self, names: tuple[str, str | None, str, str]) -> Record:
         kept = np.flatnonzero(np.isfinite(self.distances[:, 0]))[:KEPT_EXAMPLES]
@@ -220,8 +222,10 @@ def transferred(
                     meters.enter_context(_Meter(found, index, source))
                 candidates = attempt(rows, epsilon, _seed(job.seed, index, turn))
             for found in by_target.values():
-                with _Meter(found, index, found.attacked):
-                    found.offer(rows, candidates, epsilon)
+                own = found.correct[rows]  # some rows are here for another target
+                if own.any():
+                    with _Meter(found, index, found.attacked):
+                        found.offer(rows[own], candidates[own], epsilon)
     return [
         found.record((name, source_name, "black-box", job.attack))
         for name, found in by_target.items()
@@ -283,12 +287,21 @@ def _into_ball(
 ) -> np.ndarray:
     if norm == "linf":
         radius = np.float32(epsilon)
-        return np.clip(np.clip(images, x - radius, x + radius), low, high)
+        images = np.clip(np.clip(images, x - radius, x + radius), low, high)
+        # Rounding of large pixel values may leave the ball; the next float32 is inside.
+        for _ in range(2):
+            outside = np.abs(images.astype("float64") - x) > epsilon
+            images = np.where(outside, np.nextafter(images, x), images)
+        return images
     if norm == "l2":
-        gap = (images - x).astype("float64")
-        length = np.sqrt(np.square(gap).sum(axis=tuple(range(1, x.ndim)), keepdims=True))
-        scale = np.minimum(1.0, epsilon / np.maximum(length, 1e-12))
-        return np.where(scale < 1, x + gap * scale, images).astype("float32")
+        axes = tuple(range(1, x.ndim))
+        for shrink in (1.0, 1 - 1e-6, 1 - 1e-5):  # rounding again
+            gap = images.astype("float64") - x
+            length = np.sqrt(np.square(gap).sum(axis=axes, keepdims=True))
+            scale = np.minimum(1.0, shrink * epsilon / np.maximum(length, 1e-12))
+            inside = (x + gap * scale).astype("float32")
+            images = np.where(length > epsilon, inside, images)
+        return images
     return images  # a pixel count cannot be projected: too many simply does not count
 
 
