@@ -27,7 +27,7 @@ from keras_qusec.evaluation.bridge import (
 )
 from keras_qusec.evaluation.methods import NAMES, methods_of
 from keras_qusec.evaluation.norms import distances_of
-from keras_qusec.evaluation.threat_models import verified
+from keras_qusec.evaluation.threat_models import Batch, Job, _Found, verified
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
@@ -305,6 +305,18 @@ class TestBridge:
         with pytest.raises(ValueError, match="probabilities made in another way"):
             evaluate_robustness(model, IMAGES, np.zeros(24, int))
 
+    def test_what_is_attacked_is_the_model_itself(self):
+        """The mean of two softmax networks: no layer's activation may be left out."""
+        inputs = keras.Input((8, 8, 1))
+        one, two = small_cnn(1, activation="softmax"), small_cnn(2, activation="softmax")
+        mean = keras.Model(inputs, (one(inputs) + two(inputs)) / 2)
+        with pytest.raises(ValueError, match="probabilities made in another way"):
+            evaluate_robustness(mean, IMAGES[:4], np.zeros(4, int))
+        with pytest.raises(ValueError, match="probabilities made in another way"):
+            evaluate_robustness(
+                small_cnn(), IMAGES, np.zeros(24, int), threat_models="black-box", source_model=mean
+            )
+
     def test_saturated_softmax_hides_nothing(self, linear):
         """Logits a thousand times larger: the softmax's gradient is exactly zero."""
         model = keras.Sequential(
@@ -370,6 +382,38 @@ class TestThreatModels:
         assert report.robust_accuracy(threat_model="black-box", source="linear") < 0.1
         assert report.robust_accuracy(threat_model="white-box") > expected + 0.2
         assert report.robust_accuracy() == pytest.approx(expected, abs=0.02)
+
+    def test_a_model_that_nothing_attacked_has_no_figure(self, hard, linear):
+        models = {"hard": hard, "linear": linear}
+        report = evaluate_robustness(
+            models, X, Y, attacks=["fgsm"], epsilons=[0.2], threat_models=["black-box"],
+            source_model={"linear": linear},
+        )  # fmt: skip
+        assert report.attacked == ("hard",)
+        assert "linear was not attacked." in report.notes
+        assert "not attacked" in str(report)
+        assert {row.model for row in report.rows} == {"hard"}
+        with pytest.raises(ValueError, match="not run together"):
+            report.robust_accuracy(model="linear")
+
+    def test_images_wrong_when_clean_have_no_example(self, hard, linear):
+        """Also where a transfer was made for the sake of another model."""
+        report = evaluate_robustness(
+            {"hard": hard, "other": linear}, X, Y, attacks=["fgsm"], epsilons=[0.2],
+            threat_models=["black-box"], source_model=set_random_weights(
+                keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)]), 0
+            ),
+        )  # fmt: skip
+        assert not report.correct["hard"].all()
+        for result in report.results:
+            wrong = ~report.correct[result.model]
+            assert not np.isfinite(result.distances[wrong]).any()
+
+    def test_a_norm_without_an_attack_is_noted(self, linear):
+        report = evaluate_robustness(
+            linear, X, Y, attacks=["fgsm"], epsilons={"linf": [0.1], "l2": [0.1]}
+        )
+        assert "No attack was made in L2" in report.notes[0]
 
     def test_matrix_of_several_models(self, hard, linear):
         models = {"hard": hard, "linear": linear}
@@ -466,6 +510,38 @@ class TestVerification:
         # The failure is zero also where black is not.
         moved = AttackedModel(model, (-1.0, 1.0))
         assert not np.isfinite(verified(moved, x, 0 * x, goal, "l2", None)[1]).any()
+
+    @pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (900.0, 1100.0), (0.0, 1e-4)])
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_rounding_at_large_pixel_values(self, low, high, norm):
+        """What float32 rounds out of the ball is put back, and counts."""
+        model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
+        scale = np.float32(1 / (high - low))
+        x = RNG.uniform(low + 0.7 * (high - low), high * 0.9 + 0.1 * low, (20, FEATURES))
+        x = x.astype("float32")
+        weights = np.stack([np.full(FEATURES, scale), np.zeros(FEATURES)], 1)
+        model.set_weights([weights, np.zeros(2)])
+        attacked = AttackedModel(model, (low, high))
+        epsilon = 4e-4 * (high - low)
+        moved = x - np.float32(epsilon)
+        goal = Goal(1 - predicted(model, x))  # already reached: only the ball matters
+        images, distances = verified(attacked, x, moved, goal, norm, epsilon)
+        assert np.isfinite(distances).all()
+        gap = images.astype("float64") - x
+        size = np.abs(gap).max(1) if norm == "linf" else np.linalg.norm(gap, axis=1)
+        assert (size <= epsilon * (1 + 1e-6)).all()
+        assert (size >= epsilon * 0.7).all()
+
+    def test_the_closest_example_in_each_norm_is_remembered(self, linear):
+        batch = Batch(X[:1], Goal(1 - Y[:1]), {"m": np.array([True])})
+        job = Job("a", methods_of("deepfool")["deepfool"], batch, (None,), None, 0)
+        found = _Found("m", AttackedModel(linear), job)
+        wide = X[:1] + np.float32(0.01)  # far in L2, near in L-infinity
+        narrow = X[:1].copy()
+        narrow[0, 0] += 0.02
+        for candidate in (wide, narrow):
+            found.offer(np.array([0]), candidate, None)
+        np.testing.assert_allclose(found.distances, [[1, 0.02, 0.01]], rtol=1e-4)
 
     def test_an_attack_that_lies(self, linear):
         foolbox = import_foolbox()

@@ -295,7 +295,7 @@ def _into_ball(
         return images
     if norm == "l2":
         axes = tuple(range(1, x.ndim))
-        for shrink in (1.0, 1 - 1e-6, 1 - 1e-5):  # rounding again
+        for shrink in (1.0, 1 - 1e-5, 1 - 1e-4, 1 - 1e-3):  # rounding again
             gap = images.astype("float64") - x
             length = np.sqrt(np.square(gap).sum(axis=axes, keepdims=True))
             scale = np.minimum(1.0, shrink * epsilon / np.maximum(length, 1e-12))
