@@ -12,7 +12,7 @@ from keras import ops
 
 if TYPE_CHECKING:
     from keras_qusec.evaluation.gallery import Example
-    from keras_qusec.evaluation.report import RobustnessReport
+    from keras_qusec.evaluation.report import RobustnessReport, Row
 
 THRESHOLD_COLOUR = "#c0392b"
 CURVE_COLOUR = "#1f4e79"
@@ -195,22 +195,23 @@ def robustness_figure(report: RobustnessReport, models: Sequence[str] | None = N
     styles = {"white-box": ":", "adaptive": "--", "black-box": "-."}
     colours = {attack: f"C{index}" for index, attack in enumerate(report.attacks)}
     named: dict[str, Any] = {}
+    rows = report.rows
     for axis, (model, norm) in zip(axes.flat, panels, strict=False):
         radii = [0.0, *report.epsilons[norm]]
         clean = report.clean_accuracy(model)
-        lines: dict[tuple[str, str, str | None], list[float]] = {}
-        for row in report.rows:
+        lines: dict[str, list[Row]] = {}
+        for row in rows:
             if row.model == model and row.norm == norm and row.epsilon is not None:
-                key = (row.attack, row.threat_model, row.source)
-                lines.setdefault(key, [clean]).append(row.robust_accuracy)
-        for (attack, threat_model, source), values in lines.items():
-            if attack == "worst case":
-                continue
-            label = f"{threat_model} {attack}" + (f" from {source}" if source else "")
+                lines.setdefault(row.label, []).append(row)
+        cases = lines.pop("worst case")
+        for label, line in lines.items():
             (named[label],) = axis.plot(
-                radii, values, styles[threat_model], color=colours[attack], alpha=0.8
+                radii,
+                [clean, *(row.robust_accuracy for row in line)],
+                styles[line[0].threat_model],
+                color=colours[line[0].attack],
+                alpha=0.8,
             )
-        cases = [report.worst_case(model, norm, epsilon) for epsilon in report.epsilons[norm]]
         values = [clean, *(case.robust_accuracy for case in cases)]
         (named["worst case"],) = axis.plot(radii, values, "o-", color="black", linewidth=2)
         axis.fill_between(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from keras_qusec.evaluation.norms import NORMS, SYMBOLS, within
+from keras_qusec.evaluation.norms import NORMS, within
 
 if TYPE_CHECKING:
     import pandas
@@ -97,6 +97,14 @@ class Row(NamedTuple):
     gradients: float
     queries: float
     seconds: float
+
+    @property
+    def label(self) -> str:
+        """Threat model, attack and source in words; of all attacks ``"worst case"``."""
+        if self.attack == "worst case":
+            return self.attack
+        origin = f" from {self.source}" if self.source is not None else ""
+        return f"{self.threat_model} {self.attack}{origin}"
 
 
 class RobustnessReport:
@@ -574,11 +582,6 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     half = z / scale * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     # Rounding may put an end a hair inside the share itself.
     return min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half)))
-
-
-def label_of(norm: str, epsilon: float | None) -> str:
-    """A radius as text, such as ``"L-inf 0.3"``."""
-    return "any distance" if epsilon is None else f"{SYMBOLS[norm]} {epsilon:g}"
 
 
 def _sizes(results: Sequence[Result], broken: np.ndarray, norm: str) -> dict[str, float | None]:

@@ -68,7 +68,7 @@ def details(report: RobustnessReport, model: str) -> list[Table]:
         lines: dict[str, list[Row]] = {}
         for row in rows:
             if row.norm == norm and row.epsilon is not None:
-                lines.setdefault(_label(row), []).append(row)
+                lines.setdefault(row.label, []).append(row)
         cells = [
             [label, *(_percent(row.robust_accuracy) for row in line), *_cost(line[-1])]
             for label, line in lines.items()
@@ -81,7 +81,7 @@ def details(report: RobustnessReport, model: str) -> list[Table]:
         columns = ["attack", "acc.", "L0", "L2", "L-inf", "grads", "queries", "s"]
         cells = [
             [
-                _label(row),
+                row.label,
                 _percent(row.robust_accuracy),
                 *(_size(size) for size in (row.median_l0, row.median_l2, row.median_linf)),
                 *_cost(row),
@@ -186,13 +186,6 @@ def _plain(table: Table) -> str:
             if index == 0:
                 lines.append("-" * size)
     return "\n".join(lines)
-
-
-def _label(row: Row) -> str:
-    if row.attack == "worst case":
-        return "worst case"
-    origin = f" from {row.source}" if row.source is not None else ""
-    return f"{row.threat_model} {row.attack}{origin}"
 
 
 def _percent(share: float) -> str:
