@@ -1,9 +1,9 @@
 """keras-qusec: quantization-based defence against adversarial examples, for Keras."""
 
-from keras_qusec.callbacks import AdversarialTraining, HardnessSchedule
-from keras_qusec.evaluation.evaluate import evaluate_robustness
-from keras_qusec.evaluation.report import RobustnessReport
-from keras_qusec.layers import QuSecQuantization, TrainableQuSecQuantization
+from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
+from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.report import RobustnessReport
+from keras_qusec.training import AdversarialTraining, HardnessSchedule
 from keras_qusec.version import __version__
 
 __all__ = [

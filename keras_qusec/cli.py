@@ -112,25 +112,18 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    try:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError as error:
-        raise ImportError(
-            'The demo needs two extras: pip install "keras-qusec[demo,evaluate]"'
-        ) from error
     from keras_qusec import datasets, demo
+    from keras_qusec.progress import shown
 
     data = datasets.load(options.data)
     _greet()
-    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("starting", total=1.0)
+    with shown(None, "starting") as progress:
         result = demo.run_demo(
             data=data,
             epochs=options.epochs,
             images=options.images,
             steps=options.steps,
-            progress=lambda text, done: bar.update(task, description=text, completed=done),
+            progress=progress,
         )
     print(result.report)
     print(result.text)
@@ -189,22 +182,22 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _writers(options: argparse.Namespace) -> list[tuple[str, Callable[[Any, str], Any]]]:
     """The files asked for and what writes them; the report that can be read again first."""
-    every: list[tuple[str | None, Callable[[Any, str], Any]]] = [
+    writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
         (options.output, lambda report, path: report.save(path)),
         (options.markdown, lambda report, path: Path(path).write_text(report.to_markdown())),
         (options.html, lambda report, path: report.to_html(path)),
         (options.plot, lambda report, path: report.plot(path)),
         (options.gallery, lambda report, path: report.plot_gallery(path)),
     ]
-    return [(path, write) for path, write in every if path]
+    return [(path, write) for path, write in writers if path]
 
 
 def _load_models(paths: Sequence[str]) -> dict[str, Any]:
     """Models by the names of their files, or by their paths where those are the same."""
     import keras
 
-    # The quantizers must be known to Keras before a model with them is loaded.
-    import keras_qusec.layers  # noqa: F401
+    # The defences must be known to Keras before a model with them is loaded.
+    import keras_qusec.defenses  # noqa: F401
 
     stems = [Path(path).stem for path in paths]
     models = {}
@@ -225,7 +218,7 @@ def _greet() -> None:
     """Let backends print what they print when first used, before a progress bar is shown."""
     import keras
 
-    from keras_qusec.evaluation.bridge import import_foolbox
+    from keras_qusec.attacks.foolbox import import_foolbox
 
     import_foolbox()
     keras.ops.zeros(1)

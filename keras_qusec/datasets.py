@@ -10,6 +10,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_qusec.checks import class_labels
+
 
 class Dataset(NamedTuple):
     """Images ``(n, height, width, channels)`` float32 in [0, 1]; labels ``(n,)`` int64."""
@@ -161,9 +163,9 @@ def _dataset(
     return Dataset(
         name,
         _images(x_train, f"x_train of {name}"),
-        _labels(y_train, len(x_train), f"y_train of {name}"),
+        class_labels(y_train, len(x_train), name=f"y_train of {name}"),
         _images(x_test, f"x_test of {name}"),
-        _labels(y_test, len(x_test), f"y_test of {name}"),
+        class_labels(y_test, len(x_test), name=f"y_test of {name}"),
     )
 
 
@@ -186,16 +188,3 @@ def _images(x: np.ndarray, name: str) -> np.ndarray:
             f"Received: values from {x.min():g} to {x.max():g} after scaling by 1/255."
         )
     return x
-
-
-def _labels(y: np.ndarray, count: int, name: str) -> np.ndarray:
-    """Integer labels, one an image."""
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.shape != (count,) or not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(
-            f"Expected {name} as {count} integer class labels. "
-            f"Received: shape {y.shape}, dtype {y.dtype}. "
-            "Turn one-hot labels into integers with y.argmax(axis=1)."
-        )
-    return y.astype("int64")

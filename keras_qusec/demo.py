@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_qusec import datasets
-from keras_qusec.callbacks import AdversarialTraining
-from keras_qusec.evaluation.bridge import import_foolbox
-from keras_qusec.evaluation.evaluate import evaluate_robustness
-from keras_qusec.evaluation.report import RobustnessReport
-from keras_qusec.layers import (
-    QuSecQuantization,
-    TrainableQuSecQuantization,
-    find_quantizers,
-)
+from keras_qusec import datasets, plots
+from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.checks import whole_number
+from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization, find_quantizers
+from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.models import paper_cnn
+from keras_qusec.progress import Progress
+from keras_qusec.report import RobustnessReport
+from keras_qusec.training import AdversarialTraining
 
 EPSILON = 0.3
 EPSILONS = (0.1, 0.2, EPSILON)
 SEED = 0
-
-Progress = Callable[[str, float], None]
 
 
 class Contender(NamedTuple):
@@ -36,7 +31,7 @@ class Contender(NamedTuple):
     training: AdversarialTraining | None = None
 
 
-class Result(NamedTuple):
+class DemoResult(NamedTuple):
     """What the demo measured.
 
     Attributes:
@@ -86,7 +81,7 @@ def run_demo(
     images: int = 200,
     steps: int = 40,
     progress: Progress = lambda text, done: None,
-) -> Result:
+) -> DemoResult:
     """Train the paper's CNN with and without quantizers and attacks, and attack each.
 
     FGSM and PGD, L-infinity, against each model: white-box, adaptive, and transferred from
@@ -100,18 +95,14 @@ def run_demo(
         progress: called with a text and the share done.
 
     Returns:
-        `Result`.
+        `DemoResult`.
 
     Raises:
         ValueError: for numbers below 1.
         ImportError: without the extras "evaluate" and "demo".
     """
     for name, value in {"epochs": epochs, "images": images, "steps": steps}.items():
-        if value < 1:
-            raise ValueError(
-                f"Expected {name} to be 1 or more. Received: {name}={value}. "
-                "Leave it out for the default."
-            )
+        whole_number(value, name, hint="Leave it out for the default.")
     start = time.monotonic()
     import_foolbox()
     data = datasets.mnist5k() if data is None else data
@@ -128,7 +119,7 @@ def run_demo(
         if curve:
             curves[name] = curve
     models = {name: contender.model for name, contender in contestants.items()}
-    found = evaluate_robustness(
+    measured = evaluate_robustness(
         models,
         x,
         y,
@@ -143,7 +134,7 @@ def run_demo(
         f"Training: {epochs} epochs on {len(data.x_train)} images of {data.name}, seed {SEED}; "
         f"{time.monotonic() - start:.0f} s in all."
     )
-    return Result(found, models, curves, x, text)
+    return DemoResult(measured, models, curves, x, text)
 
 
 def _train(
@@ -187,7 +178,7 @@ What they do not mean
   this small training set, this network and these threat models, nothing else."""
 
 
-def save_figure(result: Result, path: str | Path) -> Path:
+def save_figure(result: DemoResult, path: str | Path) -> Path:
     """Draw clean and adversarial images before and behind each quantizer, and its curve.
 
     Args:
@@ -200,15 +191,13 @@ def save_figure(result: Result, path: str | Path) -> Path:
     Raises:
         ImportError: without the extra "evaluate".
     """
-    from keras_qusec import plots
-
     rows = []
     for name in ("constant quantizer", "trainable quantizer"):
         broken = {
             index: image
-            for found in result.report.results
-            if found.model == name
-            for index, image in found.examples.items()
+            for measured in result.report.results
+            if measured.model == name
+            for index, image in measured.examples.items()
         }
         # Without a broken image, the first clean one.
         index = min(broken, default=0)
@@ -217,7 +206,7 @@ def save_figure(result: Result, path: str | Path) -> Path:
     return plots.quantizer_figure(rows, path)
 
 
-def save_curves(result: Result, path: str | Path) -> Path:
+def save_curves(result: DemoResult, path: str | Path) -> Path:
     """Draw the paper's Fig. 5: accuracy under FGSM by epoch of the models trained on FGSM.
 
     Args:
@@ -230,6 +219,4 @@ def save_curves(result: Result, path: str | Path) -> Path:
     Raises:
         ImportError: without the extra "evaluate".
     """
-    from keras_qusec import plots
-
     return plots.epoch_curves(result.curves, "accuracy under FGSM, white-box", path)

@@ -1,5 +1,35 @@
-"""Attacks on Keras models, compiled, for training and for use alone."""
+"""Attacks on Keras models: one file each, one registry, and Foolbox's through an adapter."""
 
-from keras_qusec.attacks.gradient_attacks import BIM, FGSM, PGD, GradientAttack, get
+from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.base import Attack, attack_from
+from keras_qusec.attacks.bim import BIM
+from keras_qusec.attacks.fgsm import FGSM
+from keras_qusec.attacks.goal import REJECTED, Goal
+from keras_qusec.attacks.gradient_attack import Ball, GradientAttack
+from keras_qusec.attacks.jsma import JSMA
+from keras_qusec.attacks.local_search import LocalSearch
+from keras_qusec.attacks.pgd import PGD
+from keras_qusec.attacks.pointwise import Pointwise
+from keras_qusec.attacks.registry import get, names, register, unregister
+from keras_qusec.attacks.single_pixel import SinglePixel
 
-__all__ = ["BIM", "FGSM", "PGD", "GradientAttack", "get"]
+__all__ = [
+    "BIM",
+    "FGSM",
+    "JSMA",
+    "PGD",
+    "REJECTED",
+    "Attack",
+    "AttackedModel",
+    "Ball",
+    "Goal",
+    "GradientAttack",
+    "LocalSearch",
+    "Pointwise",
+    "SinglePixel",
+    "attack_from",
+    "get",
+    "names",
+    "register",
+    "unregister",
+]

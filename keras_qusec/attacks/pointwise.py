@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.attacks.numpy_attack import NumpyAttack, Oracle
+from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.goal import Goal
+from keras_qusec.attacks.starting_points import nearest_other_images
+from keras_qusec.checks import whole_number
+from keras_qusec.norms import column
 
 
-class Pointwise(NumpyAttack):
+class Pointwise(Attack):
     """From noisy adversarial images, put back pixel after pixel while they stay adversarial.
 
     Starts from salt-and-pepper noise, as little as fools the model, or from the closest other
@@ -19,7 +24,6 @@ class Pointwise(NumpyAttack):
     Args:
         noise_levels: shares of the pixels that become noise, tried in rising order.
         draws: noisy images tried at each level.
-        seed: seed of the noise and the orders.
 
     Raises:
         ValueError: for levels outside (0, 1] or draws below 1.
@@ -29,72 +33,77 @@ class Pointwise(NumpyAttack):
 
     Example:
 
-    >>> from keras_qusec.evaluation.bridge import foolbox_model, to_tensor
+    >>> from keras_qusec.attacks import AttackedModel, Goal, Pointwise
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, use_bias=False)])
     >>> model.set_weights([np.array([[1, 0], [0, 2], [0, 0]], "float32")])
-    >>> x, y = to_tensor(np.array([[0.5, 0.1, 0.7]], "float32")), to_tensor(np.array([0]))
-    >>> found = Pointwise().run(foolbox_model(model), x, y)
-    >>> int((keras.ops.convert_to_numpy(found) != keras.ops.convert_to_numpy(x)).sum())
+    >>> x, goal = np.array([[0.5, 0.1, 0.7]], "float32"), Goal(np.array([0]))
+    >>> images = Pointwise().run(AttackedModel(model), x, goal, epsilon=None, seed=0)
+    >>> int((images != x).sum())
     1
     """
+
+    norm, minimizes, uses_gradients, is_random = "l0", True, False, True
+    cost = "a few queries a changed feature"
 
     def __init__(
         self,
         noise_levels: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0),
         draws: int = 5,
-        seed: int = 0,
     ) -> None:
         if not noise_levels or not all(0 < level <= 1 for level in noise_levels):
             raise ValueError(
                 "Expected noise_levels above 0 and at most 1, shares of the pixels. "
                 f"Received: {noise_levels!r}."
             )
-        if draws < 1:
-            raise ValueError(f"Expected draws to be 1 or more. Received: draws={draws!r}.")
         self.noise_levels = tuple(sorted(noise_levels))
-        self.draws = draws
-        self.seed = seed
+        self.draws = whole_number(draws, "draws")
 
-    def search(self, oracle: Oracle, x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-        rng = np.random.default_rng(self.seed)
-        starts, ready = self._starts(oracle, x, bounds, rng)
-        found = x.copy()
+    def run(
+        self,
+        model: AttackedModel,
+        x: np.ndarray,
+        goal: Goal,
+        *,
+        epsilon: float | None,
+        seed: int,
+    ) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        starts, ready = self._starts(model, x, goal, rng)
         rows = np.flatnonzero(ready)
         while len(rows):
-            improved = self._pass(oracle, x, starts, rows, rng)
-            rows = rows[improved]
-        found[ready] = starts[ready]
-        return found
+            rows = rows[self._pass(model, x, goal, starts, rows, rng)]
+        return np.where(column(ready, x), starts, x)
 
     def _starts(
-        self, oracle: Oracle, x: np.ndarray, bounds: tuple[float, float], rng: np.random.Generator
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        everyone = np.arange(len(x))
+        """Adversarial images to begin with, and for which rows there is one."""
         starts = x.copy()
-        logits = oracle.logits(x)
-        ready = oracle.won(logits, everyone)
+        predictions = model.predictions(x)
+        ready = goal.reached(predictions)
         for level in np.repeat(self.noise_levels, self.draws):
             rows = np.flatnonzero(~ready)
             if not len(rows):
                 return starts, ready
             trial = np.where(
-                rng.random(x[rows].shape) < level, rng.choice(bounds, x[rows].shape), x[rows]
+                rng.random(x[rows].shape) < level,
+                rng.choice(model.value_range, x[rows].shape),
+                x[rows],
             ).astype(x.dtype)
-            won = oracle.is_adversarial(trial, rows)
+            won = model.is_adversarial(trial, goal.take(rows))
             starts[rows[won]] = trial[won]
             ready[rows[won]] = True
-        for row in np.flatnonzero(~ready):
-            fit = np.flatnonzero(oracle.won(logits, np.full(len(x), row)))
-            if len(fit):
-                gaps = np.square(x[fit] - x[row]).reshape(len(fit), -1).sum(axis=1)
-                starts[row] = x[fit[gaps.argmin()]]
-                ready[row] = True
+        rows = np.flatnonzero(~ready)
+        others, known = nearest_other_images(x, predictions, goal, rows)
+        starts[rows[known]] = others[known]
+        ready[rows[known]] = True
         return starts, ready
 
     def _pass(
         self,
-        oracle: Oracle,
+        model: AttackedModel,
         x: np.ndarray,
+        goal: Goal,
         images: np.ndarray,
         rows: np.ndarray,
         rng: np.random.Generator,
@@ -104,11 +113,12 @@ class Pointwise(NumpyAttack):
         orders = [rng.permutation(np.flatnonzero(flat[row] != clean[row])) for row in rows]
         improved = np.zeros(len(rows), bool)
         for turn in range(max(map(len, orders))):
-            here = np.flatnonzero([len(order) > turn for order in orders])
-            features = np.array([orders[place][turn] for place in here])
-            trial = flat[rows[here]]
-            trial[np.arange(len(here)), features] = clean[rows[here], features]
-            won = oracle.is_adversarial(trial.reshape(-1, *x.shape[1:]), rows[here])
-            flat[rows[here[won]], features[won]] = clean[rows[here[won]], features[won]]
-            improved[here[won]] = True
+            places = np.flatnonzero([len(order) > turn for order in orders])
+            features = np.array([orders[place][turn] for place in places])
+            trial = flat[rows[places]]
+            trial[np.arange(len(places)), features] = clean[rows[places], features]
+            won = model.is_adversarial(trial.reshape(-1, *x.shape[1:]), goal.take(rows[places]))
+            put_back = rows[places[won]], features[won]
+            flat[put_back] = clean[put_back]
+            improved[places[won]] = True
         return improved

@@ -1,1 +1,1 @@
-"""Attacks on Keras models, with Foolbox."""
+"""An evaluation, from a plan over runs and checks to results."""

@@ -1,23 +1,23 @@
-"""What users give to an evaluation, checked, in the form that the rest wants."""
+"""What users give to an evaluation, checked, in the form that a plan wants."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_qusec.attacks.gradient_attacks import check_inside
-from keras_qusec.evaluation.methods import Method
-from keras_qusec.evaluation.norms import NORMS
-from keras_qusec.evaluation.threat_models import THREAT_MODELS, Rules
-from keras_qusec.quantization import check_hardness, check_images_dtype, check_value_range
+from keras_qusec import checks, norms
+from keras_qusec.attacks import Attack, AttackedModel
+from keras_qusec.classifiers import check_logits, check_logits_reached
+from keras_qusec.evaluation import threat_models
+from keras_qusec.evaluation.threat_models import ThreatModel
+from keras_qusec.quantization import check_hardness
 
-TARGET_RULES = ("next", "random", "second", "least-likely")
+_TARGET_RULES = ("next", "random", "second", "least-likely")
 
 
 def models_of(model: Any, name: str) -> dict[str, keras.Model]:
@@ -46,37 +46,40 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model]:
     return {str(key): value for key, value in models.items()}
 
 
-def rules_of(threat_models: Any, hardnesses: Any, value_range: tuple[float, float]) -> Rules:
-    """Threat models in a fixed order, hardnesses and value range."""
-    listed = [threat_models] if isinstance(threat_models, str) else list(threat_models)
-    unknown = [name for name in listed if name not in THREAT_MODELS]
-    if unknown or not listed or len(set(listed)) < len(listed):
+def threat_models_of(given: Any) -> tuple[ThreatModel, ...]:
+    """Threat models in the order in which they are played."""
+    listed = [given] if isinstance(given, str) else list(given)
+    for name in listed:
+        threat_models.get(name)
+    if not listed or len(set(listed)) < len(listed):
         raise ValueError(
-            f"Expected threat_models to be some of {', '.join(THREAT_MODELS)}, each once. "
-            f"Received: {threat_models!r}."
+            f"Expected threat_models to be some of {', '.join(threat_models.names())}, each "
+            f"once. Received: {given!r}."
         )
-    ordered = tuple(name for name in THREAT_MODELS if name in listed)
-    softer = tuple(check_hardness(value, "surrogate_hardnesses") for value in hardnesses)
-    if "adaptive" in ordered and not softer:
-        raise ValueError(
-            "Expected surrogate_hardnesses for the adaptive threat model. Received: none. "
-            "The default is (3.0, 10.0)."
-        )
-    return Rules(ordered, softer, check_value_range(value_range))
+    return tuple(threat_models.get(name) for name in threat_models.names() if name in listed)
 
 
-def grid_of(epsilons: Any) -> dict[str, tuple[float, ...]]:
+def hardnesses_of(hardnesses: Any) -> tuple[float, ...]:
+    """Hardnesses of the surrogate gradients, at least one."""
+    checked = tuple(check_hardness(value, "surrogate_hardnesses") for value in hardnesses)
+    if not checked:
+        raise ValueError(
+            "Expected surrogate_hardnesses for the surrogate gradients of defences. Received: "
+            "none. The default is (3.0, 10.0)."
+        )
+    return checked
+
+
+def epsilons_of(epsilons: Any) -> dict[str, tuple[float, ...]]:
     """Radii by norm."""
-    grid = dict(epsilons) if isinstance(epsilons, Mapping) else {"linf": epsilons}
-    if not grid:
+    by_norm = dict(epsilons) if isinstance(epsilons, Mapping) else {"linf": epsilons}
+    if not by_norm:
         raise ValueError('Expected epsilons of at least one norm. Example: {"linf": [0.1, 0.3]}.')
     checked = {}
-    for norm, values in grid.items():
-        if norm not in NORMS:
-            raise ValueError(f"Expected epsilons by norm, one of {NORMS}. Received: {norm!r}.")
-        radii = [values] if isinstance(values, numbers.Real) else list(values)
-        real = all(isinstance(value, numbers.Real) for value in radii)
-        rising = [0.0, *map(float, radii)] if real else []
+    for norm, values in by_norm.items():
+        norms.get(norm)
+        radii = [values] if checks.is_number(values) else list(values)
+        rising = [0.0, *map(float, radii)] if all(map(checks.is_number, radii)) else []
         if len(rising) < 2 or not all(a < b < math.inf for a, b in itertools.pairwise(rising)):
             raise ValueError(
                 "Expected epsilons above 0 in rising order, each once. "
@@ -87,40 +90,47 @@ def grid_of(epsilons: Any) -> dict[str, tuple[float, ...]]:
 
 
 def radii_of(
-    name: str, method: Method, grid: Mapping[str, tuple[float, ...]], x: Any, rules: Rules
+    name: str,
+    attack: Attack,
+    epsilons: Mapping[str, tuple[float, ...]],
+    image_shape: tuple[int, ...],
+    value_range: tuple[float, float],
 ) -> tuple[float | None, ...]:
     """The radii at which an attack is run; None for as close as can be."""
-    if method.minimizes:
+    norm = norms.get(attack.norm)
+    if attack.minimizes:
         return (None,)
-    if method.norm in grid:
-        return grid[method.norm]
-    if method.ladder:
-        low, high = rules.value_range
-        largest = (high - low) * math.sqrt(math.prod(np.shape(x)[1:]))
-        return tuple(share * largest for share in method.ladder)
+    if attack.norm in epsilons:
+        return epsilons[attack.norm]
+    if attack.trial_radii:
+        largest = norm.largest(image_shape, value_range)
+        return tuple(share * largest for share in attack.trial_radii)
     raise ValueError(
-        f"Expected epsilons for the norm {method.norm!r} of the attack {name!r}. Received: "
-        f"epsilons for {', '.join(grid)}. Example: "
-        f"epsilons={{{', '.join(f'{k!r}: {list(v)}' for k, v in grid.items())}, "
-        f"{method.norm!r}: [0.5, 1.0, 2.0]}}"
+        f"Expected epsilons for the norm {attack.norm!r} of the attack {name!r}. Received: "
+        f"epsilons for {', '.join(epsilons)}. Example: "
+        f"epsilons={{{', '.join(f'{k!r}: {list(v)}' for k, v in epsilons.items())}, "
+        f"{attack.norm!r}: [0.5, 1.0, 2.0]}}"
     )
 
 
 def check_sources(
-    rules: Rules, methods: Mapping[str, Method], sources: Mapping[str, keras.Model]
+    threats: tuple[ThreatModel, ...],
+    attacks: Mapping[str, Attack],
+    sources: Mapping[str, keras.Model],
 ) -> None:
     """Raise a ValueError for a black box without a source, or a source without a black box."""
-    with_gradients = [name for name, method in methods.items() if method.uses_gradients]
-    if "black-box" in rules.threat_models and with_gradients and not sources:
+    with_gradients = [name for name, attack in attacks.items() if attack.uses_gradients]
+    transferring = [threat.name for threat in threats if threat.uses_source]
+    if transferring and with_gradients and not sources:
         raise ValueError(
-            f"Expected source_model for the black-box threat model: {with_gradients[0]!r} needs "
-            "a model to make examples on. Received: none. Give an undefended model of the same "
-            "task, or leave out that attack."
+            f"Expected source_model for the {transferring[0]} threat model: "
+            f"{with_gradients[0]!r} needs a model to make examples on. Received: none. Give an "
+            "undefended model of the same task, or leave out that attack."
         )
-    if sources and "black-box" not in rules.threat_models:
+    if sources and not transferring:
         raise ValueError(
             'Expected "black-box" among threat_models, since a source_model is given. Received: '
-            f"{rules.threat_models}. Add it, or leave source_model out."
+            f"{tuple(threat.name for threat in threats)}. Add it, or leave source_model out."
         )
 
 
@@ -139,53 +149,54 @@ def images_of(
             "Expected channels last, as L0 counts pixels. Received: Keras set to channels_first. "
             'Use keras.config.set_image_data_format("channels_last").'
         )
-    check_images_dtype(x)
+    checks.float_images(x)
     x = np.ascontiguousarray(x, dtype="float32")
     if not np.isfinite(x).all():
         raise ValueError(
             f"Expected finite images. Received: {int((~np.isfinite(x)).sum())} values that are "
             "NaN or infinite. Clean the data first."
         )
-    check_inside(x, value_range)
+    checks.images_inside(x, value_range)
     for name, model in models.items():
-        wanted = getattr(model, "input_shape", None)
-        if not isinstance(wanted, tuple) or len(wanted) == 0 or isinstance(wanted[0], tuple):
-            continue
-        same = len(wanted) == x.ndim and all(
-            w is None or w == h for w, h in zip(wanted[1:], x.shape[1:], strict=True)
-        )
-        if not same:
-            raise ValueError(
-                f"Expected images of shape {wanted} for the model {name!r}. Received: {x.shape}. "
-                "Greyscale images need a channel axis: x[..., None]."
-            )
+        check_shape(x, model, name)
     return x
 
 
-def labels_of(y: Any, x: np.ndarray, classes: int) -> np.ndarray:
-    """Classes ``(n,)`` int64, also from a column or one-hot rows."""
-    y = np.asarray(y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim == 2 and y.shape[1] == classes and ((y == 0) | (y == 1)).all():
-        if (y.sum(axis=1) != 1).any():
-            raise ValueError("Expected one-hot labels with a single one in each row.")
-        y = y.argmax(axis=1)
-    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer):
+def check_shape(x: np.ndarray, model: keras.Model, name: str) -> None:
+    """Raise a ValueError for images that do not fit a model, where its input shape is known."""
+    wanted = getattr(model, "input_shape", None)
+    if not isinstance(wanted, tuple) or len(wanted) == 0 or isinstance(wanted[0], tuple):
+        return
+    same = len(wanted) == x.ndim and all(
+        w is None or w == h for w, h in zip(wanted[1:], x.shape[1:], strict=True)
+    )
+    if not same:
         raise ValueError(
-            f"Expected {len(x)} labels as integers (n,) or one-hot (n, {classes}). Received: "
-            f"shape {y.shape}, dtype {y.dtype}."
+            f"Expected images of shape {wanted} for the model {name!r}. Received: {x.shape}. "
+            "Greyscale images need a channel axis: x[..., None]."
         )
-    _check_range(y, classes, "labels")
-    return y.astype("int64")
 
 
-def _check_range(y: np.ndarray, classes: int, name: str) -> None:
-    if y.min() < 0 or y.max() >= classes:
-        raise ValueError(
-            f"Expected {name} from 0 to {classes - 1}, since the model has {classes} outputs. "
-            f"Received: {y.min()} to {y.max()}."
-        )
+def clean_logits(model: AttackedModel, x: np.ndarray, batch_size: int, name: str) -> np.ndarray:
+    """Logits on clean images ``(n, classes)``; a ValueError for a model without usable ones."""
+    parts = [model.logits(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+    check_logits(parts[0], name)
+    logits = np.concatenate(parts)
+    check_logits(logits, name)
+    noise = np.random.default_rng(0).uniform(*model.value_range, (8, *x.shape[1:]))
+    probe = np.concatenate([x[:8], noise.astype("float32")])
+    check_logits_reached(model.logits(probe), model.outputs(probe), name)
+    return logits
+
+
+def check_same_classes(logits: Mapping[str, np.ndarray], other: np.ndarray, name: str) -> None:
+    """Raise a ValueError if a source has another number of classes than an attacked model."""
+    for model, own in logits.items():
+        if own.shape[1] != other.shape[1]:
+            raise ValueError(
+                f"Expected models of the same classes. Received: {name!r} with "
+                f"{other.shape[1]} and {model!r} with {own.shape[1]}."
+            )
 
 
 def targets_of(
@@ -194,57 +205,34 @@ def targets_of(
     """Target classes ``(n,)`` int64, or None."""
     if targets is None:
         return None
-    classes = logits.shape[1]
-    rows = np.arange(len(labels))
     if isinstance(targets, str):
-        wrong = logits.astype("float64")
-        if targets == "next":
-            return (labels + 1) % classes
-        if targets == "random":
-            shift = np.random.default_rng(seed).integers(1, classes, len(labels))
-            return (labels + shift) % classes
-        if targets == "second":
-            wrong[rows, labels] = -np.inf
-            return wrong.argmax(axis=1)
-        if targets == "least-likely":
-            wrong[rows, labels] = np.inf
-            return wrong.argmin(axis=1)
-        raise ValueError(
-            f"Expected targets to be one of {', '.join(TARGET_RULES)}, or an array of classes. "
-            f"Received: {targets!r}."
-        )
+        return _targets_by_rule(targets, labels, logits, seed)
     targets = np.asarray(targets)
     if targets.shape != labels.shape or not np.issubdtype(targets.dtype, np.integer):
         raise ValueError(
             f"Expected {len(labels)} target classes as integers. Received: shape "
             f"{targets.shape}, dtype {targets.dtype}."
         )
-    _check_range(targets, classes, "targets")
+    targets = checks.class_labels(targets, len(labels), classes=logits.shape[1], name="targets")
     if (targets == labels).any():
         raise ValueError(
             "Expected targets that differ from the labels. Received: "
             f"{int((targets == labels).sum())} that are the label itself."
         )
-    return targets.astype("int64")
+    return targets
 
 
-def whole_numbers(**values: Any) -> dict[str, int]:
-    """Whole numbers from 1 up; a seed from 0 up."""
-    for name, value in values.items():
-        least = 0 if name == "seed" else 1
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(
-                f"Expected {name} to be a whole number from {least} up. Received: {value!r}."
-            )
-    return {name: int(value) for name, value in values.items()}
-
-
-def check_same_classes(logits: np.ndarray, others: Mapping[str, np.ndarray], name: str) -> None:
-    """Raise a ValueError if a source has another number of classes than the models."""
-    for other, found in others.items():
-        if found.shape[1] != logits.shape[1]:
-            raise ValueError(
-                f"Expected models of the same classes. Received: {name!r} with "
-                f"{logits.shape[1]} and {other!r} with {found.shape[1]}."
-            )
+def _targets_by_rule(rule: str, labels: np.ndarray, logits: np.ndarray, seed: int) -> np.ndarray:
+    checks.one_of(rule, "targets", _TARGET_RULES, hint="An array of classes is possible too.")
+    classes, rows = logits.shape[1], np.arange(len(labels))
+    wrong = logits.astype("float64")
+    if rule == "next":
+        return (labels + 1) % classes
+    if rule == "random":
+        shift = np.random.default_rng(seed).integers(1, classes, len(labels))
+        return (labels + shift) % classes
+    if rule == "second":
+        wrong[rows, labels] = -np.inf
+        return wrong.argmax(axis=1)
+    wrong[rows, labels] = np.inf
+    return wrong.argmin(axis=1)

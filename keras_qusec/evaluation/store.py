@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.evaluation.threat_models import Record
+from keras_qusec.evaluation.results import Result
 
-_NAMES = ("model", "source", "threat_model", "attack")
-_ARRAYS = tuple(name for name in Record._fields if name not in _NAMES)
+_NAMES = ("model", "source", "threat_model", "attack", "radii")
+_COSTS = ("gradients", "queries", "seconds")
 
 
 class Store:
     """A folder with one file for each finished unit of work, and what they belong to.
 
-    Files are written under another name and then renamed, so that a file is whole or absent.
+    Files are written under another name and then renamed, so that a file is complete or absent.
 
     Args:
         folder: made if missing.
@@ -34,24 +34,24 @@ class Store:
 
     def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        about = self.folder / "run.json"
+        description = self.folder / "run.json"
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
                 f"Expected resume_dir to be a folder. Received: the file {self.folder}."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        if about.exists():
-            _check_same(about, identity)
+        if description.exists():
+            _check_same(description, identity)
         elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise ValueError(
                 f"Expected resume_dir to be empty or of an earlier run. Received: {self.folder}, "
                 "which has other files. Give a new folder."
             )
         else:
-            _replace(about, json.dumps(identity, indent=1, sort_keys=True).encode())
+            _replace(description, json.dumps(identity, indent=1, sort_keys=True).encode())
 
-    def load(self, key: str) -> list[Record] | None:
-        """The records of a finished unit, or None.
+    def load(self, key: str) -> list[Result] | None:
+        """The results of a finished unit, or None.
 
         Raises:
             ValueError: for a damaged file.
@@ -61,49 +61,69 @@ class Store:
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
-                names = json.loads(str(file["names"]))
-                return [
-                    Record(*name, *(file[f"{array}_{index}"] for array in _ARRAYS))
-                    for index, name in enumerate(names)
-                ]
+                return [_read(file, *entry) for entry in enumerate(json.loads(str(file["names"])))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"Expected finished work in {path}. Received: a damaged file ({error}). Delete "
                 "this file; only its unit is then computed again."
             ) from error
 
-    def save(self, key: str, records: list[Record]) -> None:
+    def save(self, key: str, results: list[Result]) -> None:
         """Write a finished unit."""
-        arrays = {
-            f"{array}_{index}": getattr(record, array)
-            for index, record in enumerate(records)
-            for array in _ARRAYS
-        }
-        names = json.dumps([[getattr(record, name) for name in _NAMES] for record in records])
+        arrays: dict[str, np.ndarray] = {}
+        for index, result in enumerate(results):
+            arrays |= {f"{name}_{index}": getattr(result, name) for name in _COSTS}
+            arrays |= {f"distance_{index}_{n}": d for n, d in result.distances.items()}
+            arrays |= {f"example_{index}_{n}": image for n, image in result.examples.items()}
+        names = json.dumps([[getattr(result, name) for name in _NAMES] for result in results])
         temporary = self.folder / f".{key}.npz"
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, names=np.array(names), **arrays)
+            contents: dict[str, Any] = {"names": np.array(names), **arrays}
+            np.savez_compressed(file, **contents)
         os.replace(temporary, self.folder / f"{key}.npz")
 
 
-def _check_same(about: Path, identity: Mapping[str, Any]) -> None:
+def _read(file: Any, index: int, names: list[Any]) -> Result:
+    """A result from the arrays of a file and its names."""
+    model, source, threat_model, attack, radii = names
+
+    def group(kind: str) -> dict[str, np.ndarray]:
+        start = f"{kind}_{index}_"
+        return {name[len(start) :]: file[name] for name in file.files if name.startswith(start)}
+
+    return Result(
+        model=model,
+        source=source,
+        threat_model=threat_model,
+        attack=attack,
+        radii=tuple(radii),
+        distances=group("distance"),
+        gradients=file[f"gradients_{index}"],
+        queries=file[f"queries_{index}"],
+        seconds=file[f"seconds_{index}"],
+        examples={int(number): image for number, image in group("example").items()},
+    )
+
+
+def _check_same(description: Path, identity: Mapping[str, Any]) -> None:
     try:
-        earlier = json.loads(about.read_text())
+        earlier = json.loads(description.read_text())
         if not isinstance(earlier, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"Expected {about} to describe an earlier run. Received: an unreadable file "
+            f"Expected {description} to describe an earlier run. Received: an unreadable file "
             f"({error}). Give a new folder as resume_dir."
         ) from error
-    here = json.loads(json.dumps(identity))
-    different = sorted(name for name in {*earlier, *here} if earlier.get(name) != here.get(name))
+    new = json.loads(json.dumps(identity))
+    different = sorted(name for name in {*earlier, *new} if earlier.get(name) != new.get(name))
     if different:
         first = different[0]
         raise ValueError(
-            f"Expected resume_dir to be of the same evaluation. Received: {about.parent}, which "
-            f"differs in {', '.join(different)} ({first}: {earlier.get(first)!r} there, "
-            f"{here.get(first)!r} here). Give a new folder, or the settings of the earlier run."
+            "Expected resume_dir to be of the same evaluation. Received: "
+            f"{description.parent}, which differs in {', '.join(different)} ({first}: "
+            f"{earlier.get(first)!r} then, {new.get(first)!r} now). Give a new folder, or the "
+            "settings of the earlier run."
         )
 
 

@@ -1,8 +1,7 @@
-"""Keras callbacks: what happens to a quantizer, or to the images, during `fit`."""
+"""AdversarialTraining: adversarial examples for each batch, inside the training step of `fit`."""
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,135 +10,25 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec import attacks
-from keras_qusec.adversarial_step import (
+from keras_qusec import attacks, checks
+from keras_qusec.attacks import AttackedModel, GradientAttack
+from keras_qusec.backends import backend
+from keras_qusec.classifiers import outputs_probabilities
+from keras_qusec.defenses import find_defenses
+from keras_qusec.quantization import check_hardness
+from keras_qusec.training.step import (
     LARGEST_GRADIENT,
     OUTSIDE_RANGE,
     REPORTED,
     AdversarialFunction,
+    StepSettings,
     micro_steps,
 )
-from keras_qusec.attacks import GradientAttack
-from keras_qusec.attacks.gradient_attacks import outputs_probabilities
-from keras_qusec.layers import find_quantizers, gradient_hardness
-from keras_qusec.quantization import check_hardness
 
 Tensor = Any
 
-
-class HardnessSchedule(keras.callbacks.Callback):
-    """Raise the hardness z of every quantizer in a model while it trains.
-
-    A small z lets thresholds and images receive gradients; a large z quantizes. The paper
-    trains thresholds with z from 5 to 40 and uses 50 for constant thresholds; this
-    callback goes from one to the other. Compiled training steps are not traced again:
-    the hardness is a weight of the layer.
-
-    The hardness reached stays after `fit`, is saved with the model, and is logged after
-    each epoch as ``hardness``.
-
-    Args:
-        start: hardness at the beginning, above 0.
-        end: hardness at the end, above 0.
-        schedule: ``"linear"``, ``"geometric"`` (a constant factor from epoch to epoch), or
-            a function of the progress p in [0, 1] that returns the hardness; `start` and
-            `end` are not used with a function.
-        epochs: epochs until `end` is reached; default all epochs of `fit`.
-        update: ``"epoch"`` sets the hardness at the start of each epoch; ``"batch"`` before
-            each batch, which costs JAX a synchronisation per batch.
-
-    Raises:
-        ValueError: for unusable arguments, and in `fit` for a model without quantizers,
-            or if a function returns something that is no hardness.
-
-    Source: "Effect of z", Section IV.A and Eq. 9.
-
-    Example:
-    >>> from keras_qusec import HardnessSchedule, TrainableQuSecQuantization
-    >>> model = keras.Sequential([TrainableQuSecQuantization(), keras.layers.Dense(2)])
-    >>> model.compile("sgd", "mse")
-    >>> x, y = np.random.rand(8, 4).astype("float32"), np.zeros((8, 2), "float32")
-    >>> history = model.fit(x, y, epochs=3, verbose=0, callbacks=[HardnessSchedule(5, 25)])
-    >>> history.history["hardness"]
-    [5.0, 15.0, 25.0]
-    """
-
-    def __init__(
-        self,
-        start: float = 5.0,
-        end: float = 50.0,
-        *,
-        schedule: str | Callable[[float], float] = "linear",
-        epochs: int | None = None,
-        update: str = "epoch",
-    ) -> None:
-        super().__init__()
-        self.start = check_hardness(start, "start")
-        self.end = check_hardness(end, "end")
-        if not callable(schedule) and schedule not in ("linear", "geometric"):
-            raise ValueError(
-                'Expected schedule to be "linear", "geometric" or a function of the '
-                f"progress from 0 to 1. Received: schedule={schedule!r}. Example: "
-                "schedule=lambda p: 5 + 45 * p**2"
-            )
-        if update not in ("epoch", "batch"):
-            raise ValueError(
-                'Expected update to be "epoch" or "batch". '
-                f'Received: update={update!r}. Use "epoch" unless epochs are very few.'
-            )
-        if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
-            raise ValueError(
-                "Expected epochs to be a whole number from 1 up, or None for all epochs "
-                f"of fit. Received: epochs={epochs!r}."
-            )
-        self.schedule = schedule
-        self.epochs = epochs
-        self.update = update
-        self._epoch = 0
-        self._quantizers: list[Any] = []
-
-    def hardness_at(self, progress: float) -> float:
-        """The hardness at a progress from 0 (first epoch) to 1 (last epoch)."""
-        if callable(self.schedule):
-            return check_hardness(self.schedule(progress), "the schedule's hardness")
-        if self.schedule == "geometric":
-            return float(self.start * (self.end / self.start) ** progress)
-        return self.start + (self.end - self.start) * progress
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._quantizers = find_quantizers(self.model)
-        if not self._quantizers:
-            raise ValueError(
-                "Expected a model with a QuSecQuantization or TrainableQuSecQuantization "
-                f"layer. Received: {self.model.name} without one. Add a quantizer, or "
-                "remove HardnessSchedule from the callbacks."
-            )
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._epoch = epoch
-        self._set(float(epoch))
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        steps = self.params.get("steps")
-        # A data set of unknown length gives no progress inside its first epoch.
-        if self.update == "batch" and steps:
-            self._set(self._epoch + batch / steps)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if logs is not None:
-            logs["hardness"] = self._quantizers[0].hardness
-
-    def _set(self, epoch: float) -> None:
-        if keras.backend.backend() == "jax":
-            # Variables are stale copies while a JAX epoch runs; this brings them back.
-            self.model.jax_state_sync()
-        last = max((self.epochs or self.params["epochs"]) - 1, 1)
-        hardness = self.hardness_at(min(epoch / last, 1.0))
-        for quantizer in self._quantizers:
-            quantizer.hardness = hardness
-
-
-# --- Adversarial training ---------------------------------------------------------------
+# Training runs the attack at every step and cannot afford the many steps of an evaluation.
+_TRAINING_SETTINGS: dict[str, dict[str, Any]] = {"pgd": {"steps": 10}, "pgd-l2": {"steps": 10}}
 
 
 class AdversarialTraining(keras.callbacks.Callback):
@@ -160,7 +49,8 @@ class AdversarialTraining(keras.callbacks.Callback):
     ``epsilon``. Losses of parts include regularization, as Keras' own do.
 
     Args:
-        attack: ``"fgsm"``, ``"bim"``, ``"pgd"``, or an object of `keras_qusec.attacks`.
+        attack: ``"fgsm"``, ``"bim"``, ``"pgd"`` (here of 10 steps), the name of another attack
+            that follows gradients in a ball, or an object of `keras_qusec.attacks`.
         ratio: share of each batch that is replaced by adversarial examples, in (0, 1]; 1 is
             Madry's training, 0.5 a mixture as Goodfellow's. The first rows of a batch are
             replaced, so the data must be shuffled, as `fit` does with arrays.
@@ -173,8 +63,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         epsilon_schedule: function of the epoch, a float tensor such as 2.5 in the middle of
             the third, written in `keras.ops`, that returns a factor for epsilon and the step
             size. Applied beside warm-up and ramp.
-        gradient_hardness: hardness of the gradient that the attack gets from each quantizer;
-            None means its own. A small value trains against the adaptive attacker (BPDA).
+        gradient_hardness: hardness of the surrogate gradient that the attack gets from each
+            defence, such as a quantizer; None means its own gradient. A small value trains
+            against the adaptive attacker (BPDA).
         validation_data: ``(x, y)`` on which ``val_adversarial_accuracy`` is measured after
             each epoch. Put this callback before `ModelCheckpoint` or `EarlyStopping` that
             watch it.
@@ -222,12 +113,10 @@ class AdversarialTraining(keras.callbacks.Callback):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.attack = attacks.get(attack, **settings)
-        self.ratio = _check_between(ratio, "ratio", 0, 1, "Use 1 to train on all images attacked.")
-        if objective not in ("loss", "trades"):
-            raise ValueError(
-                f'Expected objective to be "loss" or "trades". Received: objective={objective!r}.'
-            )
+        self.attack = _training_attack(attack, settings)
+        hint = "Use 1 to train on all images attacked."
+        self.ratio = checks.number(ratio, "ratio", above=0, most=1, hint=hint)
+        checks.one_of(objective, "objective", ("loss", "trades"))
         if objective == "trades" and self.ratio != 1:
             raise ValueError(
                 'Expected ratio=1 with objective="trades", which uses every image clean and '
@@ -239,20 +128,14 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"labels. Received: {self.attack!r}."
             )
         self.objective = objective
-        self.beta = _check_between(beta, "beta", 0, np.inf, "Zhang et al. use 1 to 6.")
-        for name, value in {"warmup_epochs": warmup_epochs, "ramp_epochs": ramp_epochs}.items():
-            if not isinstance(value, numbers.Real) or not 0 <= value < np.inf:
-                raise ValueError(
-                    f"Expected {name} to be a number of epochs, 0 or more. "
-                    f"Received: {name}={value!r}."
-                )
+        self.beta = checks.number(beta, "beta", above=0, hint="Zhang et al. use 1 to 6.")
+        self.warmup_epochs = checks.number(warmup_epochs, "warmup_epochs", least=0)
+        self.ramp_epochs = checks.number(ramp_epochs, "ramp_epochs", least=0)
         if epsilon_schedule is not None and not callable(epsilon_schedule):
             raise ValueError(
                 "Expected epsilon_schedule to be a function of the epoch. Received: "
                 f"{epsilon_schedule!r}. Example: lambda epoch: keras.ops.minimum(epoch / 5, 1)"
             )
-        self.warmup_epochs = float(warmup_epochs)
-        self.ramp_epochs = float(ramp_epochs)
         self.epsilon_schedule = epsilon_schedule
         self.gradient_hardness = (
             None
@@ -262,7 +145,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         self.validation_data = validation_data
         self.validation_attack = validation_attack or self.attack
         self.attacked_input = attacked_input
-        self.seed = int(seed)
+        self.seed = checks.whole_number(seed, "seed", least=0)
+        self._validated: AttackedModel | None = None
         self._function: AdversarialFunction | None = None
         self._batches: dict[int, dict[str, float]] = {}
         self._iterations_offset = 0.0
@@ -275,7 +159,17 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._check_model()
         self._offset_known = False
         self._warned = False
-        self._function = AdversarialFunction(self, self.model)
+        settings = StepSettings(
+            attack=self.attack,
+            ratio=self.ratio,
+            objective=self.objective,
+            beta=self.beta,
+            epsilon_factor=self.epsilon_factor,
+            gradient_hardness=self.gradient_hardness,
+            attacked_input=self.attacked_input,
+            seed=self.seed,
+        )
+        self._function = AdversarialFunction(settings, self.model, self.params)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._batches = {}
@@ -326,6 +220,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         After an exception or Ctrl-C the model may still hold the compiled adversarial step, but
         recognises at its next `fit` that it is stale. Calling this frees it at once.
         """
+        self._validated = None
         if self._function is not None:
             self._function.remove()
             self._function = None
@@ -334,11 +229,7 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def _check_model(self) -> None:
         model = self.model
-        if keras.backend.backend() == "jax" and keras.config.is_nnx_enabled():
-            raise ValueError(
-                "Expected Keras on JAX without NNX, whose training step cannot be replaced. "
-                "Received: NNX mode. Unset KERAS_NNX_ENABLED."
-            )
+        backend().check_training()
         own_loss = type(model).compute_loss is not keras.Model.compute_loss
         if getattr(model, "loss", None) is None and not own_loss:
             raise ValueError(
@@ -346,7 +237,7 @@ class AdversarialTraining(keras.callbacks.Callback):
                 f"{model.name} without one. Pass loss=... to model.compile."
             )
         current = model.train_function
-        if isinstance(current, AdversarialFunction) and current.callback.params is self.params:
+        if isinstance(current, AdversarialFunction) and current.fit is self.params:
             raise ValueError(
                 "Expected one AdversarialTraining callback. Received: two in one fit. "
                 "Put the attacks you want into separate calls of fit."
@@ -372,9 +263,9 @@ class AdversarialTraining(keras.callbacks.Callback):
             return
         self._warned = True
         causes = []
-        if find_quantizers(self.model):
+        if find_defenses(self.model):
             causes.append(
-                "a quantizer passes no gradient on at this hardness: pass gradient_hardness=5"
+                "a defence such as a hard quantizer passes no gradient on: pass gradient_hardness=5"
             )
         if outputs_probabilities(self.model):
             causes.append(
@@ -392,12 +283,14 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def _validate(self) -> float:
         x, y = self.validation_data  # type: ignore[misc]
-        with gradient_hardness(find_quantizers(self.model), self.gradient_hardness):
-            adversarial = self.validation_attack(self.model, x, y, seed=self.seed)
+        if self._validated is None:  # compiled once a fit
+            attacked = AttackedModel(self.model, self.validation_attack.value_range)
+            hardness = self.gradient_hardness
+            softer = [] if hardness is None else attacked.with_surrogates([hardness])
+            self._validated = [*softer, attacked][0]
+        adversarial = self.validation_attack(self._validated, x, y, seed=self.seed)
         outputs = self.model.predict(adversarial, verbose=0)
-        y = np.asarray(y)
-        labels = y.reshape(len(y), -1)
-        labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
+        labels = checks.class_labels(y, len(adversarial))
         return float((outputs.argmax(axis=-1) == labels).mean())
 
     def epsilon_factor(self, steps_done: Tensor) -> Any:
@@ -414,11 +307,20 @@ class AdversarialTraining(keras.callbacks.Callback):
         return factor
 
 
-def _check_between(value: Any, name: str, low: float, high: float, hint: str) -> float:
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not low < value <= high:
+def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:
+    """The attack of a training step: in a ball with an epsilon, along gradients."""
+    if isinstance(attack, str):
+        settings = {**_TRAINING_SETTINGS.get(attack.lower(), {}), **settings}
+    made = attacks.get(attack, **settings)
+    if not isinstance(made, GradientAttack):
         raise ValueError(
-            f"Expected {name} to be a number above {low} and at most {high}. "
-            f"Received: {name}={value!r}. {hint}"
+            "Expected an attack that follows gradients inside a ball, for it is compiled into "
+            f"the training step: one of 'fgsm', 'bim', 'pgd', or an object of a subclass of "
+            f"keras_qusec.attacks.GradientAttack. Received: {attack!r}."
         )
-    return float(value)
+    if made.epsilon is None:
+        raise ValueError(
+            f"Expected epsilon for the attack {attack!r}. Received: none. "
+            'Example: AdversarialTraining("pgd", epsilon=0.3)'
+        )
+    return made

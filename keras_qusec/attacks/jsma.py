@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from keras import ops
 
-from keras_qusec.attacks.numpy_attack import NumpyAttack, Oracle, thinned
+from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.goal import Goal
+from keras_qusec.checks import number, whole_number
+from keras_qusec.norms import column
 
 
 class _Paths(NamedTuple):
@@ -16,7 +21,7 @@ class _Paths(NamedTuple):
     arrived: np.ndarray
 
 
-class JSMA(NumpyAttack):
+class JSMA(Attack):
     """Change the two features that raise the target's probability most, again and again.
 
     On softmax probabilities the saliency map of a pair of features is largest for the two
@@ -33,7 +38,7 @@ class JSMA(NumpyAttack):
             fewest changed features; None for all.
 
     The paper's settings, CleverHans v2's: ``JSMA(theta=1.0, gamma=0.1, decrease=False,
-    targets=1)``. Run with Foolbox; images of any shape, channels count as features.
+    targets=1)``. Images of any shape; channels count as features.
 
     Raises:
         ValueError: for settings out of their range.
@@ -42,14 +47,16 @@ class JSMA(NumpyAttack):
 
     Example:
 
-    >>> from keras_qusec.evaluation.bridge import foolbox_model, to_tensor
+    >>> from keras_qusec.attacks import JSMA, AttackedModel, Goal
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, use_bias=False)])
     >>> model.set_weights([np.array([[0, 1], [0, 3], [0, 2], [1.5, 0]], "float32")])
-    >>> x, y = to_tensor(np.array([[0, 0, 0, 1]], "float32")), to_tensor(np.array([0]))
-    >>> found = JSMA(decrease=False).run(foolbox_model(model), x, y)
-    >>> keras.ops.convert_to_numpy(found).tolist()
+    >>> x, goal = np.array([[0, 0, 0, 1]], "float32"), Goal(np.array([0]))
+    >>> JSMA(decrease=False).run(AttackedModel(model), x, goal, epsilon=None, seed=0).tolist()
     [[0.0, 1.0, 1.0, 1.0]]
     """
+
+    norm, minimizes = "l0", True
+    cost = "a gradient for each two features changed, for each target"
 
     def __init__(
         self,
@@ -58,33 +65,35 @@ class JSMA(NumpyAttack):
         decrease: bool = True,
         targets: int | None = None,
     ) -> None:
-        for name, value in {"theta": theta, "gamma": gamma}.items():
-            if not 0 < value <= 1:
-                raise ValueError(
-                    f"Expected {name} above 0 and at most 1, a share. Received: {name}={value!r}. "
-                    "The paper's settings are theta=1.0, gamma=0.1."
-                )
-        if targets is not None and targets < 1:
-            raise ValueError(
-                f"Expected targets to be 1 or more, or None for all. Received: {targets!r}."
-            )
+        hint = "It is a share; the paper's settings are theta=1.0, gamma=0.1."
+        theta = number(theta, "theta", above=0, most=1, hint=hint)
+        gamma = number(gamma, "gamma", above=0, most=1, hint=hint)
+        if targets is not None:
+            targets = whole_number(targets, "targets", hint="None tries all wrong classes.")
         self.theta = theta
         self.gamma = gamma
         self.decrease = decrease
         self.targets = targets
 
-    def search(self, oracle: Oracle, x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-        if oracle.targeted:
-            paths = self._walk(oracle, x, oracle.classes, bounds)
-            return np.where(_like(paths.arrived, x), paths.images, x)
-        logits = oracle.logits(x)
+    def run(
+        self,
+        model: AttackedModel,
+        x: np.ndarray,
+        goal: Goal,
+        *,
+        epsilon: float | None,
+        seed: int,
+    ) -> np.ndarray:
+        if goal.targeted:
+            paths = self._walk(model, x, goal.classes)
+            return np.where(column(paths.arrived, x), paths.images, x)
+        logits = model.logits(x)
         order = np.argsort(-logits, axis=1)
         best, fewest = x.copy(), np.full(len(x), np.inf)
-        best_known = logits.argmax(axis=1) != oracle.classes
-        fewest[best_known] = 0
+        fewest[logits.argmax(axis=1) != goal.labels] = 0
         # The likeliest classes but for the label, in order.
         others = np.array(
-            [row[row != label] for row, label in zip(order, oracle.classes, strict=True)]
+            [row[row != label] for row, label in zip(order, goal.labels, strict=True)]
         )
         for choice in range(min(self.targets or others.shape[1], others.shape[1])):
             # Most features that may still be changed for an improvement.
@@ -92,9 +101,7 @@ class JSMA(NumpyAttack):
             rows = np.flatnonzero(limit > 0)
             if not len(rows):
                 break
-            paths = self._walk(
-                oracle, x[rows], others[rows, choice], bounds, limit[rows], oracle.classes[rows]
-            )
+            paths = self._walk(model, x[rows], others[rows, choice], limit[rows], goal.labels[rows])
             changed = (paths.images != x[rows]).reshape(len(rows), -1).sum(axis=1)
             better = paths.arrived & (changed < fewest[rows])
             best[rows[better]] = paths.images[better]
@@ -103,15 +110,14 @@ class JSMA(NumpyAttack):
 
     def _walk(
         self,
-        oracle: Oracle,
+        model: AttackedModel,
         x: np.ndarray,
         targets: np.ndarray,
-        bounds: tuple[float, float],
         limit: np.ndarray | None = None,
         labels: np.ndarray | None = None,
     ) -> _Paths:
         """Walk towards target classes; with labels, arriving is leaving the label."""
-        low, high = bounds
+        low, high = model.value_range
         features = x[0].size
         flat = x.reshape(len(x), features).copy()
         step = np.float32(self.theta * (high - low))
@@ -121,54 +127,52 @@ class JSMA(NumpyAttack):
             down[:] = False
         touched = np.zeros(flat.shape, bool)
         arrived = np.zeros(len(x), bool)
-        stuck = np.zeros(len(x), bool)
         most = np.full(len(x), self.gamma * features) if limit is None else limit
-        working = np.arange(len(x))
-        while len(working):
-            slope, logits = oracle.log_probability_gradient(
-                flat[working].reshape(-1, *x.shape[1:]), targets[working]
+        rows = np.arange(len(x))
+        while len(rows):
+            ascent, logits = model.gradient(
+                flat[rows].reshape(-1, *x.shape[1:]), targets[rows], log_probability
             )
             predicted = logits.argmax(axis=1)
-            if labels is None:
-                arrived[working] |= predicted == targets[working]
-            else:
-                arrived[working] |= predicted != labels[working]
-            stuck[working] |= touched[working].sum(axis=1) > most[working]
-            stuck[working] |= ~(up[working] | down[working]).any(axis=1)
-            going = ~(arrived[working] | stuck[working])
-            rows = working[going]
+            arrived[rows] = (
+                predicted == targets[rows] if labels is None else predicted != labels[rows]
+            )
+            stuck = touched[rows].sum(axis=1) > most[rows]
+            stuck |= ~(up[rows] | down[rows]).any(axis=1)
+            going = ~(arrived[rows] | stuck)
+            rows = rows[going]
             if len(rows):
-                slope = slope.reshape(len(working), features)[going]
-                self._step(flat, rows, slope, up, down, touched, step, bounds)
-            working = thinned(working, going) if going.any() else working[:0]
+                ascent = ascent.reshape(len(going), features)[going]
+                self._step(flat, rows, ascent, up, down, touched, step, model.value_range)
         return _Paths(flat.reshape(x.shape), arrived)
 
     def _step(
         self,
         flat: np.ndarray,
         rows: np.ndarray,
-        slope: np.ndarray,
+        ascent: np.ndarray,
         up: np.ndarray,
         down: np.ndarray,
         touched: np.ndarray,
         step: np.float32,
-        bounds: tuple[float, float],
+        value_range: tuple[float, float],
     ) -> None:
         """Change the two most salient features of each row, in place."""
-        rising = np.where(up[rows], slope, -np.inf)
-        falling = np.where(down[rows], -slope, -np.inf)
+        rising = np.where(up[rows], ascent, -np.inf)
+        falling = np.where(down[rows], -ascent, -np.inf)
         saliency = np.maximum(rising, falling)
         pair = np.argpartition(saliency, -2, axis=1)[:, -2:]
         for feature in pair.T:
             place = (np.arange(len(rows)), feature)
             useful = np.isfinite(saliency[place])  # else no feature is left
             sign = np.where(rising[place] >= falling[place], 1, -1)
-            here, feature, sign = rows[useful], feature[useful], sign[useful]
-            flat[here, feature] = np.clip(flat[here, feature] + sign * step, *bounds)
-            touched[here, feature] = True
-            up[here, feature] &= (sign > 0) & (flat[here, feature] < bounds[1])
-            down[here, feature] &= (sign < 0) & (flat[here, feature] > bounds[0])
+            at, sign = (rows[useful], feature[useful]), sign[useful]
+            flat[at] = np.clip(flat[at] + sign * step, *value_range)
+            touched[at] = True
+            up[at] &= (sign > 0) & (flat[at] < value_range[1])
+            down[at] &= (sign < 0) & (flat[at] > value_range[0])
 
 
-def _like(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return rows.reshape(-1, *([1] * (x.ndim - 1)))
+def log_probability(classes: Any, logits: Any) -> Any:
+    """The log-probability of a class for each image, ``(n,)``."""
+    return -ops.sparse_categorical_crossentropy(classes, logits, from_logits=True)

@@ -1,56 +1,18 @@
-"""What an evaluation found: figures for any question, and ways to read and keep them."""
+"""The figures of a report, for any question: robust accuracy, its interval, sizes and cost."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import os
-import zlib
+import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_qusec.evaluation.norms import NORMS, within
-
-if TYPE_CHECKING:
-    import pandas
-
-    from keras_qusec.evaluation.gallery import Example
-
-FORMAT = "keras-qusec robustness report"
-FORMAT_VERSION = 1
-
-
-class Result(NamedTuple):
-    """One attack on one model under one threat model.
-
-    Attributes:
-        model: name of the attacked model.
-        source: name of the model the examples were made on, or None for the same.
-        threat_model: ``"white-box"``, ``"adaptive"`` or ``"black-box"``.
-        attack: name of the attack.
-        radii: at which the attack was run; ``(None,)``: as close as it could.
-        distances: L0 (pixels), L2 and L-infinity of each image's adversarial example,
-            ``(images, 3)``; infinite where none was found.
-        gradients: images passed backward at each radius.
-        queries: images passed forward at each radius.
-        seconds: time at each radius.
-        examples: some adversarial images, by the image's index.
-    """
-
-    model: str
-    source: str | None
-    threat_model: str
-    attack: str
-    radii: tuple[float | None, ...]
-    distances: np.ndarray
-    gradients: np.ndarray
-    queries: np.ndarray
-    seconds: np.ndarray
-    examples: dict[int, np.ndarray]
+from keras_qusec import norms as norms_module
+from keras_qusec.attacks.registry import WORST_CASE
+from keras_qusec.checks import closest
+from keras_qusec.evaluation.results import Example, Result
+from keras_qusec.norms import within
 
 
 class Row(NamedTuple):
@@ -67,12 +29,10 @@ class Row(NamedTuple):
         low: lower end of the 95 % interval (Wilson).
         high: upper end of the 95 % interval (Wilson).
         images: number of images.
-        median_l0: median size of the perturbation over the broken images, in pixels.
-        median_l2: the same in L2.
-        median_linf: the same in L-infinity.
-        mean_l0: mean size of the perturbation over the broken images, in pixels.
-        mean_l2: the same in L2.
-        mean_linf: the same in L-infinity.
+        median: by norm, the median size of the perturbation over the broken images, or None;
+            also as `median_l2` and so on.
+        mean: by norm, the mean size of the perturbation over the broken images, or None; also
+            as `mean_l2` and so on.
         gradients: images passed backward, per image of the data, up to this epsilon.
         queries: images passed forward, per image of the data, up to this epsilon.
         seconds: time for all images, up to this epsilon.
@@ -88,30 +48,63 @@ class Row(NamedTuple):
     low: float
     high: float
     images: int
-    median_l0: float | None
-    median_l2: float | None
-    median_linf: float | None
-    mean_l0: float | None
-    mean_l2: float | None
-    mean_linf: float | None
+    median: dict[str, float | None]
+    mean: dict[str, float | None]
     gradients: float
     queries: float
     seconds: float
 
+    def __getattr__(self, name: str) -> Any:
+        kind, _, norm = name.partition("_")
+        if kind in ("median", "mean") and norm in self.median:
+            return (self.median if kind == "median" else self.mean)[norm]
+        raise AttributeError(f"A row has no {name!r}. It has {', '.join(self.as_dict())}.")
+
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether the figure is over all attacks and threat models."""
+        return self.attack == WORST_CASE
+
     @property
     def label(self) -> str:
         """Threat model, attack and source in words; of all attacks ``"worst case"``."""
-        if self.attack == "worst case":
+        if self.is_worst_case:
             return self.attack
         origin = f" from {self.source}" if self.source is not None else ""
         return f"{self.threat_model} {self.attack}{origin}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """All parts by name, sizes as `median_l2` and so on."""
+        parts = {name: value for name, value in self._asdict().items() if name != "mean"}
+        columns: dict[str, Any] = {}
+        for name, value in parts.items():
+            if name != "median":
+                columns[name] = value
+                continue
+            columns |= {f"median_{norm}": size for norm, size in self.median.items()}
+            columns |= {f"mean_{norm}": size for norm, size in self.mean.items()}
+        return columns
 
-class RobustnessReport:
-    """Robust accuracies of classifiers, worst case first.
 
-    Made by `evaluate_robustness`; all figures are computed from the distance of each image's
-    adversarial example, so any question can be asked afterwards.
+class Certificate(NamedTuple):
+    """A proved lower bound of robustness, which no attack can lower.
+
+    Attributes:
+        model: name of the model.
+        method: how it was proved.
+        norm: norm of the radii.
+        radii: for each image ``(n,)`` the radius within which no adversarial example exists;
+            negative where the clean image is misclassified.
+    """
+
+    model: str
+    method: str
+    norm: str
+    radii: np.ndarray
+
+
+class Figures:
+    """The data of a report, and the figures that follow from them.
 
     Args:
         correct: by model, which images it classifies correctly when clean.
@@ -122,6 +115,7 @@ class RobustnessReport:
         failures: attacks that could not be run.
         notes: what a reader must know.
         gallery: broken images.
+        certificates: proved lower bounds.
     """
 
     def __init__(
@@ -135,6 +129,7 @@ class RobustnessReport:
         failures: Sequence[Mapping[str, str]] = (),
         notes: Sequence[str] = (),
         gallery: Sequence[Example] = (),
+        certificates: Sequence[Certificate] = (),
     ) -> None:
         self.correct = {name: np.asarray(rows, bool) for name, rows in correct.items()}
         self.results = list(results)
@@ -144,6 +139,7 @@ class RobustnessReport:
         self.failures = [dict(failure) for failure in failures]
         self.notes = list(notes)
         self.gallery = list(gallery)
+        self.certificates = list(certificates)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -164,6 +160,11 @@ class RobustnessReport:
     def threat_models(self) -> tuple[str, ...]:
         """Threat models that ran."""
         return _unique(result.threat_model for result in self.results)
+
+    @property
+    def measured_norms(self) -> tuple[str, ...]:
+        """Norms in which the size of every perturbation was measured."""
+        return tuple(self.results[0].distances) if self.results else norms_module.names()
 
     @property
     def main_norm(self) -> str:
@@ -200,9 +201,9 @@ class RobustnessReport:
         """The share of images that are classified correctly and that no attack broke.
 
         What is left out means the worst case over it. An example counts if it lies within
-        epsilon, whichever norm its attack minimizes. Attacks in a ball were run at the
-        epsilons asked for; between two of them and beyond the last, the figure counts what they
-        found there, and another run would find more.
+        epsilon, whichever norm its attack minimizes. Attacks in a ball were run at the epsilons
+        of the evaluation, so these are the epsilons that can be asked for; attacks that look
+        for the closest example answer for any.
 
         Args:
             attack: name of an attack.
@@ -218,14 +219,36 @@ class RobustnessReport:
             A share in [0, 1].
 
         Raises:
-            ValueError: for a name that is not in the report.
+            ValueError: for a name that is not in the report, or an epsilon at which an attack in
+                a ball was not run.
 
         Example: see `evaluate_robustness`.
         """
         model = self._model(model)
         norm, epsilon = self._radius(attack, norm, epsilon)
         chosen = self._chosen(model, attack, threat_model, source)
+        self._check_measured(chosen, norm, epsilon)
         return float(self._robust(model, chosen, norm, epsilon).mean())
+
+    def certified_accuracy(
+        self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
+    ) -> float | None:
+        """The share of images that are proved to be robust; None if nothing was proved.
+
+        Args:
+            epsilon: radius; left out, the largest asked for.
+            norm: norm of epsilon; default that of the headline.
+            model: name; may be left out if there is one.
+
+        Raises:
+            ValueError: for a name that is not in the report.
+        """
+        model = self._model(model)
+        norm, epsilon = self._radius(None, norm, epsilon)
+        radii = [c.radii for c in self.certificates if (c.model, c.norm) == (model, norm)]
+        if not radii or epsilon is None:
+            return None
+        return float((self.correct[model] & (np.max(radii, axis=0) >= epsilon)).mean())
 
     @property
     def rows(self) -> list[Row]:
@@ -276,209 +299,9 @@ class RobustnessReport:
                     and (result.threat_model != "black-box" if own else result.source == source)
                 ]
                 if chosen:
+                    self._check_measured(chosen, norm, epsilon)
                     line[model] = float(self._robust(model, chosen, norm, epsilon).mean())
         return matrix
-
-    def __str__(self) -> str:
-        from keras_qusec.evaluation.text import plain_text
-
-        return plain_text(self)
-
-    def to_markdown(self) -> str:
-        """The tables in Markdown."""
-        from keras_qusec.evaluation.text import markdown
-
-        return markdown(self)
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """The rows as a data frame.
-
-        Raises:
-            ImportError: without pandas.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "A data frame needs pandas. Install it with: pip install pandas"
-            ) from error
-        return pandas.DataFrame(self.rows, columns=Row._fields)
-
-    def plot(self, path: str | os.PathLike) -> Path:
-        """Draw accuracy against epsilon: one panel a model, one line an attack.
-
-        Args:
-            path: image file to write; its folder is created.
-
-        Returns:
-            The path.
-
-        Raises:
-            ImportError: without matplotlib.
-        """
-        from keras_qusec import plots
-
-        return plots.robustness_curves(self, path)
-
-    def plot_gallery(self, path: str | os.PathLike) -> Path:
-        """Draw broken images: clean, adversarial, difference, both behind the quantizer.
-
-        Args:
-            path: image file to write; its folder is created.
-
-        Returns:
-            The path.
-
-        Raises:
-            ImportError: without matplotlib.
-            ValueError: if no image was broken.
-        """
-        from keras_qusec import plots
-
-        return plots.adversarial_gallery(self.gallery, path, self.value_range)
-
-    def to_html(self, path: str | os.PathLike) -> Path:
-        """Write one page with all of it, which needs no other file and no network.
-
-        Args:
-            path: file to write; its folder is created.
-
-        Returns:
-            The path.
-
-        Raises:
-            ImportError: without matplotlib.
-        """
-        from keras_qusec.evaluation.page import html_page
-
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(html_page(self), encoding="utf-8")
-        return path
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of the report as JSON values; arrays are compressed text.
-
-        ``["rows"]`` repeats the figures for readers without this package.
-        """
-        return {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "rows": [row._asdict() for row in self.rows],
-            "notes": self.notes,
-            "failures": self.failures,
-            "provenance": self.provenance,
-            "epsilons": {norm: list(radii) for norm, radii in self.epsilons.items()},
-            "norms": self.norms,
-            "correct": {name: _packed(rows) for name, rows in self.correct.items()},
-            "results": [
-                {
-                    **result._asdict(),
-                    "radii": list(result.radii),
-                    "distances": _packed(result.distances),
-                    "gradients": result.gradients.tolist(),
-                    "queries": result.queries.tolist(),
-                    "seconds": result.seconds.tolist(),
-                    "examples": {str(k): _packed(v) for k, v in result.examples.items()},
-                }
-                for result in self.results
-            ],
-            "gallery": [
-                {**example._asdict(), "images": _packed(example.images)} for example in self.gallery
-            ],
-        }
-
-    @classmethod
-    def from_dict(cls, content: Any) -> RobustnessReport:
-        """A report from what `to_dict` returned.
-
-        Raises:
-            ValueError: for anything else.
-        """
-        from keras_qusec.evaluation.gallery import Example
-
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(
-                "Expected a report saved by RobustnessReport.save. Received: another kind of "
-                "content. Check the path."
-            )
-        if content.get("version") != FORMAT_VERSION:
-            raise ValueError(
-                f"Expected a report of version {FORMAT_VERSION}. Received: version "
-                f"{content.get('version')!r}, written by another keras-qusec. Use that one."
-            )
-        try:
-            return cls(
-                correct={name: _unpacked(rows) for name, rows in content["correct"].items()},
-                results=[
-                    Result(
-                        **{
-                            **result,
-                            "radii": tuple(result["radii"]),
-                            "distances": _unpacked(result["distances"]),
-                            "gradients": np.array(result["gradients"]),
-                            "queries": np.array(result["queries"]),
-                            "seconds": np.array(result["seconds"]),
-                            "examples": {
-                                int(k): _unpacked(v) for k, v in result["examples"].items()
-                            },
-                        }
-                    )
-                    for result in content["results"]
-                ],
-                epsilons=content["epsilons"],
-                norms=content["norms"],
-                provenance=content["provenance"],
-                failures=content["failures"],
-                notes=content["notes"],
-                gallery=[
-                    Example(
-                        **{
-                            **example,
-                            "distances": tuple(example["distances"]),
-                            "images": _unpacked(example["images"]),
-                        }
-                    )
-                    for example in content["gallery"]
-                ],
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, zlib.error, EOFError) as error:
-            raise ValueError(
-                f"Expected a whole report. Received: one with damaged or missing parts ({error}). "
-                "Save it again."
-            ) from error
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write the report as JSON, to be read again by `load`.
-
-        Args:
-            path: file to write; its folder is created.
-
-        Returns:
-            The path.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
-        os.replace(temporary, path)
-        return path
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> RobustnessReport:
-        """Read a report written by `save`.
-
-        Raises:
-            ValueError: for a file that is missing, damaged or of another kind.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"Expected a report saved by RobustnessReport.save. Received: {path} ({error}). "
-                "Check the path."
-            ) from error
-        return cls.from_dict(content)
 
     def worst_case(self, model: str, norm: str, epsilon: float | None) -> Row:
         """The figure over all attacks and threat models at one epsilon."""
@@ -497,7 +320,7 @@ class RobustnessReport:
         if norm is None:
             own = self.norms[attack] if attack is not None else self.main_norm
             norm = own if own in self.epsilons or epsilon is None else self.main_norm
-        _known(norm, "norm", NORMS)
+        _known(norm, "norm", self.measured_norms)
         if epsilon is None and norm in self.epsilons:
             epsilon = self.epsilons[norm][-1]
         if epsilon is not None and not epsilon >= 0:
@@ -525,10 +348,23 @@ class RobustnessReport:
             )
         return chosen
 
+    def _check_measured(self, results: Sequence[Result], norm: str, epsilon: float | None) -> None:
+        """Raise a ValueError if an attack in a ball of this norm was not run at epsilon."""
+        asked = self.epsilons.get(norm, ())
+        if epsilon is None or not asked or any(math.isclose(epsilon, r) for r in asked):
+            return
+        names = {r.attack for r in results if self.norms[r.attack] == norm and r.radii != (None,)}
+        if names:
+            raise ValueError(
+                f"Expected an epsilon at which {', '.join(sorted(names))} ran: "
+                f"{', '.join(f'{radius:g}' for radius in asked)} in {norm}. Received: "
+                f"epsilon={epsilon:g}, of which nothing is known. Evaluate again with it among "
+                "epsilons, or name an attack that looks for the closest example."
+            )
+
     def _broken(self, results: Sequence[Result], norm: str, epsilon: float | None) -> np.ndarray:
         """Which of the images each result breaks, ``(results, images)``."""
-        order = NORMS.index(norm)
-        distances = np.stack([result.distances[:, order] for result in results])
+        distances = np.stack([result.distances[norm] for result in results])
         return np.isfinite(distances) if epsilon is None else within(distances, epsilon)
 
     def _robust(
@@ -542,26 +378,27 @@ class RobustnessReport:
         self, model: str, results: Sequence[Result] | None, norm: str, epsilon: float | None
     ) -> Row:
         """A figure of some results, or of all of a model's as the worst case."""
-        every = results is None
+        is_worst_case = results is None
         chosen = self._chosen(model, None, None, None) if results is None else results
         robust = self._robust(model, chosen, norm, epsilon)
         low, high = wilson_interval(int(robust.sum()), len(robust))
         sizes = _sizes(chosen, self._broken(chosen, norm, epsilon), norm)
-        cost = [_cost(result, norm if not every else None, epsilon, self.norms)
+        cost = [_cost(result, None if is_worst_case else norm, epsilon, self.norms)
                 for result in chosen]  # fmt: skip
         gradients, queries, seconds = np.sum(cost, axis=0)
         return Row(
             model=model,
-            threat_model="all" if every else chosen[0].threat_model,
-            attack="worst case" if every else chosen[0].attack,
-            source=None if every else chosen[0].source,
+            threat_model="all" if is_worst_case else chosen[0].threat_model,
+            attack=WORST_CASE if is_worst_case else chosen[0].attack,
+            source=None if is_worst_case else chosen[0].source,
             norm=norm,
             epsilon=epsilon,
             robust_accuracy=float(robust.mean()),
             low=low,
             high=high,
             images=len(robust),
-            **sizes,
+            median={name: _figure(np.median, size) for name, size in sizes.items()},
+            mean={name: _figure(np.mean, size) for name, size in sizes.items()},
             gradients=float(gradients / len(robust)),
             queries=float(queries / len(robust)),
             seconds=float(seconds),
@@ -584,18 +421,22 @@ def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[fl
     return min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half)))
 
 
-def _sizes(results: Sequence[Result], broken: np.ndarray, norm: str) -> dict[str, float | None]:
-    """Median and mean sizes of the closest examples of the broken images, in three norms."""
-    names = [f"{kind}_{name}" for kind in ("median", "mean") for name in NORMS]
-    if not results or not broken.any():
-        return dict.fromkeys(names)
-    distances = np.stack([result.distances for result in results])
-    order = NORMS.index(norm)
-    closest = np.where(broken, distances[:, :, order], np.inf).argmin(axis=0)
+def _sizes(results: Sequence[Result], broken: np.ndarray, norm: str) -> dict[str, np.ndarray]:
+    """By norm, the sizes of the closest examples of the broken images."""
     columns = np.flatnonzero(broken.any(axis=0))
-    sizes = distances[closest[columns], columns].astype("float64")
-    figures = [*np.median(sizes, axis=0).tolist(), *sizes.mean(axis=0).tolist()]
-    return dict(zip(names, figures, strict=True))
+    distances = {
+        name: np.stack([result.distances[name] for result in results])
+        for name in results[0].distances
+    }
+    nearest = np.where(broken, distances[norm], np.inf).argmin(axis=0)
+    return {
+        name: values[nearest[columns], columns].astype("float64")
+        for name, values in distances.items()
+    }
+
+
+def _figure(summary: Any, sizes: np.ndarray) -> float | None:
+    return float(summary(sizes)) if len(sizes) else None
 
 
 def _cost(
@@ -617,20 +458,10 @@ def _known(value: str | None, name: str, known: Sequence[str]) -> str:
     if value not in known:
         raise ValueError(
             f"Expected {name} to be one of {', '.join(map(repr, known))}. Received: {value!r}."
+            f"{closest(value, known)}"
         )
     return str(value)
 
 
 def _unique(values: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
-
-
-def _packed(array: np.ndarray) -> str:
-    """An array as text: the .npy format, compressed, in base 64."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return base64.b64encode(zlib.compress(buffer.getvalue())).decode("ascii")
-
-
-def _unpacked(text: str) -> np.ndarray:
-    return np.load(io.BytesIO(zlib.decompress(base64.b64decode(text))), allow_pickle=False)

@@ -1,20 +1,20 @@
-"""Keras layers around the quantizers: thresholds kept, checked, trained and saved."""
+"""QuSecNets: quantizer layers whose thresholds are kept, checked, trained and saved."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec import checks
+from keras_qusec.defenses.base import current_surrogate, find_layers
 from keras_qusec.quantization import (
     check_hardness,
     check_levels,
     check_thresholds,
-    check_value_range,
     equal_thresholds,
     hard_quantize,
     soft_quantize,
@@ -38,13 +38,13 @@ class EqualThresholds(keras.initializers.Initializer):
     first axis runs over the thresholds.
 
     Example:
-    >>> from keras_qusec.layers import EqualThresholds
+    >>> from keras_qusec.defenses import EqualThresholds
     >>> np.asarray(EqualThresholds()((3, 2)))[:, 0].tolist()
     [0.25, 0.5, 0.75]
     """
 
     def __init__(self, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
-        self.value_range = check_value_range(value_range)
+        self.value_range = checks.value_range(value_range)
 
     def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
         return _spread(equal_thresholds(shape[0] + 1, self.value_range), shape, dtype)
@@ -64,13 +64,13 @@ class OrderedThresholds(keras.constraints.Constraint):
         value_range: darkest and brightest pixel value.
 
     Example:
-    >>> from keras_qusec.layers import OrderedThresholds
+    >>> from keras_qusec.defenses import OrderedThresholds
     >>> np.asarray(OrderedThresholds()(np.array([0.7, -0.2], "float32"))).tolist()
     [0.0, 0.699999988079071]
     """
 
     def __init__(self, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
-        self.value_range = check_value_range(value_range)
+        self.value_range = checks.value_range(value_range)
 
     def __call__(self, w: Tensor) -> Tensor:
         return ops.sort(ops.clip(w, *self.value_range), axis=0)
@@ -96,7 +96,7 @@ class _Quantizer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.supports_masking = True
         self.levels = check_levels(levels)
-        self.value_range = check_value_range(value_range)
+        self.value_range = checks.value_range(value_range)
         self.hard = bool(hard)
         self.gradient_hardness = gradient_hardness
         self._initial_hardness = check_hardness(hardness)
@@ -119,7 +119,7 @@ class _Quantizer(keras.layers.Layer):
 
     @property
     def gradient_hardness(self) -> float | None:
-        """Z of the gradient, or None for `hardness`. Read when a function is traced."""
+        """Hardness of the gradient, or None for `hardness`; compiled functions keep the old one."""
         return self._gradient_hardness
 
     @gradient_hardness.setter
@@ -127,6 +127,10 @@ class _Quantizer(keras.layers.Layer):
         if value is not None:
             value = check_hardness(value, "gradient_hardness")
         self._gradient_hardness = value
+
+    def surrogates(self, hardnesses: Sequence[float]) -> list[float]:
+        """What an adaptive attacker differentiates: softer sigmoids, of each hardness."""
+        return [check_hardness(hardness) for hardness in hardnesses]
 
     @property
     def _weight_dtype(self) -> str:
@@ -147,20 +151,18 @@ class _Quantizer(keras.layers.Layer):
         super().build(input_shape)
 
     def _quantize(self, x: Tensor, thresholds: Any, train_thresholds: bool) -> Tensor:
+        assert self._hardness is not None  # built before called, by Keras
+        hardness = self._hardness + 0.0
+        surrogate = current_surrogate(self)
+        gradient_hardness = self.gradient_hardness if surrogate is None else surrogate
         settings: dict[str, Any] = {
             "value_range": self.value_range,
             "differentiate_thresholds": train_thresholds,
+            "gradient_hardness": hardness if gradient_hardness is None else gradient_hardness,
         }
-        assert self._hardness is not None  # built before called, by Keras
-        hardness = self._hardness + 0.0
         if self.hard:
-            gradient_hardness = self.gradient_hardness
-            settings["gradient_hardness"] = (
-                hardness if gradient_hardness is None else gradient_hardness
-            )
             y = hard_quantize(x, thresholds, **settings)
         else:
-            settings["gradient_hardness"] = self.gradient_hardness
             y = soft_quantize(x, thresholds, hardness=hardness, **settings)
         return ops.cast(y, self.compute_dtype)
 
@@ -332,17 +334,10 @@ class TrainableQuSecQuantization(_Quantizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(levels, hardness, value_range, hard, gradient_hardness, **kwargs)
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"Expected granularity to be one of {GRANULARITIES}. "
-                f"Received: granularity={granularity!r}. "
-                'Use "pixel" for the thresholds of the paper.'
-            )
-        if data_format not in (None, "channels_last", "channels_first"):
-            raise ValueError(
-                'Expected data_format to be "channels_last", "channels_first" or None. '
-                f"Received: data_format={data_format!r}. None follows keras.json."
-            )
+        hint = 'Use "pixel" for the thresholds of the paper.'
+        checks.one_of(granularity, "granularity", GRANULARITIES, hint=hint)
+        formats = ("channels_last", "channels_first", None)
+        checks.one_of(data_format, "data_format", formats, hint="None follows keras.json.")
         self.granularity = granularity
         self.data_format = data_format or keras.config.image_data_format()
         self.thresholds_initializer = self._initializer(thresholds_initializer)
@@ -443,7 +438,7 @@ class GivenThresholds(keras.initializers.Initializer):
         values: increasing numbers, one fewer than levels.
 
     Example:
-    >>> from keras_qusec.layers import GivenThresholds
+    >>> from keras_qusec.defenses import GivenThresholds
     >>> np.asarray(GivenThresholds([0.25, 0.5])((2, 3)))[:, 0].tolist()
     [0.25, 0.5]
     """
@@ -474,68 +469,15 @@ def _fits(image: tuple[int | None, ...], thresholds: tuple[int, ...]) -> bool:
     )
 
 
-def find_quantizers(model: keras.layers.Layer) -> list[_Quantizer]:
+def find_quantizers(model: keras.layers.Layer) -> list[Any]:
     """All quantizer layers of a model, also inside nested models and custom layers.
 
     Example:
+
     >>> from keras_qusec import QuSecQuantization
+    >>> from keras_qusec.defenses import find_quantizers
     >>> inner = keras.Sequential([QuSecQuantization(2)])
     >>> len(find_quantizers(keras.Sequential([inner])))
     1
     """
-    found: list[_Quantizer] = []
-    waiting: list[Any] = [model]
-    seen: set[int] = set()
-    while waiting:
-        item = waiting.pop(0)
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, _Quantizer):
-            found.append(item)
-        elif isinstance(item, keras.layers.Layer):
-            waiting.extend(vars(item).values())
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            waiting.extend(item)
-    return found
-
-
-@contextlib.contextmanager
-def surrogate_gradients(model: keras.layers.Layer, hardness: float | None) -> Iterator[None]:
-    """Give every quantizer of a model the gradient of a softer one, for a while (BPDA).
-
-    Outputs stay as they are. Compiled functions read the setting when they are traced, so
-    build and first call them inside the block.
-
-    Args:
-        model: model or layer.
-        hardness: gradient hardness inside the block; None for each quantizer's own.
-
-    Source: Athalye et al. 2018, backward pass differentiable approximation.
-
-    Example:
-    >>> from keras_qusec import QuSecQuantization
-    >>> layer = QuSecQuantization(2)
-    >>> with surrogate_gradients(layer, 5.0):
-    ...     layer.gradient_hardness
-    5.0
-    >>> layer.gradient_hardness is None
-    True
-    """
-    with gradient_hardness(find_quantizers(model), hardness):
-        yield
-
-
-@contextlib.contextmanager
-def gradient_hardness(quantizers: list[_Quantizer], hardness: float | None) -> Iterator[None]:
-    """`surrogate_gradients` for quantizers already found."""
-    before = [quantizer.gradient_hardness for quantizer in quantizers]
-    try:
-        for quantizer in quantizers:
-            quantizer.gradient_hardness = hardness
-        yield
-    finally:
-        for quantizer, value in zip(quantizers, before, strict=True):
-            quantizer.gradient_hardness = value
+    return find_layers(model, _Quantizer)

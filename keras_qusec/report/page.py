@@ -7,9 +7,10 @@ import html
 import io
 from typing import Any
 
-from keras_qusec import plots
-from keras_qusec.evaluation.report import RobustnessReport
-from keras_qusec.evaluation.text import Table, details, headline, remarks, transfers
+from keras_qusec.plots import close
+from keras_qusec.report import plots
+from keras_qusec.report.figures import Figures
+from keras_qusec.report.tables import Table, details, headline, remarks, transfers
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --strong: #c0392b; --muted: #777; }
@@ -42,7 +43,7 @@ figcaption, .small { color: var(--muted); font-size: 0.85rem; overflow-wrap: any
 """
 
 
-def html_page(report: RobustnessReport) -> str:
+def html_page(report: Figures) -> str:
     """The whole report as HTML, its figures inside.
 
     Args:
@@ -104,7 +105,7 @@ def _table(table: Table) -> str:
 def _figure(figure: Any, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plots.close(figure)
+    close(figure)
     source = base64.b64encode(buffer.getvalue()).decode("ascii")
     alt = html.escape(caption, quote=True)
     return (
@@ -113,7 +114,7 @@ def _figure(figure: Any, caption: str) -> str:
     )
 
 
-def _gallery(report: RobustnessReport) -> list[str]:
+def _gallery(report: Figures) -> list[str]:
     figure = plots.gallery_figure(report.gallery, report.value_range)
     if figure is None:
         return []
@@ -125,7 +126,7 @@ def _gallery(report: RobustnessReport) -> list[str]:
     return ["<h2>Adversarial examples</h2>", _figure(figure, caption)]
 
 
-def _provenance(report: RobustnessReport) -> str:
+def _provenance(report: Figures) -> str:
     identity = report.provenance["identity"]
     rows = [
         *([f"model {name}", digest] for name, digest in identity["models"].items()),

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
-from keras_qusec.attacks.gradient_attacks import Perturbed, logits_of, outputs_probabilities
-from keras_qusec.gradients import input_gradient, present_values
-from keras_qusec.layers import find_quantizers, gradient_hardness
-from keras_qusec.quantization import check_images_dtype
-
-if TYPE_CHECKING:
-    from keras_qusec.callbacks import AdversarialTraining
+from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed, noise
+from keras_qusec.backends import backend, present_values
+from keras_qusec.checks import float_images
+from keras_qusec.classifiers import log_probabilities, outputs_probabilities
+from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
 
 Tensor = Any
 
@@ -33,13 +31,40 @@ LARGEST_GRADIENT = "_largest_input_gradient"
 OUTSIDE_RANGE = "_outside_value_range"
 
 
+class StepSettings(NamedTuple):
+    """How a training step attacks its batch and what it then trains on.
+
+    Attributes:
+        attack: the attack, with an epsilon.
+        ratio: share of the batch that is replaced.
+        objective: ``"loss"`` or ``"trades"``.
+        beta: weight of the divergence in TRADES.
+        epsilon_factor: function of the training steps done, a factor for epsilon.
+        gradient_hardness: hardness of the surrogate gradients, or None for own gradients.
+        attacked_input: key or position of the images among several inputs, or None.
+        seed: seed of the random starts.
+    """
+
+    attack: GradientAttack
+    ratio: float
+    objective: str
+    beta: float
+    epsilon_factor: Callable[[Tensor], Any]
+    gradient_hardness: float | None
+    attacked_input: str | int | None
+    seed: int
+
+
 class AdversarialStep:
     """One adversarial training step, on any backend, around the model's own `train_step`."""
 
-    def __init__(self, callback: AdversarialTraining, model: keras.Model) -> None:
-        self.callback = callback
+    def __init__(self, settings: StepSettings, model: keras.Model) -> None:
+        self.settings = settings
         self.model = model
-        self.quantizers = find_quantizers(model)
+        hardness = settings.gradient_hardness
+        choices = [] if hardness is None else surrogate_choices(find_defenses(model), [hardness])
+        # The surrogate gradients that the attack follows, none for the defences' own.
+        self.surrogates = choices[0] if choices else {}
         # Bound before the replacement: a custom train_step is used like Keras' own.
         self.train_step = model.train_step
         self.compute_loss = model.compute_loss
@@ -51,7 +76,7 @@ class AdversarialStep:
     def installed(self) -> Iterator[None]:
         """The model's step, loss and metrics replaced on the instance, for one call."""
         replaced = {
-            "train_step": self.jax_step if _jax() else self.step,
+            "train_step": self.stateless_step if backend().passes_state else self.step,
             "compute_loss": self.trades_loss,
             "compute_metrics": self.observed_metrics,
         }
@@ -68,14 +93,14 @@ class AdversarialStep:
                     object.__setattr__(self.model, name, value)
 
     def step(self, data: Any) -> Any:
-        """Training step of TensorFlow and PyTorch."""
+        """Training step of backends whose variables are assigned in it."""
         mapping = present_values(_variables(self.model))
         attacked, extra = self.attacked(data, mapping)
         logs = self.train_step(attacked)
         return {**logs, **extra(mapping)}
 
-    def jax_step(self, state: Any, data: Any) -> Any:
-        """Training step of JAX: the state comes in and goes out."""
+    def stateless_step(self, state: Any, data: Any) -> Any:
+        """Training step of backends where the state comes in and goes out."""
         values = [value for part in state for value in part]
         mapping = list(zip(_variables(self.model), values, strict=True))
         attacked, extra = self.attacked(data, mapping)
@@ -84,34 +109,34 @@ class AdversarialStep:
 
     def attacked(self, data: Any, mapping: Any) -> tuple[Any, Callable[[Any], dict[str, Tensor]]]:
         """The batch with adversarial examples in it, and the logs to add after training."""
-        callback, local = self.callback, self.local
+        settings, local = self.settings, self.local
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        images, put_back = _select(x, callback.attacked_input, self.model)
-        check_images_dtype(images)
+        images, put_back = _select(x, settings.attacked_input, self.model)
+        float_images(images)
         size = ops.shape(images)[0]
-        count = _part(size, callback.ratio)
+        count = _part(size, settings.ratio)
         head = _rows(None, count)
         part_x, part_y = _map(head, x), _map(head, y)
         factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
         adversarial = ops.cast(perturbed.images, images.dtype)
         local.count, local.size, local.outputs = count, size, None
-        if callback.objective == "trades":
+        if settings.objective == "trades":
             both = ops.concatenate([images, adversarial])
             x = put_back(_map(_twice, x), both)
             y, weights = _map(_twice, y), _map(_twice, weights)
             local.count = size
-        elif callback.ratio < 1:
+        elif settings.ratio < 1:
             x = put_back(x, ops.concatenate([adversarial, images[count:]]))
         else:
             x = put_back(x, adversarial)
-        low, high = callback.attack.value_range
+        low, high = settings.attack.value_range
         outside = ops.maximum(ops.max(images) - high, low - ops.min(images))
         extra = {
-            "epsilon": ops.cast(callback.attack.epsilon * factor, "float32"),
+            "epsilon": ops.cast(settings.attack.epsilon * factor, "float32"),
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
             OUTSIDE_RANGE: ops.cast(outside, "float32"),
         }
-        first = None if callback.attack.random_start else perturbed.first_output
+        first = None if settings.attack.random_start else perturbed.first_output
 
         def logs(mapping: Any) -> dict[str, Tensor]:
             return {**extra, **self.part_logs(y, part_y, first, mapping)}
@@ -121,20 +146,21 @@ class AdversarialStep:
     def perturb(
         self, x: Any, y: Any, images: Tensor, put_back: Callable[[Any, Tensor], Any], mapping: Any
     ) -> tuple[Any, Perturbed]:
-        callback = self.callback
+        settings, attack = self.settings, self.settings.attack
         with keras.StatelessScope(state_mapping=mapping):
             steps_done = micro_steps(self.model.optimizer)
-        factor = callback.epsilon_factor(steps_done)
+        factor = settings.epsilon_factor(steps_done)
         size = ops.cast(ops.shape(images)[0], "float32")
         reference = None
-        if callback.objective == "trades":
+        if settings.objective == "trades":
             reference = ops.stop_gradient(self.log_probabilities(self.forward(x, mapping)))
 
+        # The compiled loss, which training lowers, and not the log-odds of an evaluation.
         def objective(moved: Tensor) -> tuple[Tensor, Any]:
             # A scope of its own for each differentiation: what it assigns must not leave it.
             with (
                 keras.StatelessScope(state_mapping=mapping),
-                gradient_hardness(self.quantizers, callback.gradient_hardness),
+                surrogates_in_force(self.surrogates),
             ):
                 inputs = put_back(x, moved)
                 outputs = self.model(inputs, training=False)
@@ -144,20 +170,18 @@ class AdversarialStep:
                     x=inputs, y=y, y_pred=outputs, sample_weight=None, training=False
                 )
                 # The sum over the batch: gradients of the mean underflow in float16.
-                return ops.cast(loss, "float32") * size, outputs
+                height = ops.cast(loss, "float32") * size
+                return -height if attack.targeted else height, outputs
 
-        attack = callback.attack
-        seed_state = ops.stack(
-            [ops.cast(callback.seed % 2**31, "int32"), ops.cast(steps_done, "int32")]
-        )
+        state = ops.stack([ops.cast(settings.seed % 2**31, "int32"), ops.cast(steps_done, "int32")])
         # TRADES starts beside the clean image: on it the divergence has no gradient.
         start = None
         if reference is not None and not attack.random_start:
-            start = images + 1e-3 * attack.noise(images, seed_state)
+            start = images + 1e-3 * noise(images, state)
         perturbed = attack.perturb(
-            lambda moved: input_gradient(objective, moved),
+            lambda moved: backend().input_gradient(objective, moved),
             images,
-            seed_state,
+            state,
             epsilon=attack.epsilon * factor,
             step_size=attack.step_size * factor,
             start=start,
@@ -169,7 +193,7 @@ class AdversarialStep:
             return self.model(x, training=False)
 
     def log_probabilities(self, outputs: Any) -> Tensor:
-        return ops.log_softmax(logits_of(outputs, outputs_probabilities(self.model)), axis=-1)
+        return log_probabilities(outputs, outputs_probabilities(self.model))
 
     # The model's own methods, observed while its step runs.
 
@@ -182,7 +206,7 @@ class AdversarialStep:
         training: bool = True,
     ) -> Any:
         """`compute_loss` of the model, or TRADES on the clean and the adversarial half."""
-        if self.callback.objective != "trades":
+        if self.settings.objective != "trades":
             return self.compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
             )
@@ -200,7 +224,7 @@ class AdversarialStep:
         )
         if sample_weight is not None:
             divergence = divergence * ops.cast(clean(sample_weight), divergence.dtype)
-        return loss + self.callback.beta * ops.cast(ops.mean(divergence), loss.dtype)
+        return loss + self.settings.beta * ops.cast(ops.mean(divergence), loss.dtype)
 
     def observed_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """`compute_metrics` of the model; keeps the predictions of the training pass."""
@@ -215,15 +239,15 @@ class AdversarialStep:
         if outputs is not None:
             outputs = _map(ops.stop_gradient, outputs)
             head, tail = _rows(None, count), _rows(count, None)
-            if self.callback.objective == "trades":
+            if self.settings.objective == "trades":
                 parts["clean"] = _map(head, y), _map(head, outputs)
                 parts["adversarial"] = _map(tail, y), _map(tail, outputs)
             else:
                 parts["adversarial"] = part_y, _map(head, outputs)
                 # A last batch of a single image has no clean part.
-                if self.callback.ratio < 1 and not (isinstance(size, int) and count == size):
+                if self.settings.ratio < 1 and not (isinstance(size, int) and count == size):
                     parts["clean"] = _map(tail, y), _map(tail, outputs)
-        if "clean" not in parts and first is not None and self.callback.ratio == 1:
+        if "clean" not in parts and first is not None and self.settings.ratio == 1:
             parts["clean"] = part_y, first
         logs = {}
         for name, (labels, predictions) in parts.items():
@@ -239,18 +263,19 @@ class AdversarialStep:
 class AdversarialFunction:
     """What stands in `model.train_function` during `fit`.
 
-    It runs only directly after this callback's `on_train_batch_begin`. Keras tells a callback
+    It runs only directly after the callback's `on_train_batch_begin`. Keras tells a callback
     nothing of an exception, so a later `fit` without the callback may find this function left
     over; it then gives the model a function of its own and steps aside.
     """
 
-    def __init__(self, callback: AdversarialTraining, model: keras.Model) -> None:
-        self.callback = callback
+    def __init__(self, settings: StepSettings, model: keras.Model, fit: Any) -> None:
+        # Tells one fit from another: the parameters that Keras gives to its callbacks.
+        self.fit = fit
         self.model = model
         self.armed = False
         if isinstance(model.train_function, AdversarialFunction):
             model.train_function.remove()
-        self.step = AdversarialStep(callback, model)
+        self.step = AdversarialStep(settings, model)
         with self.step.installed():
             model.make_train_function(force=True)
         self.function = model.train_function
@@ -271,10 +296,6 @@ class AdversarialFunction:
     def remove(self) -> None:
         if self.model.train_function is self:
             self.model.train_function = None
-
-
-def _jax() -> bool:
-    return bool(keras.backend.backend() == "jax")
 
 
 def _variables(model: keras.Model) -> list[Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
-from keras_qusec.evaluation.norms import SYMBOLS
-from keras_qusec.evaluation.report import RobustnessReport, Row
+from keras_qusec.norms import symbol
+from keras_qusec.report.figures import Figures, Row
 
 WIDTH = 80
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
     spare: bool = False
 
 
-def headline(report: RobustnessReport) -> list[Table]:
+def headline(report: Figures) -> list[Table]:
     """The worst case of each model, one table a norm."""
     tables = []
     for norm, radii in report.epsilons.items():
@@ -51,14 +51,18 @@ def headline(report: RobustnessReport) -> list[Table]:
             rows.append(
                 ["  95 % interval", "", *(f"{_percent(c.low)}-{_percent(c.high)}" for c in cases)]
             )
-        strong = tuple(range(0, len(rows), 2))
+            proved = [report.certified_accuracy(e, norm=norm, model=model) for e in radii]
+            if any(share is not None for share in proved):
+                cells = ("-" if share is None else _percent(share) for share in proved)
+                rows.append(["  certified", "", *cells])
+        strong = tuple(i for i, row in enumerate(rows) if not row[0].startswith(" "))
         columns = ["model", "clean", *(f"{epsilon:g}" for epsilon in radii)]
-        title = f"Robust accuracy in %, worst case over all attacks, {SYMBOLS[norm]}"
+        title = f"Robust accuracy in %, worst case over all attacks, {symbol(norm)}"
         tables.append(Table(title, columns, rows, strong))
     return tables
 
 
-def details(report: RobustnessReport, model: str) -> list[Table]:
+def details(report: Figures, model: str) -> list[Table]:
     """Each attack on one model: within epsilon, and at any distance."""
     rows = [row for row in report.rows if row.model == model]
     if not rows:
@@ -74,16 +78,17 @@ def details(report: RobustnessReport, model: str) -> list[Table]:
             for label, line in lines.items()
         ]
         columns = ["attack", *(f"{epsilon:g}" for epsilon in radii), "grads", "queries", "s"]
-        title = f"{model}: accuracy in % within {SYMBOLS[norm]} epsilon"
+        title = f"{model}: accuracy in % within {symbol(norm)} epsilon"
         tables.append(Table(title, columns, cells, (len(cells) - 1,)))
     any_distance = [row for row in rows if row.epsilon is None]
     if any_distance:
-        columns = ["attack", "acc.", "L0", "L2", "L-inf", "grads", "queries", "s"]
+        sizes = [symbol(norm) for norm in report.measured_norms]
+        columns = ["attack", "acc.", *sizes, "grads", "queries", "s"]
         cells = [
             [
                 row.label,
                 _percent(row.robust_accuracy),
-                *(_size(size) for size in (row.median_l0, row.median_l2, row.median_linf)),
+                *(_size(row.median[norm]) for norm in report.measured_norms),
                 *_cost(row),
             ]
             for row in any_distance
@@ -93,7 +98,7 @@ def details(report: RobustnessReport, model: str) -> list[Table]:
     return tables
 
 
-def transfers(report: RobustnessReport) -> list[Table]:
+def transfers(report: Figures) -> list[Table]:
     """Which model's examples break which, if there are several to compare."""
     matrix = report.transfer_matrix()
     if len(matrix) < 2:
@@ -105,18 +110,18 @@ def transfers(report: RobustnessReport) -> list[Table]:
         ]
         for source, line in matrix.items()
     ]
-    epsilon = f"{SYMBOLS[report.main_norm]} {report.epsilons[report.main_norm][-1]:g}"
+    epsilon = f"{symbol(report.main_norm)} {report.epsilons[report.main_norm][-1]:g}"
     title = f"Transfer, accuracy in % within {epsilon}: made on (row), tried on (column)"
     return [Table(title, ["source", *report.models], rows)]
 
 
-def _parts(report: RobustnessReport) -> tuple[list[Table], list[Table]]:
+def _parts(report: Figures) -> tuple[list[Table], list[Table]]:
     """The headline's tables, and all others."""
     each = [table for model in report.models for table in details(report, model)]
     return headline(report), [*each, *transfers(report)]
 
 
-def remarks(report: RobustnessReport) -> list[str]:
+def remarks(report: Figures) -> list[str]:
     """What the figures mean, what was left out, and what they were made from."""
     identity = report.provenance["identity"]
     attacks = "; ".join(f"{name}: {attack}" for name, attack in identity["attacks"].items())
@@ -133,7 +138,7 @@ def remarks(report: RobustnessReport) -> list[str]:
     ]
 
 
-def plain_text(report: RobustnessReport) -> str:
+def plain_text(report: Figures) -> str:
     """The whole report as text of at most 80 columns."""
     first, *rest = ("\n\n".join(_plain(table) for table in part) for part in _parts(report))
     notes = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in report.notes)
@@ -141,7 +146,7 @@ def plain_text(report: RobustnessReport) -> str:
     return "\n\n".join(block for block in (first, notes, *rest, lines) if block)
 
 
-def markdown(report: RobustnessReport) -> str:
+def markdown(report: Figures) -> str:
     """The whole report in Markdown."""
     first, rest = _parts(report)
     notes = "\n".join(f"> {note}" for note in report.notes)

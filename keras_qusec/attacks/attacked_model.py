@@ -1,0 +1,250 @@
+"""A classifier under attack: outputs, gradients, and a count of how often it is asked."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qusec.attacks.goal import REJECTED, Goal
+from keras_qusec.backends import backend, present_values
+from keras_qusec.classifiers import logits_function
+from keras_qusec.defenses import (
+    RejectingClassifier,
+    find_defenses,
+    surrogate_choices,
+    surrogates_in_force,
+)
+from keras_qusec.digests import model_digest
+
+Tensor = Any
+
+
+class Counter:
+    """How often a model was used: images passed forward, and backward."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.gradients = 0
+
+    def count(self, images: int, steps: int = 1) -> None:
+        """Count gradients, each of which takes a forward and a backward pass."""
+        self.queries += images * steps
+        self.gradients += images * steps
+
+
+class AttackedModel:
+    """A Keras classifier compiled for attacks.
+
+    Its gradients are the model's own. The models of `with_surrogates` are the same model with
+    the surrogate gradients of its defences instead.
+
+    Args:
+        model: built Keras classifier, logits or softmax ``(n, classes)``; its weights may
+            change between calls, its structure and settings may not.
+        value_range: smallest and largest pixel value.
+
+    Raises:
+        ValueError: if the model's logits cannot be reached.
+
+    Example:
+
+    >>> from keras_qusec.attacks import AttackedModel
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, use_bias=False)])
+    >>> attacked = AttackedModel(model)
+    >>> attacked.logits(np.zeros((4, 2), "float32")).shape
+    (4, 3)
+    """
+
+    def __init__(self, model: keras.Model, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
+        self.model = model
+        self.value_range = value_range
+        self.defenses = find_defenses(model)
+        self.rejects = isinstance(model, RejectingClassifier)
+        self.counter = Counter()
+        self.variables = [*model.trainable_variables, *model.non_trainable_variables]
+        self._logits = logits_function(model)
+        self._forward = backend().compiled_forward(self.traced_logits, self.variables)
+        self._rejection = backend().compiled_forward(self._traced_rejection, self.variables)
+        # The same for all models of `with_surrogates`: what is made for one of them is kept
+        # under its number, 0 for the model's own gradient.
+        self._kept: dict[Any, Any] = {}
+        self._number = 0
+        self._surrogates: Any = {}
+        self._surrogate_models: dict[Any, list[AttackedModel]] = {}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the model's classes, configurations and weights."""
+        return model_digest(self.model)
+
+    # What attacks ask.
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Logits ``(n, classes)`` of images, as NumPy; counted as queries."""
+        self.counter.queries += len(x)
+        return self._call(self._forward, x)
+
+    def predictions(self, x: np.ndarray) -> np.ndarray:
+        """Predicted classes ``(n,)``, REJECTED where the model rejects the image.
+
+        An image with a NaN in its logits is class 0.
+        """
+        classes = np.nan_to_num(self.logits(x), nan=-np.inf).argmax(axis=1)
+        classes[self.rejected(x)] = REJECTED
+        return classes
+
+    def rejected(self, x: np.ndarray) -> np.ndarray:
+        """Which images the model rejects, ``(n,)`` bool."""
+        if not self.rejects:
+            return np.zeros(len(x), bool)
+        return self._call(self._rejection, x) > 0
+
+    def is_adversarial(self, x: np.ndarray, goal: Goal) -> np.ndarray:
+        """Which images reach the goal, ``(n,)`` bool; counted as queries."""
+        return goal.reached(self.predictions(x))
+
+    def gradient(
+        self,
+        x: np.ndarray,
+        classes: np.ndarray,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The gradient of a loss for the images, and the logits, as NumPy; counted.
+
+        Args:
+            x: images ``(n, ...)``.
+            classes: ``(n,)`` integers.
+            loss: function of the classes and the logits ``(n, classes)``, in `keras.ops`, that
+                returns ``(n,)``; default `log_odds_against`. The same function object is
+                compiled once.
+        """
+        loss = log_odds_against if loss is None else loss
+
+        def run(mapping: Any, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+            def objective(images: Tensor) -> tuple[Tensor, Tensor]:
+                logits = self.traced_logits(mapping, images)
+                return ops.sum(loss(classes, logits)), logits
+
+            return backend().input_gradient(objective, images)
+
+        self.counter.count(len(x))
+        compiled = self.compiled(("gradient", loss), run, batches=2)
+        gradient, logits = compiled(*padded_tensors(x, classes))
+        return ops.convert_to_numpy(gradient)[: len(x)], ops.convert_to_numpy(logits)[: len(x)]
+
+    def with_surrogates(self, hardnesses: Sequence[float]) -> list[AttackedModel]:
+        """This model for each surrogate gradient that its defences offer, in turn.
+
+        A model that may reject images also lets an attacker follow the gradient of its
+        `rejection`. Without either there is none.
+        """
+        key = tuple(hardnesses)
+        if key not in self._surrogate_models:
+            choices = surrogate_choices(self.defenses, hardnesses)
+            if self.rejects and not choices:
+                choices = [{}]
+            models: list[AttackedModel] = []
+            for choice in choices:
+                other = copy.copy(self)
+                other._surrogates = choice
+                other._number = 1 + sum(map(len, self._surrogate_models.values())) + len(models)
+                models.append(other)
+            self._surrogate_models[key] = models
+        return self._surrogate_models[key]
+
+    # What compiled attacks are made of.
+
+    def compiled(self, key: Any, function: Callable[..., Any], *, batches: int) -> Any:
+        """`function(mapping, *tensors)` compiled; made once for a key. See `Backend.compiled`."""
+        return self.kept(key, lambda: backend().compiled(function, self.variables, batches=batches))
+
+    def kept(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for a key and this model's gradient."""
+        key = (self._number, key)
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def traced_logits(self, mapping: Any, images: Tensor) -> Tensor:
+        """Logits inside a compiled function, from the values of the variables in `mapping`."""
+        with keras.StatelessScope(state_mapping=mapping), surrogates_in_force(self._surrogates):
+            return self._logits(images)
+
+    def traced_ascent(
+        self, mapping: Any, images: Tensor, classes: Tensor, targeted: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient to climb inside a compiled function, and which images go on climbing.
+
+        It is that of the log-odds. With surrogate gradients, images that fool a classifier
+        which may reject them climb away from its rejection instead (selective gradients,
+        Bryniarski et al. 2022).
+
+        Returns:
+            The gradient, and ``(n,)`` floats: 0 where an image is adversarial, else 1.
+        """
+
+        def objective(images: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.traced_logits(mapping, images)
+            height = log_odds_against(classes, logits)
+            predicted = ops.cast(ops.argmax(logits, axis=-1), classes.dtype)
+            if targeted:
+                height, fooled = -height, predicted == classes
+            else:
+                fooled = predicted != classes
+            if self.rejects:
+                rejection = self._traced_rejection(mapping, images)
+                if self._number:
+                    share = ops.stop_gradient(ops.cast(fooled, height.dtype))
+                    height = (1.0 - share) * height - share * ops.cast(rejection, height.dtype)
+                fooled = ops.logical_and(fooled, rejection <= 0)
+            return ops.sum(height), 1.0 - ops.cast(fooled, images.dtype)
+
+        return backend().input_gradient(objective, images)
+
+    def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
+        model: Any = self.model
+        with keras.StatelessScope(state_mapping=mapping), surrogates_in_force(self._surrogates):
+            return model.rejection(images)
+
+    def _call(self, function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
+        return np.array(ops.convert_to_numpy(function(*padded_tensors(x)))[: len(x)])
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """What the model itself gives, softmax and all; not counted."""
+        with keras.StatelessScope(state_mapping=present_values(self.variables)):
+            outputs = self.model(ops.convert_to_tensor(x), training=False)
+        return ops.convert_to_numpy(ops.stop_gradient(outputs))
+
+
+def padded_tensors(*arrays: np.ndarray) -> list[Tensor]:
+    """Batches as tensors, with as many rows as the backend likes."""
+    return [ops.convert_to_tensor(backend().padded(array)) for array in arrays]
+
+
+def log_odds_against(classes: Tensor, logits: Tensor) -> Tensor:
+    """The log-odds that each image is not of a class, ``(n,)``.
+
+    The gradient is that of the cross-entropy but for a positive factor, 1 / (1 - p), an image;
+    so steps along its sign or its direction are the same. But where p rounds to 1 in float32
+    the gradient of the cross-entropy is exactly zero, and an attack stands still.
+
+    Args:
+        classes: ``(n,)`` integers.
+        logits: ``(n, classes)`` float.
+
+    Example:
+
+    >>> from keras import ops
+    >>> logits = ops.convert_to_tensor([[500.0, 100.0]])
+    >>> ops.convert_to_numpy(log_odds_against(ops.convert_to_tensor([0]), logits)).tolist()
+    [-400.0]
+    """
+    own = ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    others = ops.logsumexp(logits - 1e9 * own, axis=-1)
+    return others - ops.sum(logits * own, axis=-1)

@@ -1,0 +1,431 @@
+"""Foolbox, both ways: its attacks run here, and models and attacks of this package run there."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_qusec import norms
+from keras_qusec.attacks.attacked_model import AttackedModel, Counter
+from keras_qusec.attacks.base import Attack, BatchSearch, arguments
+from keras_qusec.attacks.goal import Goal
+from keras_qusec.attacks.starting_points import starting_points
+from keras_qusec.backends import backend
+from keras_qusec.checks import whole_number
+
+Tensor = Any
+
+# Foolbox's random numbers come from generators that all threads share.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def import_foolbox() -> Any:
+    """Foolbox, or an ImportError that names the extra to install."""
+    # Foolbox imports GitPython, which fails without a git binary unless told to be quiet.
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    try:
+        import foolbox
+    except ImportError as error:
+        raise ImportError(
+            'This attack needs Foolbox. Install it with: pip install "keras-qusec[evaluate]"'
+        ) from error
+    return foolbox
+
+
+class Facts(NamedTuple):
+    """What is known of one of Foolbox's attacks; see `Attack` for the names.
+
+    Attributes:
+        needs_start: wants adversarial images to start from.
+        unit_range: assumes pixels in [0, 1], or constants in units of them.
+    """
+
+    cost: str = ""
+    uses_gradients: bool = True
+    is_random: bool = True
+    can_be_targeted: bool = True
+    needs_start: bool = False
+    unit_range: bool = False
+    trial_radii: tuple[float, ...] = ()
+
+
+_QUERIES = Facts(uses_gradients=False)
+# By the name of the class or of one that it derives from; all others have the defaults of Facts.
+_FACTS: dict[str, Facts] = {
+    "L2CarliniWagnerAttack": Facts(
+        "binary_search_steps x steps gradients", is_random=False, unit_range=True
+    ),
+    "EADAttack": Facts("binary_search_steps x steps gradients", is_random=False, unit_range=True),
+    "DDNAttack": Facts("1 gradient a step", is_random=False),
+    "DeepFoolAttack": Facts(
+        "1 gradient a class and step", is_random=False, can_be_targeted=False
+    ),
+    "BoundaryAttack": Facts("1 query a step", uses_gradients=False, needs_start=True),
+    "HopSkipJumpAttack": Facts(
+        "100 queries a step and more", uses_gradients=False, needs_start=True, unit_range=True
+    ),
+    # HopSkipJump clips to [0, 1] whatever the bounds are, and the constants of CW and EAD weigh
+    # a loss against squared distances; so these three get images in [0, 1].
+    "SaltAndPepperNoiseAttack": Facts("1 query a step", uses_gradients=False),
+    "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": Facts(
+        "1 query a draw and radius", uses_gradients=False,
+        trial_radii=tuple(np.geomspace(0.02, 1.0, 12)),
+    ),
+    "BaseAdditiveNoiseAttack": _QUERIES,
+    "BaseRepeatedAdditiveNoiseAttack": _QUERIES,
+    "BinarizationRefinementAttack": _QUERIES,
+    "BinarySearchContrastReductionAttack": _QUERIES,
+    "DatasetAttack": _QUERIES,
+    "GaussianBlurAttack": _QUERIES,
+    "GenAttack": _QUERIES,
+    "InversionAttack": _QUERIES,
+    "L2ContrastReductionAttack": _QUERIES,
+    "LinearSearchBlendedUniformNoiseAttack": _QUERIES,
+    "LinearSearchContrastReductionAttack": _QUERIES,
+    "PointwiseAttack": _QUERIES,
+}  # fmt: skip
+
+
+class FoolboxAttack(Attack):
+    """Any Foolbox attack, run here.
+
+    Args:
+        attack: a `foolbox.attacks.base.MinimizationAttack` or `FixedEpsilonAttack`.
+        restarts: how often it is run on each image.
+
+    Raises:
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+        ValueError: for anything else.
+
+    Example:
+
+    >>> from keras_qusec.attacks.foolbox import FoolboxAttack, import_foolbox
+    >>> FoolboxAttack(import_foolbox().attacks.L2DeepFoolAttack()).norm
+    'l2'
+    """
+
+    def __init__(self, attack: Any, *, restarts: int = 1) -> None:
+        base = import_foolbox().attacks.base
+        if isinstance(attack, base.Repeated):
+            restarts, attack = restarts * attack.times, attack.attack
+        if not isinstance(attack, (base.MinimizationAttack, base.FixedEpsilonAttack)):
+            raise ValueError(
+                f"Expected a Foolbox attack that minimizes a distance or stays within an epsilon. "
+                f"Received: {attack!r}."
+            )
+        self.attack = attack
+        self.minimizes = isinstance(attack, base.MinimizationAttack)
+        self.norm = _norm_of(attack)
+        self.restarts = whole_number(restarts, "restarts")
+        self.facts = next(
+            (_FACTS[kind.__name__] for kind in type(attack).__mro__ if kind.__name__ in _FACTS),
+            Facts(),
+        )
+        for name in ("cost", "uses_gradients", "is_random", "can_be_targeted", "trial_radii"):
+            setattr(self, name, getattr(self.facts, name))
+
+    def __repr__(self) -> str:
+        return f"{type(self.attack).__name__}({arguments(self.settings())})"
+
+    def settings(self) -> dict[str, Any]:
+        own = {name.strip("_"): value for name, value in vars(self.attack).items()}
+        return {**own, "restarts": self.restarts}
+
+    def on_batch(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> BatchSearch:
+        """The attack on a batch, whose other images it may start from."""
+
+        def search(rows: np.ndarray, epsilon: float | None, seed: int) -> np.ndarray:
+            images, chosen, starts = x[rows].copy(), np.arange(len(rows)), None
+            if self.facts.needs_start:
+                starts, chosen = starting_points(model, x, goal, rows, seed)
+                starts = starts[chosen]
+            if len(chosen):
+                part = goal.take(rows[chosen])
+                images[chosen] = self._run(model, images[chosen], part, epsilon, seed, starts)
+            return images
+
+        return search
+
+    def run(
+        self,
+        model: AttackedModel,
+        x: np.ndarray,
+        goal: Goal,
+        *,
+        epsilon: float | None,
+        seed: int,
+    ) -> np.ndarray:
+        return self.on_batch(model, x, goal)(np.arange(len(x)), epsilon, seed)
+
+    def _run(
+        self,
+        model: AttackedModel,
+        x: np.ndarray,
+        goal: Goal,
+        epsilon: float | None,
+        seed: int,
+        starts: np.ndarray | None,
+    ) -> np.ndarray:
+        criteria = import_foolbox().criteria
+        if goal.targets is None:
+            criterion = criteria.Misclassification(to_tensor(goal.labels))
+        else:
+            criterion = criteria.TargetedMisclassification(to_tensor(goal.targets))
+        settings: dict[str, Any] = {} if self.minimizes else {"epsilon": epsilon}
+        wrapped = model.kept("foolbox", lambda: foolbox_model(model))
+        low, high = model.value_range
+        rescaled = self.facts.unit_range and (low, high) != (0.0, 1.0)
+        images, starts = to_tensor(x), None if starts is None else to_tensor(starts)
+        if rescaled:
+            wrapped = wrapped.transform_bounds((0.0, 1.0))
+            images = (images - low) / (high - low)
+            starts = None if starts is None else (starts - low) / (high - low)
+        if starts is not None:
+            settings["starting_points"] = starts
+        with _ONE_AT_A_TIME, seeded(seed):
+            result = self.attack.run(wrapped, images, criterion, **settings)
+        adversarial = np.array(keras.ops.convert_to_numpy(result))
+        if rescaled:
+            # Foolbox's sign of failure is an image of zeros, which scaling would hide; an
+            # image of NaN never counts either.
+            failed = (adversarial == 0).all(axis=tuple(range(1, adversarial.ndim)))
+            adversarial[failed] = np.nan
+            adversarial = adversarial * np.float32(high - low) + np.float32(low)
+        return adversarial
+
+
+def named_foolbox_attack(name: str) -> Callable[..., Attack]:
+    """A function of settings that makes one of Foolbox's attacks by the name of its class."""
+
+    def make(**settings: Any) -> Attack:
+        return FoolboxAttack(getattr(import_foolbox().attacks, name)(**settings))
+
+    return make
+
+
+def _norm_of(attack: Any) -> str:
+    try:
+        order = attack.distance.p
+    except (AttributeError, ValueError):  # Foolbox wants it chosen when the attack is called
+        order = 2
+    name = "linf" if order == math.inf else f"l{order:g}"
+    # L1 is reported only where somebody registered it; L2 is the nearest.
+    return name if name in norms.names() else "l2"
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Foolbox's random numbers from a seed, and the user's generators as they were after it.
+
+    TensorFlow's global seed cannot be read, so there it stays set.
+    """
+    name = keras.backend.backend()
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        if name == "torch":
+            import torch
+
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                yield
+        elif name == "jax":
+            import eagerpy
+            import jax
+
+            key, eagerpy.JAXTensor.key = eagerpy.JAXTensor.key, jax.random.PRNGKey(seed % 2**31)
+            try:
+                yield
+            finally:
+                eagerpy.JAXTensor.key = key
+        else:
+            import tensorflow as tf
+
+            tf.random.set_seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def foolbox_model(
+    model: keras.Model | AttackedModel, value_range: tuple[float, float] = (0.0, 1.0)
+) -> Any:
+    """Wrap a Keras model for Foolbox's attacks, compiled where the backend compiles.
+
+    Logits are attacked, also of a model that ends in a softmax. Gradients reach the images
+    only: none is computed for the weights, which on a small CNN saves a third of the time.
+    The model runs in inference mode. It is traced at its first use, so surrogate gradients
+    must be in force then (`keras_qusec.defenses.surrogate_gradients`), and a model whose weights
+    change must be wrapped again.
+
+    Args:
+        model: built Keras model, images ``(n, ...)`` to logits or probabilities
+            ``(n, classes)``; or an `AttackedModel`, whose counter then counts.
+        value_range: smallest and largest pixel value an attack may use.
+
+    Returns:
+        A `foolbox.models.Model` of the current Keras backend.
+
+    Raises:
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+        ValueError: if the end of the model is a softmax that cannot be left out.
+
+    Example:
+
+    >>> from keras_qusec.attacks.foolbox import foolbox_model
+    >>> model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    >>> foolbox_model(model).bounds
+    Bounds(lower=0.0, upper=1.0)
+    """
+    attacked = model if isinstance(model, AttackedModel) else AttackedModel(model, value_range)
+    wrap = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
+    return wrap(import_foolbox(), attacked, attacked.counter)
+
+
+def _tensorflow(foolbox: Any, model: AttackedModel, counter: Counter) -> Any:
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)
+    def forward(images: Any) -> Any:
+        # Without stop_gradient the backward function would hold the weights' gradients too.
+        frozen = [(variable, tf.stop_gradient(variable.value)) for variable in model.variables]
+        return model.traced_logits(frozen, images)
+
+    @tf.custom_gradient
+    def counted(images: Any) -> Any:
+        counter.queries += len(images)
+
+        def backward(upstream: Any) -> Any:
+            counter.gradients += len(images)
+            return upstream
+
+        return tf.identity(images), backward
+
+    # Left to itself, Foolbox asks for the device in a way that TensorFlow warns about.
+    device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
+    return foolbox.TensorFlowModel(
+        lambda images: forward(counted(images)), bounds=model.value_range, device=device
+    )
+
+
+def _jax(foolbox: Any, model: AttackedModel, counter: Counter) -> Any:
+    import jax
+
+    @jax.jit
+    def forward(values: Any, images: Any) -> Any:
+        return model.traced_logits(list(zip(model.variables, values, strict=True)), images)
+
+    values = [variable.value for variable in model.variables]
+
+    def counted(images: Any) -> Any:
+        counter.queries += len(images)
+        if isinstance(images, jax.core.Tracer):  # Foolbox differentiates anew in each step
+            counter.gradients += len(images)
+            return forward(values, images)
+        return forward(values, backend().padded(images))[: len(images)]
+
+    return foolbox.JAXModel(counted, bounds=model.value_range, data_format="channels_last")
+
+
+def _torch(foolbox: Any, model: AttackedModel, counter: Counter) -> Any:
+    import torch
+
+    def count_backward(gradient: Any) -> None:
+        counter.gradients += len(gradient)
+
+    class Frozen(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            counter.queries += len(images)
+            if images.requires_grad:
+                images = images.view_as(images)  # hooks on a leaf would pile up
+                images.register_hook(count_backward)
+            mapping = [(variable, variable.value.detach()) for variable in model.variables]
+            return model.traced_logits(mapping, images)
+
+    device = next((variable.value.device for variable in model.variables), None)
+    wrapped = foolbox.PyTorchModel(Frozen().eval(), bounds=model.value_range, device=device)
+    wrapped.data_format = "channels_last"
+    return wrapped
+
+
+def to_tensor(array: np.ndarray) -> Any:
+    """A NumPy array as a tensor of the current backend, labels as int64 where it matters."""
+    if np.issubdtype(array.dtype, np.integer):
+        # Foolbox's losses on TensorFlow and PyTorch take no other integers.
+        array = array.astype("int64")
+    return keras.ops.convert_to_tensor(array)
+
+
+def as_foolbox_attack(attack: Attack, model: AttackedModel, seed: int = 0) -> Any:
+    """An attack of this package as a `foolbox.attacks.base.MinimizationAttack`.
+
+    Args:
+        attack: an attack that minimizes, such as `JSMA`.
+        model: the model that it attacks, whatever model Foolbox gives it.
+        seed: seed of all that is random.
+
+    Raises:
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+        ValueError: for an attack in a ball.
+
+    Example:
+
+    >>> from keras_qusec.attacks import AttackedModel, SinglePixel
+    >>> from keras_qusec.attacks.foolbox import as_foolbox_attack, foolbox_model, to_tensor
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    >>> model.set_weights([np.array([[1, 0], [0, 2]], "float32")])
+    >>> attacked = AttackedModel(model)
+    >>> x, y = to_tensor(np.array([[0.5, 0.1]], "float32")), to_tensor(np.array([0]))
+    >>> attack = as_foolbox_attack(SinglePixel(), attacked)
+    >>> bool(attack(foolbox_model(attacked), x, y, epsilons=None)[2][0])
+    True
+    """
+    if not attack.minimizes:
+        raise ValueError(
+            f"Expected an attack that minimizes. Received: {attack!r}, which stays in a ball. "
+            "Foolbox has FGSM, BIM and PGD of its own."
+        )
+    foolbox = import_foolbox()
+    import eagerpy
+
+    class Ours(foolbox.attacks.base.MinimizationAttack):  # type: ignore[name-defined]
+        distance = getattr(foolbox.distances, attack.norm)
+
+        def run(
+            self,
+            _: Any,
+            inputs: Any,
+            criterion: Any,
+            *,
+            early_stop: float | None = None,
+            **kwargs: Any,
+        ) -> Any:
+            foolbox.attacks.base.raise_if_kwargs(kwargs)
+            criterion = foolbox.attacks.base.get_criterion(criterion)
+            if isinstance(criterion, foolbox.criteria.Misclassification):
+                goal = Goal(np.asarray(criterion.labels.numpy()))
+            elif isinstance(criterion, foolbox.criteria.TargetedMisclassification):
+                targets = np.asarray(criterion.target_classes.numpy())
+                goal = Goal(targets, targets)
+            else:
+                raise ValueError(
+                    "Expected the criterion Misclassification or TargetedMisclassification. "
+                    f"Received: {criterion!r}. Other criteria are not supported by this attack."
+                )
+            x, restore_type = eagerpy.astensor_(inputs)
+            clean = np.array(x.numpy())
+            images = copy.copy(attack).run(model, clean, goal, epsilon=None, seed=seed)
+            return restore_type(eagerpy.from_numpy(x, images.astype(clean.dtype)))
+
+    return Ours()

@@ -1,0 +1,46 @@
+"""What an adversarial example must reach."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+# What is predicted for an image that a classifier rejects: no class.
+REJECTED = -1
+
+
+class Goal(NamedTuple):
+    """To leave the label, or to reach a target class; never to be rejected.
+
+    Attributes:
+        labels: true classes, ``(n,)`` int64.
+        targets: classes to be reached, ``(n,)`` int64, or None for untargeted attacks.
+        transfer: the examples are for another model, so an attack goes on with all its steps
+            also when the model at hand is fooled.
+    """
+
+    labels: np.ndarray
+    targets: np.ndarray | None = None
+    transfer: bool = False
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The classes an attack moves away from, or towards."""
+        return self.labels if self.targets is None else self.targets
+
+    @property
+    def targeted(self) -> bool:
+        """Whether a class is to be reached."""
+        return self.targets is not None
+
+    def reached(self, predictions: np.ndarray) -> np.ndarray:
+        """Which predictions are the attack's success, ``(n,)`` bool."""
+        if self.targets is not None:
+            return predictions == self.targets
+        return (predictions != self.labels) & (predictions != REJECTED)
+
+    def take(self, rows: np.ndarray) -> Goal:
+        """The goal of some of the images."""
+        targets = None if self.targets is None else self.targets[rows]
+        return self._replace(labels=self.labels[rows], targets=targets)

@@ -1,0 +1,251 @@
+"""The one list of attacks by name: how each is made, its settings in an evaluation, what it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.bim import BIM
+from keras_qusec.attacks.fgsm import FGSM
+from keras_qusec.attacks.foolbox import FoolboxAttack, named_foolbox_attack
+from keras_qusec.attacks.jsma import JSMA
+from keras_qusec.attacks.local_search import LocalSearch
+from keras_qusec.attacks.pgd import PGD
+from keras_qusec.attacks.pointwise import Pointwise
+from keras_qusec.attacks.single_pixel import SinglePixel
+from keras_qusec.checks import closest, whole_number
+
+# Row of a report that stands for all attacks; no attack may be called so.
+WORST_CASE = "worst case"
+
+
+class Entry(NamedTuple):
+    """An attack of the registry: a function of settings, settings of this name, a summary."""
+
+    make: Callable[..., Attack]
+    settings: dict[str, Any]
+    summary: str
+
+
+_CW = {"binary_search_steps": 9, "steps": 1000, "stepsize": 0.01, "initial_const": 1e-3}
+# CleverHans v2's tutorial, which the paper used, with the paper's 100 iterations.
+_CW_PAPER = {"binary_search_steps": 1, "steps": 100, "stepsize": 0.2, "initial_const": 10.0}
+_JSMA_PAPER = {"theta": 1.0, "gamma": 0.1, "decrease": False, "targets": 1}
+_cw = named_foolbox_attack("L2CarliniWagnerAttack")
+_gaussian = named_foolbox_attack("L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack")
+
+_ENTRIES: dict[str, Entry] = {
+    "fgsm": Entry(FGSM, {}, "one step along the sign of the gradient"),
+    "fgsm-l2": Entry(FGSM, {"norm": "l2"}, "one step along the gradient"),
+    "bim": Entry(BIM, {}, "steps from the clean image"),
+    "bim-l2": Entry(BIM, {"norm": "l2"}, "steps from the clean image"),
+    "pgd": Entry(PGD, {}, "steps from a random start"),
+    "pgd-l2": Entry(PGD, {"norm": "l2"}, "steps from a random start"),
+    "cw": Entry(_cw, _CW, "Carlini and Wagner with strong settings"),
+    "cw-paper": Entry(_cw, _CW_PAPER, "Carlini and Wagner as in the paper, weak"),
+    "deepfool": Entry(named_foolbox_attack("L2DeepFoolAttack"), {}, "to the nearest hyperplane"),
+    "deepfool-linf": Entry(
+        named_foolbox_attack("LinfDeepFoolAttack"), {}, "to the nearest hyperplane"
+    ),
+    "jsma": Entry(JSMA, {}, "most salient features, both ways, all targets"),
+    "jsma-paper": Entry(JSMA, _JSMA_PAPER, "most salient features as in the paper"),
+    "pointwise": Entry(Pointwise, {}, "from noise back, pixel by pixel"),
+    "single-pixel": Entry(SinglePixel, {}, "every pixel at both ends of the range"),
+    "local-search": Entry(LocalSearch, {}, "greedy search over pixels"),
+    "local-search-paper": Entry(
+        LocalSearch, {"magnitude": 10.0}, "greedy search, probing outside the range"
+    ),
+    "gaussian": Entry(_gaussian, {"repeats": 20}, "Gaussian noise, more and more"),
+    "salt-and-pepper": Entry(
+        named_foolbox_attack("SaltAndPepperNoiseAttack"), {}, "black and white pixels, ever more"
+    ),
+    "boundary": Entry(
+        named_foolbox_attack("BoundaryAttack"), {"steps": 1000}, "a walk along the boundary"
+    ),
+    "hopskipjump": Entry(
+        named_foolbox_attack("HopSkipJumpAttack"), {"steps": 16}, "boundary, estimated gradient"
+    ),
+}
+
+
+def register(name: str, make: Callable[..., Attack], *, summary: str = "", **settings: Any) -> None:
+    """Make an attack known by a name, for evaluations, training and the command line.
+
+    Args:
+        name: name in lower case; one of the same name is replaced.
+        make: subclass of `Attack`, or a function of settings that returns one.
+        summary: what it is, in a few words.
+        **settings: settings under this name, which users may change.
+
+    Raises:
+        ValueError: for a name that cannot be used.
+
+    Example:
+
+    >>> from keras_qusec import attacks
+    >>> attacks.register("pgd-100", attacks.PGD, summary="PGD of 100 steps", steps=100)
+    >>> attacks.get("pgd-100").steps
+    100
+    >>> attacks.unregister("pgd-100")
+    """
+    if not name or name != name.lower() or name == WORST_CASE or not callable(make):
+        raise ValueError(
+            f"Expected a name in lower case, not {WORST_CASE!r}, and a function of settings. "
+            f"Received: name={name!r}, {make!r}."
+        )
+    _ENTRIES[name] = Entry(make, settings, summary)
+
+
+def unregister(name: str) -> None:
+    """Forget a name of `register`."""
+    _ENTRIES.pop(name, None)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all attacks.
+
+    Example:
+
+    >>> from keras_qusec import attacks
+    >>> attacks.names()[:3]
+    ('fgsm', 'fgsm-l2', 'bim')
+    """
+    return tuple(_ENTRIES)
+
+
+def get(attack: str | Attack | Any, **settings: Any) -> Attack:
+    """An attack by name with its settings, or the object given.
+
+    Args:
+        attack: one of `names`, an `Attack`, or an attack object of Foolbox.
+        **settings: settings of the named attack; `restarts` of any.
+
+    Raises:
+        ValueError: for an unknown name, or settings beside an object or that do not fit.
+
+    Example:
+
+    >>> from keras_qusec import attacks
+    >>> attacks.get("pgd", epsilon=0.3, steps=7).steps
+    7
+    """
+    if not isinstance(attack, str):
+        if settings:
+            raise ValueError(
+                f"Expected either an attack object or settings of a named one. Received: "
+                f"{attack!r} and {sorted(settings)}. Set them where the object is made."
+            )
+        return attack if isinstance(attack, Attack) else _from_foolbox(attack)
+    if attack.lower() not in _ENTRIES:
+        raise ValueError(
+            f"Expected an attack: one of {', '.join(_ENTRIES)}; an object of "
+            f"keras_qusec.attacks; or a Foolbox attack object. Received: {attack!r}."
+            f"{closest(attack, _ENTRIES)}"
+        )
+    entry = _ENTRIES[attack.lower()]
+    settings = {**entry.settings, **settings}
+    restarts = settings.pop("restarts", 1)
+    try:
+        made = entry.make(**settings)
+    except TypeError as error:
+        known = _setting_names(entry.make)
+        wrong = [name for name in settings if known and name not in known]
+        hint = closest(wrong[0], known) if wrong else ""
+        listed = ", ".join(known) or "its own"
+        raise ValueError(
+            f"Expected settings of the attack {attack.lower()!r}: {listed}, restarts. "
+            f"Received: {', '.join(settings)}; {error}.{hint}"
+        ) from error
+    made.restarts = whole_number(restarts, "restarts")
+    return made
+
+
+def for_evaluation(attacks: Any) -> dict[str, Attack]:
+    """Attacks by the name shown in the report.
+
+    Args:
+        attacks: one of the following or several: a name, a pair of a name and a dictionary of
+            settings, an `Attack`, a Foolbox attack object; or a dictionary of such by names
+            of your own.
+
+    Raises:
+        ValueError: for an unknown name, a name used twice, or settings that do not fit.
+
+    Example:
+
+    >>> from keras_qusec.attacks.registry import for_evaluation
+    >>> list(for_evaluation(["fgsm", ("pgd", {"steps": 7, "restarts": 3})]))
+    ['fgsm', 'pgd']
+    """
+    if isinstance(attacks, Mapping):
+        named = [(str(name), _one(attack)) for name, attack in attacks.items()]
+    else:
+        several = isinstance(attacks, Sequence) and not isinstance(attacks, str)
+        pair = several and len(attacks) == 2 and isinstance(attacks[1], Mapping)
+        listed = attacks if several and not pair else [attacks]
+        named = [(_name(attack), _one(attack)) for attack in listed]
+    if not named:
+        raise ValueError(
+            f'Expected at least one attack. Received: none. Example: attacks=["pgd"]; '
+            f"the names are {', '.join(names())}."
+        )
+    chosen: dict[str, Attack] = {}
+    for name, attack in named:
+        if name in chosen:
+            raise ValueError(
+                f"Expected each attack once. Received: {name!r} twice. To compare settings, give "
+                f"names of your own: attacks={{'{name} weak': ..., '{name} strong': ...}}."
+            )
+        if name == WORST_CASE:
+            raise ValueError(
+                f"Expected another name than {WORST_CASE!r} for an attack, since the report's "
+                f"rows over all attacks are called so. Received: {name!r}."
+            )
+        attack.check_for_evaluation()
+        chosen[name] = attack
+    return chosen
+
+
+def _name(attack: Any) -> str:
+    if isinstance(attack, str):
+        return attack.lower()
+    if isinstance(attack, Sequence) and attack and isinstance(attack[0], str):
+        return attack[0].lower()
+    return attack.name if isinstance(attack, Attack) else type(attack).__name__
+
+
+def _one(attack: Any) -> Attack:
+    if isinstance(attack, Sequence) and not isinstance(attack, str):
+        if len(attack) != 2 or not isinstance(attack[1], Mapping):
+            raise ValueError(
+                f'Expected an attack as a name or as ("name", {{settings}}). Received: {attack!r}.'
+            )
+        return get(attack[0], **attack[1])
+    return get(attack)
+
+
+def _from_foolbox(attack: Any) -> Attack:
+    if not type(attack).__module__.startswith("keras_qusec") and hasattr(attack, "run"):
+        return FoolboxAttack(attack)
+    raise ValueError(
+        f"Expected an attack: one of {', '.join(_ENTRIES)}; an object of keras_qusec.attacks; or "
+        f"a Foolbox attack object. Received: {attack!r}. A function becomes one with "
+        "keras_qusec.attacks.attack_from."
+    )
+
+
+def _setting_names(make: Callable[..., Any]) -> list[str]:
+    """The names of the settings of a class, also of those that it hands on to its base."""
+    chain: tuple[Any, ...] = make.__mro__ if isinstance(make, type) else (make,)
+    setting_names: dict[str, None] = {}
+    for kind in chain:
+        function = kind.__dict__.get("__init__") if isinstance(kind, type) else kind
+        if kind is object or function is None:
+            continue
+        parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                setting_names[parameter.name] = None
+    return [name for name in setting_names if name != "self"]

@@ -1,0 +1,210 @@
+"""What differs between Keras' backends: each is one class here, and Foolbox's adapter knows them.
+
+Everywhere else the package uses `keras.ops` and the public Keras API.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+Tensor = Any
+Objective = Callable[[Tensor], tuple[Tensor, Any]]
+
+
+class Backend(ABC):
+    """What the package asks of a backend beyond Keras.
+
+    Attributes:
+        passes_state: a training step gets the values of all variables as an argument and
+            returns the new ones, as on JAX.
+    """
+
+    passes_state = False
+
+    @abstractmethod
+    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+        """The gradient of a scalar function of the images, and what else it returned.
+
+        Works eagerly and inside compiled functions and graph loops. Nothing is recorded for an
+        outer differentiation, and no weight gradient is computed. A model that ignores its
+        input or cuts the gradient gives a gradient of zero.
+
+        Args:
+            objective: function of the images that returns a scalar and any auxiliary
+                structure of tensors.
+            images: float tensor.
+
+        Returns:
+            The gradient, of the shape and dtype of `images`, and the auxiliary structure.
+        """
+
+    @abstractmethod
+    def compiled(
+        self, function: Callable[..., Any], variables: list[Any], *, batches: int
+    ) -> Callable[..., Any]:
+        """Compile ``function(mapping, *tensors)`` for repeated calls as ``f(*tensors)``.
+
+        `mapping` pairs each variable with its current value, to be given to a
+        `keras.StatelessScope`, so that weights may change between calls. The first `batches`
+        tensors may change their number of rows.
+        """
+
+    def compiled_forward(
+        self, function: Callable[..., Any], variables: list[Any]
+    ) -> Callable[..., Any]:
+        """Like `compiled`, for a function of one batch that nobody differentiates."""
+        return self.compiled(function, variables, batches=1)
+
+    def padded(self, array: np.ndarray) -> np.ndarray:
+        """A batch with rows repeated until its size is one that was probably compiled."""
+        return array
+
+    def sync_variables(self, model: keras.Model) -> None:  # noqa: B027
+        """Give the model's variables the values that training has reached inside an epoch."""
+
+    def check_training(self) -> None:  # noqa: B027
+        """Raise a ValueError if a model's training step cannot be replaced."""
+
+
+class TensorFlow(Backend):
+    """TensorFlow: compiled by `tf.function`, once for all batch sizes."""
+
+    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            value, auxiliary = objective(images)
+        zero = tf.UnconnectedGradients.ZERO
+        gradient = tape.gradient(value, images, unconnected_gradients=zero)
+        return tf.stop_gradient(gradient), auxiliary
+
+    def compiled(
+        self, function: Callable[..., Any], variables: list[Any], *, batches: int
+    ) -> Callable[..., Any]:
+        import tensorflow as tf
+
+        traced: dict[Any, Any] = {}
+
+        def call(*tensors: Any) -> Any:
+            signature = tuple(
+                tf.TensorSpec((None, *t.shape[1:]) if place < batches else t.shape, t.dtype)
+                for place, t in enumerate(tensors)
+            )
+            if signature not in traced:
+                # Made concrete at once: TensorFlow warns of retracing when several functions
+                # come from one line of code.
+                traced[signature] = tf.function(
+                    lambda *inside: function(present_values(variables), *inside)
+                ).get_concrete_function(*signature)
+            return traced[signature](*tensors)
+
+        return call
+
+
+class Jax(Backend):
+    """JAX: compiled by `jax.jit` for each shape; variables are arguments of every function."""
+
+    passes_state = True
+
+    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+        import jax
+
+        return jax.grad(objective, has_aux=True)(images)
+
+    def compiled(
+        self, function: Callable[..., Any], variables: list[Any], *, batches: int
+    ) -> Callable[..., Any]:
+        import jax
+
+        @jax.jit
+        def with_values(values: Any, *tensors: Any) -> Any:
+            return function(list(zip(variables, values, strict=True)), *tensors)
+
+        return lambda *tensors: with_values([v.value for v in variables], *tensors)
+
+    def padded(self, array: np.ndarray) -> np.ndarray:
+        rows = max(16, 1 << (len(array) - 1).bit_length())
+        return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+
+    def sync_variables(self, model: keras.Model) -> None:
+        model.jax_state_sync()
+
+    def check_training(self) -> None:
+        if keras.config.is_nnx_enabled():
+            raise ValueError(
+                "Expected Keras on JAX without NNX, whose training step cannot be replaced. "
+                "Received: NNX mode. Unset KERAS_NNX_ENABLED."
+            )
+
+
+class Torch(Backend):
+    """PyTorch: runs eagerly."""
+
+    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+        import torch
+
+        images = images.detach().requires_grad_(True)
+        with torch.enable_grad():
+            value, auxiliary = objective(images)
+        if not value.requires_grad:
+            return torch.zeros_like(images), auxiliary
+        (gradient,) = torch.autograd.grad(value, images, allow_unused=True)
+        if gradient is None:
+            gradient = torch.zeros_like(images)
+        detach = keras.tree.map_structure(lambda t: t.detach(), auxiliary)
+        return gradient.detach(), detach
+
+    def compiled(
+        self, function: Callable[..., Any], variables: list[Any], *, batches: int
+    ) -> Callable[..., Any]:
+        return lambda *tensors: function(present_values(variables), *tensors)
+
+    def compiled_forward(
+        self, function: Callable[..., Any], variables: list[Any]
+    ) -> Callable[..., Any]:
+        import torch
+
+        run = self.compiled(function, variables, batches=1)
+
+        def without_gradients(*tensors: Any) -> Any:
+            with torch.no_grad():
+                return run(*tensors)
+
+        return without_gradients
+
+
+_BACKENDS: dict[str, Backend] = {"tensorflow": TensorFlow(), "jax": Jax(), "torch": Torch()}
+
+
+def backend() -> Backend:
+    """The backend that Keras runs on.
+
+    Raises:
+        ValueError: for one that this package does not know.
+
+    Example:
+
+    >>> from keras import ops
+    >>> square = lambda x: (ops.sum(x * x), ())
+    >>> gradient, _ = backend().input_gradient(square, ops.ones((2,)))
+    >>> np.asarray(gradient).tolist()
+    [2.0, 2.0]
+    """
+    name = keras.backend.backend()
+    if name not in _BACKENDS:
+        raise ValueError(
+            f"Expected the Keras backend to be one of {', '.join(_BACKENDS)}. Received: {name!r}. "
+            "Set the environment variable KERAS_BACKEND before Keras is imported."
+        )
+    return _BACKENDS[name]
+
+
+def present_values(variables: list[Any]) -> list[tuple[Any, Any]]:
+    """Pairs of each variable and its present value."""
+    return [(variable, variable.value) for variable in variables]

@@ -1,0 +1,202 @@
+"""What a defence offers an adaptive attacker, and what a classifier is that may reject an image.
+
+Evaluation and adversarial training ask these two protocols and never what kind of layer it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+from keras import ops
+
+from keras_qusec.quantization.sigmoids import upstream_gradient
+
+Tensor = Any
+# For each defence of a model, the surrogate gradient that it shall have.
+Choice = Mapping[Any, Any]
+
+
+@runtime_checkable
+class Defense(Protocol):
+    """A layer or model whose own gradient misleads, and what an attacker uses instead (BPDA).
+
+    A class becomes a defence by a method `surrogates`. In its `call` it asks `current_surrogate`
+    for the one that is in force, and gives its output that gradient; the output itself must stay
+    the same. `straight_through` does this for a stand-in of the output's shape.
+
+    Example:
+
+    >>> from keras_qusec.defenses import current_surrogate, straight_through
+    >>> class Rounding(keras.layers.Layer):
+    ...     def surrogates(self, hardnesses):
+    ...         return ["identity"]
+    ...     def call(self, x):
+    ...         y = keras.ops.round(x)
+    ...         return y if current_surrogate(self) is None else straight_through(y, x)
+    >>> from keras_qusec.defenses import find_defenses
+    >>> len(find_defenses(keras.Sequential([Rounding()])))
+    1
+    """
+
+    def surrogates(self, hardnesses: Sequence[float]) -> Sequence[Any]:
+        """The surrogate gradients to try in turn, as values that `current_surrogate` returns.
+
+        Args:
+            hardnesses: how steep the stand-in of a step function shall be, one surrogate for
+                each; defences without steps need not look at them.
+        """
+
+
+@runtime_checkable
+class RejectingClassifier(Protocol):
+    """A Keras model that may reject an image, such as a classifier with a detector.
+
+    An adversarial example must be misclassified and accepted; a clean image that is rejected
+    counts as misclassified.
+    """
+
+    def rejection(self, images: Tensor) -> Tensor:
+        """Numbers ``(n,)``: above 0 where an image is rejected, 0 or less where it is accepted.
+
+        Written in `keras.ops`. The adaptive attacker lowers it by its gradient, so it should
+        grow with the suspicion, and follow `current_surrogate` where it has steps.
+        """
+
+
+def find_layers(model: keras.layers.Layer, kind: Any) -> list[Any]:
+    """All layers of a class or protocol in a model, also in nested models and custom layers.
+
+    The model itself may be one. Layers inside one that is of the kind are not looked for.
+
+    Example:
+
+    >>> from keras_qusec.defenses import find_layers
+    >>> inner = keras.Sequential([keras.layers.Dense(2)])
+    >>> len(find_layers(keras.Sequential([inner]), keras.layers.Dense))
+    1
+    """
+    layers: list[Any] = []
+    waiting: list[Any] = [model]
+    seen: set[int] = set()
+    while waiting:
+        item = waiting.pop(0)
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, keras.layers.Layer):
+            if isinstance(item, kind):
+                layers.append(item)
+            else:
+                waiting.extend(vars(item).values())
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            waiting.extend(item)
+    return layers
+
+
+def find_defenses(model: keras.layers.Layer) -> list[Any]:
+    """The defences of a model that offer surrogate gradients, in the order of its layers.
+
+    Example:
+
+    >>> from keras_qusec import QuSecQuantization
+    >>> from keras_qusec.defenses import find_defenses
+    >>> len(find_defenses(keras.Sequential([QuSecQuantization(2), keras.layers.Dense(2)])))
+    1
+    """
+    return find_layers(model, Defense)
+
+
+def surrogate_choices(defenses: Sequence[Any], hardnesses: Sequence[float]) -> list[Choice]:
+    """What an adaptive attacker tries in turn: one surrogate gradient for each defence.
+
+    A defence that offers fewer than another keeps its last one. Without defences there is
+    nothing to try.
+    """
+    offers = {defense: list(defense.surrogates(hardnesses)) for defense in defenses}
+    offers = {defense: offer for defense, offer in offers.items() if offer}
+    count = max(map(len, offers.values()), default=0)
+    return [
+        {defense: offer[min(turn, len(offer) - 1)] for defense, offer in offers.items()}
+        for turn in range(count)
+    ]
+
+
+# A variable of the context and not an attribute of the layer: threads do not see each other's.
+_IN_FORCE: ContextVar[Choice | None] = ContextVar("surrogates", default=None)
+
+
+@contextlib.contextmanager
+def surrogates_in_force(choice: Choice) -> Iterator[None]:
+    """Give defences the surrogate gradients of a choice inside the block.
+
+    Compiled functions keep the gradient that was in force when they were traced.
+    """
+    token = _IN_FORCE.set(choice)
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+def current_surrogate(defense: Any) -> Any | None:
+    """The surrogate gradient that a defence shall have now; None for its own gradient."""
+    return (_IN_FORCE.get() or {}).get(defense)
+
+
+@contextlib.contextmanager
+def surrogate_gradients(model: keras.layers.Layer, hardness: float | None) -> Iterator[None]:
+    """Give every defence of a model its surrogate gradient inside the block (BPDA).
+
+    Outputs stay as they are. Compiled functions keep the gradient that was in force when they
+    were traced, so build and first call them inside the block.
+
+    Args:
+        model: model or layer.
+        hardness: hardness of the surrogate gradients; None for each defence's own gradient.
+
+    Source: Athalye et al. 2018, backward pass differentiable approximation.
+
+    Example:
+
+    >>> from keras_qusec import QuSecQuantization
+    >>> from keras_qusec.defenses import current_surrogate, surrogate_gradients
+    >>> layer = QuSecQuantization(2)
+    >>> with surrogate_gradients(layer, 5.0):
+    ...     current_surrogate(layer)
+    5.0
+    >>> current_surrogate(layer) is None
+    True
+    """
+    choices = [] if hardness is None else surrogate_choices(find_defenses(model), [hardness])
+    with surrogates_in_force(choices[0] if choices else {}):
+        yield
+
+
+def straight_through(output: Tensor, stand_in: Tensor) -> Tensor:
+    """The values of `output` with the gradient of `stand_in`, to the last bit.
+
+    Args:
+        output: float tensor.
+        stand_in: float tensor of the same shape, differentiated instead of `output`.
+
+    Source: Athalye et al. 2018.
+
+    Example: see `Defense`.
+    """
+
+    @ops.custom_gradient
+    def replaced(_: Tensor, output: Tensor) -> Any:
+        def grad(*args: Tensor, upstream: Tensor | None = None) -> Any:
+            gradient = upstream_gradient(args, upstream)
+            return gradient, ops.zeros_like(gradient)
+
+        return output, grad
+
+    result: Callable[..., Any] = replaced
+    return result(stand_in, ops.stop_gradient(output))

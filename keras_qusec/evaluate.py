@@ -1,0 +1,269 @@
+"""evaluate_robustness: from what users give over plan, run and results to a report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_qusec.attacks import AttackedModel, Goal, registry
+from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.checks import class_labels, whole_number
+from keras_qusec.checks import value_range as checked_range
+from keras_qusec.evaluation.gallery import examples_of
+from keras_qusec.evaluation.inputs import (
+    check_same_classes,
+    check_shape,
+    check_sources,
+    clean_logits,
+    epsilons_of,
+    hardnesses_of,
+    images_of,
+    models_of,
+    radii_of,
+    targets_of,
+    threat_models_of,
+)
+from keras_qusec.evaluation.notes import notes_of
+from keras_qusec.evaluation.plan import Plan, Unit
+from keras_qusec.evaluation.provenance import provenance_of
+from keras_qusec.evaluation.results import Failure, Result, joined
+from keras_qusec.evaluation.run import Models, Outcome, run_units
+from keras_qusec.evaluation.store import Store
+from keras_qusec.progress import Progress, shown
+from keras_qusec.report import RobustnessReport
+
+
+def evaluate_robustness(
+    model: keras.Model | Mapping[str, keras.Model],
+    x: Any,
+    y: Any,
+    *,
+    attacks: Any = ("fgsm", "pgd"),
+    epsilons: Sequence[float] | Mapping[str, Sequence[float]] = (0.1, 0.2, 0.3),
+    threat_models: Sequence[str] = ("white-box", "adaptive"),
+    source_model: keras.Model | Mapping[str, keras.Model] | None = None,
+    targets: str | Any = None,
+    surrogate_hardnesses: Sequence[float] = (3.0, 10.0),
+    value_range: tuple[float, float] = (0.0, 1.0),
+    batch_size: int | None = None,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    resume_dir: str | os.PathLike | None = None,
+    progress: bool | Progress | None = None,
+) -> RobustnessReport:
+    """Attack classifiers and report what is left of their accuracy.
+
+    An image counts as robust if it is classified correctly and no attack found an adversarial
+    example within epsilon. Every example is checked before it counts: inside the value range,
+    within epsilon, really misclassified. The report's headline is the worst case over all
+    attacks and threat models.
+
+    Threat models:
+
+    - ``"white-box"``: the adversary follows the model's own gradient. A quantizer makes that
+      nearly zero, so this alone overstates robustness.
+    - ``"adaptive"``: goes on where white-box failed, through surrogate gradients of every
+      quantizer (BPDA, Athalye et al. 2018) at each of several hardnesses.
+    - ``"black-box"``: gradient attacks are made on `source_model` and transferred;
+      attacks without gradients (pointwise, boundary, ...) query the model itself. If
+      black-box is not asked for, the latter run under the first threat model that is.
+
+    Args:
+        model: built Keras classifier, images to logits or softmax probabilities
+            ``(n, classes)``, or a dictionary of several by name. Logits are attacked.
+        x: float images in `value_range`, ``(n, ...)``.
+        y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``.
+        attacks: names, pairs of a name and a dictionary of settings, objects of
+            `keras_qusec.attacks` or of Foolbox, or a dictionary of such by names of your own.
+            The names are those of `keras_qusec.attacks.names()`.
+        epsilons: radii in rising order, in units of the pixel values: a sequence for
+            L-infinity, or a dictionary ``{"linf": [...], "l2": [...], "l0": [...]}``.
+        threat_models: any of ``"white-box"``, ``"adaptive"``, ``"black-box"``.
+        source_model: model, or dictionary of models by name, to make transferred examples on.
+        targets: None for untargeted attacks; target classes ``(n,)``, or a rule:
+            ``"next"`` (label + 1), ``"random"`` (a wrong class), ``"second"`` (the first
+            model's likeliest wrong class) or ``"least-likely"``.
+        surrogate_hardnesses: how steep the surrogate gradients of step functions are.
+        value_range: smallest and largest pixel value.
+        batch_size: images in a unit of work; default 512, fewer if they are large (four
+            million pixel values in all).
+        seed: seed of all that is random. The same seed gives the same report.
+        n_jobs: processes, over joblib; None for one, or for what `joblib.parallel_config`
+            says, as in ``with joblib.parallel_config("dask"): evaluate_robustness(...)``.
+        resume_dir: folder for finished work. Called again with the same arguments after a
+            crash, the evaluation goes on from there.
+        progress: True or False to show a progress bar on the terminal (default: if there is
+            one), or a function called with a text and the share done.
+
+    Returns:
+        `RobustnessReport`.
+
+    Raises:
+        ValueError: for unusable input, or if every attack failed.
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+
+    Example:
+
+    >>> from keras_qusec import evaluate_robustness
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    >>> model.set_weights([np.array([[1, 0], [0, 1]], "float32")])
+    >>> x, y = np.array([[0.9, 0.2], [0.4, 0.7]], "float32"), np.array([0, 1])
+    >>> report = evaluate_robustness(model, x, y, epsilons=[0.05, 0.2])
+    >>> report.robust_accuracy(epsilon=0.2)
+    0.5
+    """
+    import_foolbox()
+    named = models_of(model, "model")
+    named_sources = models_of(source_model, "source_model") if source_model is not None else {}
+    threats = threat_models_of(threat_models)
+    chosen = registry.for_evaluation(attacks)
+    by_norm = epsilons_of(epsilons)
+    pixels = checked_range(value_range)
+    check_sources(threats, chosen, named_sources)
+    seed = whole_number(seed, "seed", least=0)
+    shape = np.shape(x)[1:]
+    radii = {name: radii_of(name, a, by_norm, shape, pixels) for name, a in chosen.items()}
+    x = images_of(x, pixels, named)
+    for name, source in named_sources.items():
+        check_shape(x, source, name)
+    if batch_size is None:
+        batch_size = min(512, max(1, 2**22 // x[0].size))
+    batch_size = whole_number(batch_size, "batch_size")
+
+    models, sources = _attacked(named, named_sources, pixels)
+    logits = {name: clean_logits(m, x, batch_size, name) for name, m in models.items()}
+    for name, source in sources.items():
+        check_same_classes(logits, clean_logits(source, x[:8], 8, name), name)
+    first = next(iter(logits.values()))
+    labels = class_labels(y, len(x), classes=first.shape[1])
+    plan = Plan(
+        attacks=chosen,
+        radii=radii,
+        threat_models=threats,
+        hardnesses=hardnesses_of(surrogate_hardnesses),
+        value_range=pixels,
+        x=x,
+        goal=Goal(labels, targets_of(targets, labels, first, seed)),
+        correct={
+            name: (logits[name].argmax(axis=1) == labels) & ~_rejected(m, x, batch_size)
+            for name, m in models.items()
+        },
+        batch_size=batch_size,
+        seed=seed,
+    )
+    rule = targets if isinstance(targets, str) or targets is None else "classes given"
+    provenance = provenance_of(plan, models, sources, rule)
+    store = None if resume_dir is None else Store(resume_dir, provenance["identity"])
+    units = list(plan.units(_transfers(models, sources)))
+    outcomes = _outcomes(units, plan, models, sources, store, n_jobs, progress)
+    results, failures = _gather(units, outcomes, batch_size)
+    if failures and not results:
+        raise ValueError(
+            f"Expected at least one attack to run. Received: {failures[0].message} from "
+            f"{failures[0].attack!r}, and the others failed too. Check the attacks' settings."
+        )
+    return RobustnessReport(
+        correct=plan.correct,
+        results=results,
+        epsilons=by_norm,
+        norms={name: attack.norm for name, attack in chosen.items()},
+        provenance=provenance,
+        failures=[
+            {
+                "attack": failure.attack,
+                "models": ", ".join(failure.models),
+                "source": failure.source or "",
+                "message": failure.message,
+            }
+            for failure in failures
+        ],
+        notes=notes_of(plan, models, by_norm, results, failures),
+        gallery=[
+            example for name, m in models.items() for example in examples_of(name, m, results, plan)
+        ],
+    )
+
+
+def _attacked(
+    named: Mapping[str, keras.Model],
+    named_sources: Mapping[str, keras.Model],
+    value_range: tuple[float, float],
+) -> tuple[dict[str, AttackedModel], dict[str, AttackedModel]]:
+    """Attacked models and sources by name; a model that is both is compiled once."""
+    models = {name: AttackedModel(model, value_range) for name, model in named.items()}
+    sources: dict[str, AttackedModel] = {}
+    for name, source in named_sources.items():
+        same = [model for model in [*models.values(), *sources.values()] if model.model is source]
+        sources[name] = same[0] if same else AttackedModel(source, value_range)
+    return models, sources
+
+
+def _rejected(model: AttackedModel, x: np.ndarray, batch_size: int) -> np.ndarray:
+    parts = [model.rejected(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+    return np.concatenate(parts)
+
+
+def _transfers(models: Models, sources: Models) -> dict[str, tuple[str, ...]]:
+    """For each source the models to try its examples on; the model itself is no black box."""
+    transfers = {
+        source: tuple(name for name, model in models.items() if model.digest != maker.digest)
+        for source, maker in sources.items()
+    }
+    if sources and not any(transfers.values()):
+        raise ValueError(
+            "Expected a source_model other than the attacked one: examples made on a model "
+            "itself are white-box. Received: the same weights. Train another model."
+        )
+    return transfers
+
+
+def _outcomes(
+    units: Sequence[Unit],
+    plan: Plan,
+    models: Models,
+    sources: Models,
+    store: Store | None,
+    n_jobs: int | None,
+    progress: bool | Progress | None,
+) -> dict[Unit, Outcome]:
+    """The outcome of each unit: from disk, or computed now and written at once."""
+    outcomes: dict[Unit, Outcome] = {}
+    for unit in units:
+        stored = None if store is None else store.load(unit.key)
+        if stored is not None:
+            outcomes[unit] = stored
+    missing = [unit for unit in units if unit not in outcomes]
+    with shown(progress, "attacks") as report:
+        report("attacks", len(outcomes) / len(units))
+        for unit, outcome in run_units(missing, plan, models, sources, n_jobs):
+            if store is not None and not isinstance(outcome, Failure):
+                store.save(unit.key, outcome)
+            outcomes[unit] = outcome
+            report(f"{unit.attack}, {unit.maker}", len(outcomes) / len(units))
+    return outcomes
+
+
+def _gather(
+    units: Sequence[Unit], outcomes: Mapping[Unit, Outcome], batch_size: int
+) -> tuple[list[Result], list[Failure]]:
+    """Batches put together, and the attacks that failed on any batch, which do not count."""
+    failures: dict[tuple[str, str | None, str], Failure] = {}
+    batches: dict[tuple[str, str | None, str, str], list[tuple[int, Result]]] = {}
+    for unit in units:
+        outcome = outcomes[unit]
+        if isinstance(outcome, Failure):
+            failures.update({(unit.attack, unit.source, name): outcome for name in unit.models})
+            continue
+        for result in outcome:
+            key = (result.model, result.source, result.threat_model, result.attack)
+            batches.setdefault(key, []).append((unit.batch * batch_size, result))
+    results = [
+        joined(parts)
+        for (model, source, _, attack), parts in batches.items()
+        if (attack, source, model) not in failures
+    ]
+    return results, list(dict.fromkeys(failures.values()))

@@ -1,0 +1,95 @@
+"""What an evaluation found out, as plain data: for a batch, and put together for all images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Result(NamedTuple):
+    """One attack on one model under one threat model.
+
+    Attributes:
+        model: name of the attacked model.
+        source: name of the model the examples were made on, or None for the same.
+        threat_model: name of the threat model.
+        attack: name of the attack.
+        radii: at which the attack was run; ``(None,)``: as close as it could.
+        distances: by norm, the distance ``(n,)`` float32 of each image's closest adversarial
+            example in that norm; infinite where none was found.
+        gradients: images passed backward at each radius.
+        queries: images passed forward at each radius.
+        seconds: time at each radius.
+        examples: some adversarial images, by the image's index.
+    """
+
+    model: str
+    source: str | None
+    threat_model: str
+    attack: str
+    radii: tuple[float | None, ...]
+    distances: dict[str, np.ndarray]
+    gradients: np.ndarray
+    queries: np.ndarray
+    seconds: np.ndarray
+    examples: dict[int, np.ndarray]
+
+
+class Failure(NamedTuple):
+    """An attack that could not be run; none of its results count."""
+
+    attack: str
+    models: tuple[str, ...]
+    source: str | None
+    message: str
+
+
+class Example(NamedTuple):
+    """An image that an attack broke, to be shown.
+
+    Attributes:
+        model: name of the model.
+        attack: name of the attack.
+        threat_model: name of the threat model.
+        number: which image of the data.
+        label: its true class.
+        prediction: what the model takes the adversarial example for.
+        distances: by norm.
+        images: clean and adversarial image; behind a defence also both as it leaves them.
+            ``(2 or 4, ...)`` float32.
+    """
+
+    model: str
+    attack: str
+    threat_model: str
+    number: int
+    label: int
+    prediction: int
+    distances: dict[str, float]
+    images: np.ndarray
+
+
+def joined(batches: Sequence[tuple[int, Result]]) -> Result:
+    """The results of one attack on several batches as one.
+
+    Args:
+        batches: the index of each batch's first image, and its result.
+    """
+    results = [result for _, result in batches]
+    first = results[0]
+    return first._replace(
+        distances={
+            norm: np.concatenate([result.distances[norm] for result in results])
+            for norm in first.distances
+        },
+        gradients=np.sum([result.gradients for result in results], axis=0),
+        queries=np.sum([result.queries for result in results], axis=0),
+        seconds=np.sum([result.seconds for result in results], axis=0),
+        examples={
+            start + index: image
+            for start, result in batches
+            for index, image in result.examples.items()
+        },
+    )

@@ -1,0 +1,255 @@
+"""The units of a plan, run here or in other processes and on other machines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks.base import BatchSearch
+from keras_qusec.evaluation.plan import Plan, Unit
+from keras_qusec.evaluation.results import Failure, Result
+from keras_qusec.evaluation.verify import ClosestExamples
+
+Models = Mapping[str, AttackedModel]
+Outcome = list[Result] | Failure
+
+# Adversarial images that a result keeps of each batch, to be looked at.
+_KEPT_EXAMPLES = 3
+
+
+def run_unit(unit: Unit, plan: Plan, models: Models, sources: Models) -> Outcome:
+    """Run a unit; an attack that fails is an outcome too, since the others' results stand.
+
+    Args:
+        unit: what to run.
+        plan: the plan for the unit's batch.
+        models: attacked models by name.
+        sources: source models by name.
+    """
+    try:
+        if unit.source is None:
+            return attack_itself(unit, plan, models[unit.models[0]])
+        targets = {name: models[name] for name in unit.models}
+        return attack_by_transfer(unit, plan, sources[unit.source], targets)
+    except Exception as error:  # noqa: BLE001  attacks raise anything
+        first = (str(error).strip().splitlines() or [""])[0]
+        return Failure(unit.attack, unit.models, unit.source, f"{type(error).__name__}: {first}")
+
+
+def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
+    """Attack a model itself under each threat model; some go on where another one failed."""
+    attack, name = plan.attacks[unit.attack], unit.models[0]
+    runs: dict[str, _Run] = {}
+    for threat in plan.threat_models_for(attack):
+        before = runs.get(threat.continues or "")
+        seed = plan.seed + (threat.continues is not None)
+        run = runs[threat.name] = _Run(unit, plan, name, model, seed)
+        followed = [model]
+        if attack.uses_gradients:
+            followed = threat.models(model, attack, plan.hardnesses, before is not None)
+        if before is not None:
+            run.go_on_from(before)
+        searches = [attack.on_batch(m, plan.x, plan.goal) for m in followed]
+        for turn in run.turns(searches):
+            rows = run.closest.standing(turn.epsilon)
+            if len(rows):
+                with run.metered(turn, model):
+                    candidates = turn.search(rows, turn.epsilon, turn.seed)
+                    run.closest.offer(rows, candidates, turn.epsilon)
+    return [run.result(threat, None) for threat, run in runs.items()]
+
+
+def attack_by_transfer(
+    unit: Unit, plan: Plan, source: AttackedModel, models: Models
+) -> list[Result]:
+    """Make examples on a source model and try them on each attacked model."""
+    attack, goal = plan.attacks[unit.attack], plan.goal._replace(transfer=True)
+    results = []
+    for threat in plan.threat_models:
+        if not threat.uses_source:
+            continue
+        runs = {name: _Run(unit, plan, name, m, plan.seed) for name, m in models.items()}
+        followed = threat.models(source, attack, plan.hardnesses, False)
+        searches = [attack.on_batch(m, plan.x, goal) for m in followed]
+        for turn in next(iter(runs.values())).turns(searches):
+            standing = [run.closest.standing(turn.epsilon) for run in runs.values()]
+            rows = np.unique(np.concatenate(standing))
+            if not len(rows):
+                continue
+            with contextlib.ExitStack() as meters:
+                for run in runs.values():
+                    meters.enter_context(run.metered(turn, source))
+                candidates = turn.search(rows, turn.epsilon, turn.seed)
+            for name, run in runs.items():
+                right = run.closest.correct[rows]  # other rows stand for another model only
+                if right.any():
+                    with run.metered(turn, models[name]):
+                        run.closest.offer(rows[right], candidates[right], turn.epsilon)
+        results += [run.result(threat.name, unit.source) for run in runs.values()]
+    return results
+
+
+class _Turn(NamedTuple):
+    """One call of an attack: at one radius, through one model's gradients, from one start."""
+
+    place: int
+    epsilon: float | None
+    search: BatchSearch
+    seed: int
+
+
+class _Run:
+    """An attack on a batch for one model and threat model: what it found, and at what cost."""
+
+    def __init__(self, unit: Unit, plan: Plan, name: str, model: AttackedModel, seed: int) -> None:
+        attack = plan.attacks[unit.attack]
+        self.name, self.attack, self.seed = name, unit.attack, seed
+        self.radii, self.restarts = plan.radii[unit.attack], attack.restarts
+        self.closest = ClosestExamples(model, plan.x, plan.goal, plan.correct[name], attack.norm)
+        self.gradients = np.zeros(len(self.radii), "int64")
+        self.queries = np.zeros(len(self.radii), "int64")
+        self.seconds = np.zeros(len(self.radii))
+
+    def go_on_from(self, before: _Run) -> None:
+        """Begin with all that another run found."""
+        self.closest.images = before.closest.images.copy()
+        self.closest.distances = {n: d.copy() for n, d in before.closest.distances.items()}
+
+    def turns(self, searches: Sequence[BatchSearch]) -> Iterator[_Turn]:
+        """Radius after radius, every search with all its restarts."""
+        repeated = [search for search in searches for _ in range(self.restarts)]
+        for place, epsilon in enumerate(self.radii):
+            for number, search in enumerate(repeated):
+                parts = np.random.SeedSequence((self.seed, place, number))
+                yield _Turn(place, epsilon, search, int(parts.generate_state(1)[0] % 2**31))
+
+    @contextlib.contextmanager
+    def metered(self, turn: _Turn, model: AttackedModel) -> Iterator[None]:
+        """Add a model's use and the time inside the block to the radius of a turn."""
+        counter, start = model.counter, time.perf_counter()
+        gradients, queries = counter.gradients, counter.queries
+        yield
+        self.gradients[turn.place] += counter.gradients - gradients
+        self.queries[turn.place] += counter.queries - queries
+        self.seconds[turn.place] += time.perf_counter() - start
+
+    def result(self, threat_model: str, source: str | None) -> Result:
+        distances = self.closest.distances
+        broken = np.flatnonzero(np.isfinite(next(iter(distances.values()))))
+        return Result(
+            model=self.name,
+            source=source,
+            threat_model=threat_model,
+            attack=self.attack,
+            radii=self.radii,
+            distances={norm: values.astype("float32") for norm, values in distances.items()},
+            gradients=self.gradients,
+            queries=self.queries,
+            seconds=self.seconds,
+            examples={int(i): self.closest.images[i] for i in broken[:_KEPT_EXAMPLES]},
+        )
+
+
+class Parcel(NamedTuple):
+    """A model on its way to another process: an array, which joblib shares between units."""
+
+    digest: str
+    content: np.ndarray
+
+
+def pack(model: AttackedModel) -> Parcel:
+    """Serialise a model as Keras saves it.
+
+    Raises:
+        ValueError: for a model that cannot be saved.
+    """
+    try:
+        content = pickle.dumps(model.model)
+    except Exception as error:
+        raise ValueError(
+            f"Expected a model that Keras can save, to send it to other processes. Received: "
+            f"{model.model.name!r}, which fails with: {error}. Register its custom layers with "
+            "keras.saving.register_keras_serializable, or use n_jobs=1."
+        ) from error
+    return Parcel(model.digest, np.frombuffer(content, dtype="uint8"))
+
+
+def run_elsewhere(
+    unit: Unit,
+    plan: Plan,
+    models: Mapping[str, Parcel],
+    sources: Mapping[str, Parcel],
+    backend: str,
+) -> tuple[Unit, Outcome]:
+    """Run a unit in a worker process."""
+    if keras.backend.backend() != backend:
+        raise RuntimeError(
+            f"Expected workers on the Keras backend {backend!r}. Received: "
+            f"{keras.backend.backend()!r}. Set KERAS_BACKEND={backend} where they start."
+        )
+    attacked, origins = (
+        {name: _unpack(parcel, plan.value_range) for name, parcel in parcels.items()}
+        for parcels in (models, sources)
+    )
+    return unit, run_unit(unit, plan, attacked, origins)
+
+
+# Kept for the next unit; each thread has models of its own, since Keras models are not shared.
+_worker = threading.local()
+
+
+def _unpack(parcel: Parcel, value_range: tuple[float, float]) -> AttackedModel:
+    cache = vars(_worker).setdefault("models", {})
+    key = (parcel.digest, value_range)
+    if key not in cache:
+        # The bytes are the user's own model, sent by this package from the user's process.
+        cache[key] = AttackedModel(pickle.loads(parcel.content.tobytes()), value_range)
+    return cache[key]
+
+
+def run_units(
+    units: Sequence[Unit], plan: Plan, models: Models, sources: Models, n_jobs: int | None
+) -> Iterator[tuple[Unit, Outcome]]:
+    """Run units and give each outcome as it is ready, over joblib if there are several jobs.
+
+    Args:
+        units: what to run.
+        plan: the plan for all images.
+        models: attacked models by name.
+        sources: source models by name.
+        n_jobs: see `joblib.Parallel`; None for that of `joblib.parallel_config`.
+    """
+    import joblib
+
+    if not units:
+        return
+    if joblib.effective_n_jobs(n_jobs) == 1:
+        for unit in units:
+            yield unit, run_unit(unit, plan.batch(unit), models, sources)
+        return
+    packed = {name: pack(model) for name, model in models.items()}
+    packed_sources = {name: pack(model) for name, model in sources.items()}
+    backend = keras.backend.backend()
+    os.environ.setdefault("KERAS_BACKEND", backend)  # for processes that start now
+    calls = [
+        joblib.delayed(run_elsewhere)(
+            unit,
+            plan.batch(unit),
+            {name: packed[name] for name in unit.models},
+            {name: packed_sources[name] for name in [unit.source] if name is not None},
+            backend,
+        )
+        for unit in units
+    ]
+    streams = joblib.parallel.get_active_backend()[0].supports_return_generator
+    kind = "generator_unordered" if streams else "list"
+    yield from joblib.Parallel(n_jobs=n_jobs, return_as=kind)(calls)

@@ -1,0 +1,92 @@
+"""What attacks return, judged: only images that hold under this check count."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_qusec import norms
+from keras_qusec.attacks import AttackedModel, Goal
+from keras_qusec.norms import column
+
+
+def verified(
+    model: AttackedModel,
+    x: np.ndarray,
+    candidates: np.ndarray,
+    goal: Goal,
+    norm: str,
+    epsilon: float | None,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What an attack returned, put back inside the bounds and the ball, and judged.
+
+    Args:
+        model: the model to fool.
+        x: clean images, ``(n, ...)``.
+        candidates: what the attack returned, of the same shape.
+        goal: what the images must reach.
+        norm: name of the attack's norm.
+        epsilon: radius of the ball, or None for any distance.
+
+    Returns:
+        The images, and by norm their distances ``(n,)``, infinite where they are not
+        adversarial or not finite. Nor does an image of zeros count that a minimizing attack
+        returned, which is how Foolbox's say that they failed.
+    """
+    axes = tuple(range(1, x.ndim))
+    finite = np.isfinite(candidates).all(axis=axes)
+    images = np.where(column(finite, x), candidates, x).astype("float32")
+    images = np.clip(images, *model.value_range)
+    failed = ~finite
+    if epsilon is None:
+        failed |= (candidates == 0).all(axis=axes) & (x != 0).any(axis=axes)
+    else:
+        images = norms.get(norm).into_ball(x, images, epsilon)
+    distances = {name: np.full(len(x), np.inf) for name in norms.names()}
+    tried = np.flatnonzero(~failed & (images != x).any(axis=axes))
+    if len(tried):
+        fooled = tried[model.is_adversarial(images[tried], goal.take(tried))]
+        for name, values in norms.distances(x[fooled], images[fooled]).items():
+            distances[name][fooled] = values
+        if epsilon is not None:
+            outside = ~norms.within(distances[norm], epsilon)
+            for values in distances.values():
+                values[outside] = np.inf
+    return images, distances
+
+
+class ClosestExamples:
+    """The closest adversarial example of each image of a batch, as an attack goes on.
+
+    Args:
+        model: the model to fool.
+        x: clean images.
+        goal: what the images must reach.
+        correct: which clean images the model classifies correctly.
+        norm: name of the attack's norm.
+    """
+
+    def __init__(
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, correct: np.ndarray, norm: str
+    ) -> None:
+        self.model, self.x, self.goal, self.norm = model, x, goal, norm
+        self.correct = correct
+        self.images = x.copy()
+        self.distances = {name: np.full(len(x), np.inf) for name in norms.names()}
+
+    def standing(self, epsilon: float | None) -> np.ndarray:
+        """Rows that are worth attacking: right when clean and, in a ball, not yet broken."""
+        if epsilon is None:
+            return np.flatnonzero(self.correct)
+        return np.flatnonzero(self.correct & ~norms.within(self.distances[self.norm], epsilon))
+
+    def offer(self, rows: np.ndarray, candidates: np.ndarray, epsilon: float | None) -> None:
+        """Check an attack's images and keep those that are closer than what there was."""
+        images, distances = verified(
+            self.model, self.x[rows], candidates, self.goal.take(rows), self.norm, epsilon
+        )
+        closer = distances[self.norm] < self.distances[self.norm][rows]
+        self.images[rows[closer]] = images[closer]
+        # In each norm the closest: an example that is farther in the attack's own norm may
+        # be the one that lies within an epsilon of another.
+        for name, values in distances.items():
+            self.distances[name][rows] = np.minimum(self.distances[name][rows], values)

@@ -1,0 +1,18 @@
+"""The quantizer as pure functions: thresholds, soft and hard forward, analytic gradient."""
+
+from keras_qusec.quantization.quantize import hard_quantize, soft_quantize
+from keras_qusec.quantization.thresholds import (
+    check_hardness,
+    check_levels,
+    check_thresholds,
+    equal_thresholds,
+)
+
+__all__ = [
+    "check_hardness",
+    "check_levels",
+    "check_thresholds",
+    "equal_thresholds",
+    "hard_quantize",
+    "soft_quantize",
+]

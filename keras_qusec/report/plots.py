@@ -1,0 +1,174 @@
+"""The figures of a report: accuracy against epsilon, and broken images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_qusec.evaluation.results import Example
+from keras_qusec.evaluation.threat_models import line_style
+from keras_qusec.norms import symbol
+from keras_qusec.plots import pyplot, save
+from keras_qusec.report.figures import Figures, Row
+
+
+def robustness_curves(report: Figures, path: str | os.PathLike) -> Path:
+    """Accuracy against epsilon: one panel a model and norm, one line an attack.
+
+    The worst case is drawn over the others, with its 95 % interval.
+
+    Args:
+        report: what `evaluate_robustness` returned.
+        path: image file to write; its folder is created.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    return save(robustness_figure(report), path)
+
+
+def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> Any:
+    """The figure of `robustness_curves`, of some models, to be closed by the caller."""
+    plt = pyplot()
+    panels = [(model, norm) for model in models or report.attacked for norm in report.epsilons]
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(1.2 + 3.6 * across, 1.1 + 3.2 * down), squeeze=False,
+        sharey=True, layout="constrained",
+    )  # fmt: skip
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    colours = {attack: f"C{index}" for index, attack in enumerate(report.attacks)}
+    named: dict[str, Any] = {}
+    rows = report.rows
+    for axis, (model, norm) in zip(axes.flat, panels, strict=False):
+        radii = [0.0, *report.epsilons[norm]]
+        clean = report.clean_accuracy(model)
+        lines: dict[str, list[Row]] = {}
+        for row in rows:
+            drawn = row.epsilon is not None and not row.is_worst_case
+            if row.model == model and row.norm == norm and drawn:
+                lines.setdefault(row.label, []).append(row)
+        cases = [row for row in rows if _is_case(row, model, norm)]
+        for label, line in lines.items():
+            (named[label],) = axis.plot(
+                radii,
+                [clean, *(row.robust_accuracy for row in line)],
+                line_style(line[0].threat_model),
+                color=colours[line[0].attack],
+                alpha=0.8,
+            )
+        values = [clean, *(case.robust_accuracy for case in cases)]
+        (named[cases[0].label],) = axis.plot(radii, values, "o-", color="black", linewidth=2)
+        axis.fill_between(
+            radii[1:], [case.low for case in cases], [case.high for case in cases],
+            color="black", alpha=0.12, linewidth=0,
+        )  # fmt: skip
+        axis.set_title(model, fontsize=10)
+        axis.set_xlabel(f"epsilon, {symbol(norm)}")
+        axis.set_xlim(0, radii[-1])
+        axis.set_ylim(0, 1.02)
+        axis.grid(alpha=0.3)
+    for line in axes:
+        line[0].set_ylabel("accuracy")
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=min(across + 1, 3),
+        frameon=False, fontsize=8,
+    )  # fmt: skip
+    return figure
+
+
+def _is_case(row: Row, model: str, norm: str) -> bool:
+    """Whether a row is a worst case of a model within an epsilon of a norm."""
+    return row.is_worst_case and row.model == model and row.norm == norm
+
+
+def adversarial_gallery(
+    gallery: list[Example], path: str | os.PathLike, value_range: tuple[float, float] = (0.0, 1.0)
+) -> Path:
+    """Broken images: clean, adversarial, their difference, and both behind the quantizer.
+
+    Args:
+        gallery: examples of a report.
+        path: image file to write; its folder is created.
+        value_range: smallest and largest pixel value.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without an example, or if the data are not images.
+    """
+    figure = gallery_figure(gallery, value_range)
+    if figure is None:
+        raise ValueError(
+            "Expected broken images to draw. Received: none. Either no attack succeeded, or "
+            "the data are not images (height, width) or (height, width, channels)."
+        )
+    return save(figure, path)
+
+
+def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> Any | None:
+    """The figure of `adversarial_gallery`, to be closed by the caller; None without images."""
+    shown = [example for example in gallery if _as_picture(example.images[0]) is not None]
+    if not shown:
+        return None
+    plt = pyplot()
+    quantized = any(len(example.images) > 2 for example in shown)
+    across = 5 if quantized else 3
+    figure, axes = plt.subplots(
+        len(shown), across, figsize=(1.6 * across + 1.9, 1.75 * len(shown) + 0.4), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    low, high = value_range
+    titles = ("clean", "adversarial", "difference", "clean,\nquantized", "adversarial,\nquantized")
+    for cells, example in zip(axes, shown, strict=True):
+        pictures: list[Any] = [_as_picture(image) for image in example.images]
+        clean, adversarial, *quantized_pair = pictures
+        for axis, image in zip(cells, (clean, adversarial), strict=False):
+            axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
+        gap = (adversarial - clean) / (high - low)
+        # Colour images show the change around grey; grey ones its sign in colour.
+        if gap.ndim == 3:
+            cells[2].imshow(np.clip(0.5 + gap / 2, 0, 1))
+        else:
+            cells[2].imshow(gap, cmap="RdBu_r", vmin=-1, vmax=1)
+        for axis, image in zip(cells[3:], quantized_pair, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        for axis in cells:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        for axis in cells[2 + len(example.images) - 1 :]:
+            axis.set_visible(False)
+        sizes = ", ".join(f"{symbol(n)} {size:.3g}" for n, size in example.distances.items())
+        cells[0].set_ylabel(
+            f"{example.model}\n{example.attack}\n({example.threat_model})",
+            fontsize=8, rotation=0, ha="right", va="center",
+        )  # fmt: skip
+        cells[1].set_xlabel(
+            f"{example.label} taken for {example.prediction}\n{sizes}",
+            fontsize=7,
+        )
+    for column, title in zip(axes.T, titles, strict=False):
+        # Models without a quantizer leave the last columns empty.
+        first = next(axis for axis in column if axis.get_visible())
+        first.set_title(title, fontsize=9)
+    return figure
+
+
+def _as_picture(image: np.ndarray) -> np.ndarray | None:
+    """An image as matplotlib shows it, or None for data that is no image."""
+    if image.ndim == 3 and image.shape[-1] == 1:
+        return image[..., 0]
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3):
+        return image
+    return None

@@ -1,0 +1,122 @@
+"""RobustnessReport: the figures of an evaluation, and ways to read and keep them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from keras_qusec.report import files, page, plots, tables
+from keras_qusec.report.figures import Figures
+
+
+class RobustnessReport(Figures):
+    """Robust accuracies of classifiers, worst case first.
+
+    Made by `evaluate_robustness`; all figures are computed from the distance of each image's
+    adversarial example, so any question can be asked afterwards. Its arguments are those of
+    `Figures`.
+    """
+
+    def __str__(self) -> str:
+        return tables.plain_text(self)
+
+    def to_markdown(self) -> str:
+        """The tables in Markdown."""
+        return tables.markdown(self)
+
+    def to_pandas(self) -> Any:
+        """The rows as a data frame.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "A data frame needs pandas. Install it with: pip install pandas"
+            ) from error
+        return pandas.DataFrame([row.as_dict() for row in self.rows])
+
+    def plot(self, path: str | os.PathLike) -> Path:
+        """Draw accuracy against epsilon: one panel a model, one line an attack.
+
+        Args:
+            path: image file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        return plots.robustness_curves(self, path)
+
+    def plot_gallery(self, path: str | os.PathLike) -> Path:
+        """Draw broken images: clean, adversarial, difference, both behind the quantizer.
+
+        Args:
+            path: image file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: without matplotlib.
+            ValueError: if no image was broken.
+        """
+        return plots.adversarial_gallery(self.gallery, path, self.value_range)
+
+    def to_html(self, path: str | os.PathLike) -> Path:
+        """Write one page with all of it, which needs no other file and no network.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page.html_page(self), encoding="utf-8")
+        return path
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the report as JSON values; arrays are compressed text.
+
+        ``["rows"]`` repeats the figures for readers without this package.
+        """
+        return files.content_of(self)
+
+    @classmethod
+    def from_dict(cls, content: Any) -> RobustnessReport:
+        """A report from what `to_dict` returned.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        return cls(**files.parts_of(content))
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the report as JSON, to be read again by `load`.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+        """
+        return files.write(self.to_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> RobustnessReport:
+        """Read a report written by `save`.
+
+        Raises:
+            ValueError: for a file that is missing, damaged or of another kind.
+        """
+        return cls.from_dict(files.read(path))
