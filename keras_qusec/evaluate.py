@@ -13,6 +13,7 @@ from keras_qusec.attacks import AttackedModel, Goal, registry
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import class_labels, whole_number
 from keras_qusec.checks import value_range as checked_range
+from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation.gallery import examples_of
 from keras_qusec.evaluation.inputs import (
     check_same_classes,
@@ -194,11 +195,12 @@ def _attacked(
     value_range: tuple[float, float],
 ) -> tuple[dict[str, AttackedModel], dict[str, AttackedModel]]:
     """Attacked models and sources by name; a model that is both is compiled once."""
-    models = {name: AttackedModel(model, value_range) for name, model in named.items()}
-    sources: dict[str, AttackedModel] = {}
-    for name, source in named_sources.items():
-        same = [model for model in [*models.values(), *sources.values()] if model.model is source]
-        sources[name] = same[0] if same else AttackedModel(source, value_range)
+    with surrogates_in_force({}):  # the models' own gradients, also inside a user's block
+        models = {name: AttackedModel(model, value_range) for name, model in named.items()}
+        sources: dict[str, AttackedModel] = {}
+        for name, source in named_sources.items():
+            same = [m for m in [*models.values(), *sources.values()] if m.model is source]
+            sources[name] = same[0] if same else AttackedModel(source, value_range)
     return models, sources
 
 

@@ -1,16 +1,13 @@
-"""Shared helpers: gradients through a function, compiled, on whichever backend runs."""
+"""Fixtures of all tests."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from helpers import FEATURES, WEIGHTS, small_cnn
 
-BACKEND = keras.backend.backend()
+from keras_qusec import QuSecQuantization, datasets, evaluate_robustness
 
 
 @pytest.fixture(autouse=True)
@@ -18,54 +15,34 @@ def _seeds() -> None:
     keras.utils.set_random_seed(0)
 
 
-def value_and_gradients(
-    f: Callable[..., Any], *arrays: np.ndarray, upstream: np.ndarray | None = None
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """f's value and the gradients of sum(upstream * f) for each array, in a compiled function."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        @tf.function
-        def compiled(*xs: Any) -> Any:
-            with tf.GradientTape() as tape:
-                tape.watch(xs)
-                y = f(*xs)
-            return y, tape.gradient(y, xs, output_gradients=_ones(y, upstream))
-
-        y, gradients = compiled(*map(tf.constant, arrays))
-    elif BACKEND == "jax":
-        import jax
-
-        @jax.jit
-        def compiled(*xs: Any) -> Any:
-            y, pull_back = jax.vjp(f, *xs)
-            return y, pull_back(_ones(y, upstream))
-
-        y, gradients = compiled(*arrays)
-    else:
-        import torch
-
-        xs = [torch.tensor(array, requires_grad=True) for array in arrays]
-        y = f(*xs)
-        gradients = torch.autograd.grad(y, xs, _ones(y, upstream))
-    return ops.convert_to_numpy(y), [ops.convert_to_numpy(g) for g in gradients]
+@pytest.fixture(scope="module")
+def measured():
+    """A real report of two small models on images of a data set."""
+    data = datasets.mnist5k()
+    models = {}
+    for name, first in {"plain": [], "quantized": [QuSecQuantization(2)]}.items():
+        model = keras.Sequential(
+            [keras.Input((28, 28, 1)), *first, keras.layers.Flatten(), keras.layers.Dense(10)]
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(0.01), loss)
+        model.fit(data.x_train[:1000], data.y_train[:1000], epochs=3, verbose=0)
+        models[name] = model
+    report = evaluate_robustness(
+        models, data.x_test[:30], data.y_test[:30], attacks=["fgsm", "deepfool", "jsma-paper"],
+        epsilons={"linf": [0.05, 0.1, 0.2, 0.3, 0.4], "l2": [0.5, 1.0]},
+        threat_models=["white-box", "adaptive", "black-box"], source_model=models,
+    )  # fmt: skip
+    return models, report
 
 
-def _ones(y: Any, upstream: np.ndarray | None) -> Any:
-    return ops.ones_like(y) if upstream is None else ops.cast(upstream, y.dtype)
+@pytest.fixture(scope="module")
+def linear():
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
+    model.set_weights([np.stack([0 * WEIGHTS, WEIGHTS], 1), np.array([0, 0.1], "float32")])
+    return model
 
 
-def compiled_value(f: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
-    """f's value from a compiled function (PyTorch: eager, without gradients)."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        return ops.convert_to_numpy(tf.function(f)(*map(tf.constant, arrays)))
-    if BACKEND == "jax":
-        import jax
-
-        return ops.convert_to_numpy(jax.jit(f)(*arrays))
-    import torch
-
-    with torch.no_grad():
-        return ops.convert_to_numpy(f(*map(torch.tensor, arrays)))
+@pytest.fixture(scope="module")
+def cnn():
+    return small_cnn()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import keras_qusec
-from keras_qusec import cli, datasets, demo
+from keras_qusec import cli, datasets
 from keras_qusec.models import paper_cnn
 
 EXTRAS = (
@@ -83,59 +83,11 @@ def test_examples_of_the_pages_run(page, monkeypatch, tmp_path):
         exec(compile(block, page, "exec"), names)
 
 
-@pytest.fixture(scope="module")
-def result():
-    data = datasets.mnist5k()
-    tiny = data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
-    seen = []
-    result = demo.run_demo(
-        data=tiny, epochs=1, images=8, steps=3, progress=lambda *step: seen.append(step)
-    )
-    return result, seen
-
-
-@pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
-class TestDemo:
-    def test_report(self, result):
-        outcome, seen = result
-        report = outcome.report
-        assert len(report.models) == len(outcome.models) == 6
-        assert {name: len(curve) for name, curve in outcome.curves.items()} == {
-            "FGSM training": 1,
-            "trainable + FGSM training": 1,
-        }
-        assert report.threat_models == ("white-box", "adaptive", "black-box")
-        for model in report.models:
-            clean = report.clean_accuracy(model)
-            for attack in ("fgsm", "pgd"):
-                white = report.robust_accuracy(attack, 0.3, "white-box", model=model)
-                adaptive = report.robust_accuracy(attack, 0.3, "adaptive", model=model)
-                assert clean >= white >= adaptive >= report.robust_accuracy(model=model)
-        shares = [share for _, share in seen]
-        assert shares == sorted(shares)
-        assert shares[-1] == pytest.approx(1)
-
-    def test_text_fits_a_terminal(self, result):
-        outcome = result[0]
-        text = "\n".join([str(outcome.report), demo.MEANING])
-        assert max(len(line) for line in text.splitlines()) <= 80
-        assert "adaptive" in text
-
-    def test_figures_and_page(self, result, tmp_path):
-        path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")
-        assert path.read_bytes()[:4] == b"\x89PNG"
-        assert path.stat().st_size > 20_000
-        curves = demo.save_curves(result[0], tmp_path / "curves.png")
-        assert curves.read_bytes()[:4] == b"\x89PNG"
-        page = result[0].report.to_html(tmp_path / "demo.html").read_text()
-        assert "constant + PGD training" in page
-
-
 def test_bad_arguments_say_what_to_do(capsys):
     assert cli.main(["demo", "--data", "imagenet"]) == 2
     assert "Expected one of mnist5k" in capsys.readouterr().err
     assert cli.main(["demo", "--images", "0"]) == 2
-    assert "Expected images to be 1 or more" in capsys.readouterr().err
+    assert "Expected images to be a whole number from 1 up" in capsys.readouterr().err
 
 
 def test_help(capsys):

@@ -16,6 +16,7 @@ from keras_qusec.backends import backend, present_values
 from keras_qusec.classifiers import logits_function
 from keras_qusec.defenses import (
     RejectingClassifier,
+    current_choice,
     find_defenses,
     surrogate_choices,
     surrogates_in_force,
@@ -41,7 +42,8 @@ class Counter:
 class AttackedModel:
     """A Keras classifier compiled for attacks.
 
-    Its gradients are the model's own. The models of `with_surrogates` are the same model with
+    Its gradients are the model's own, or those in force when this is made
+    (`keras_qusec.defenses.surrogate_gradients`). The models of `with_surrogates` are the same model with
     the surrogate gradients of its defences instead.
 
     Args:
@@ -75,7 +77,7 @@ class AttackedModel:
         # under its number, 0 for the model's own gradient.
         self._kept: dict[Any, Any] = {}
         self._number = 0
-        self._surrogates: Any = {}
+        self._surrogates = current_choice()
         self._surrogate_models: dict[Any, list[AttackedModel]] = {}
 
     @functools.cached_property

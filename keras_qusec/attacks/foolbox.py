@@ -265,9 +265,9 @@ def foolbox_model(
 
     Logits are attacked, also of a model that ends in a softmax. Gradients reach the images
     only: none is computed for the weights, which on a small CNN saves a third of the time.
-    The model runs in inference mode. It is traced at its first use, so surrogate gradients
-    must be in force then (`keras_qusec.defenses.surrogate_gradients`), and a model whose weights
-    change must be wrapped again.
+    The model runs in inference mode. Surrogate gradients count that are in force when it is
+    wrapped (`keras_qusec.defenses.surrogate_gradients`). A model whose weights change must be
+    wrapped again.
 
     Args:
         model: built Keras model, images ``(n, ...)`` to logits or probabilities

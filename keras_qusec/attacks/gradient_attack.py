@@ -208,6 +208,8 @@ class GradientAttack(Attack):
                 f"and {len(np.asarray(y))} labels."
             )
         if not isinstance(model, AttackedModel):
+            if not model.built:
+                model(ops.convert_to_tensor(x[:1]), training=False)
             model = AttackedModel(model, self.value_range)
         labels = checks.class_labels(y, len(x))
         goal = Goal(labels, labels if self.targeted else None, transfer=True)

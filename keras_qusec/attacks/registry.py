@@ -150,13 +150,12 @@ def get(attack: str | Attack | Any, **settings: Any) -> Attack:
     try:
         made = entry.make(**settings)
     except TypeError as error:
-        known = _setting_names(entry.make)
-        wrong = [name for name in settings if known and name not in known]
-        hint = closest(wrong[0], known) if wrong else ""
-        listed = ", ".join(known) or "its own"
+        known = [*dict.fromkeys([*_setting_names(entry.make), "restarts"])]
+        wrong = [name for name in settings if name not in known]
         raise ValueError(
-            f"Expected settings of the attack {attack.lower()!r}: {listed}, restarts. "
-            f"Received: {', '.join(settings)}; {error}.{hint}"
+            f"Expected settings of the attack {attack.lower()!r}: {', '.join(known)}. "
+            f"Received: {', '.join(wrong or settings)}.{closest((wrong or [''])[0], known)} "
+            f"({error})"
         ) from error
     made.restarts = whole_number(restarts, "restarts")
     return made
@@ -227,7 +226,8 @@ def _one(attack: Any) -> Attack:
 
 
 def _from_foolbox(attack: Any) -> Attack:
-    if not type(attack).__module__.startswith("keras_qusec") and hasattr(attack, "run"):
+    packages = {kind.__module__.partition(".")[0] for kind in type(attack).__mro__}
+    if "foolbox" in packages:
         return FoolboxAttack(attack)
     raise ValueError(
         f"Expected an attack: one of {', '.join(_ENTRIES)}; an object of keras_qusec.attacks; or "

@@ -3,6 +3,7 @@
 from keras_qusec.defenses.base import (
     Defense,
     RejectingClassifier,
+    current_choice,
     current_surrogate,
     find_defenses,
     find_layers,
@@ -28,6 +29,7 @@ __all__ = [
     "QuSecQuantization",
     "RejectingClassifier",
     "TrainableQuSecQuantization",
+    "current_choice",
     "current_surrogate",
     "find_defenses",
     "find_layers",

@@ -144,9 +144,14 @@ def surrogates_in_force(choice: Choice) -> Iterator[None]:
         _IN_FORCE.reset(token)
 
 
+def current_choice() -> Choice:
+    """The surrogate gradients that are in force; empty for own gradients."""
+    return _IN_FORCE.get() or {}
+
+
 def current_surrogate(defense: Any) -> Any | None:
     """The surrogate gradient that a defence shall have now; None for its own gradient."""
-    return (_IN_FORCE.get() or {}).get(defense)
+    return current_choice().get(defense)
 
 
 @contextlib.contextmanager

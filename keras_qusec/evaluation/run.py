@@ -35,7 +35,13 @@ def run_unit(unit: Unit, plan: Plan, models: Models, sources: Models) -> Outcome
         models: attacked models by name.
         sources: source models by name.
     """
+    attack = plan.attacks[unit.attack]
     try:
+        if plan.goal.targeted and not attack.can_be_targeted:
+            raise ValueError(
+                f"Expected an attack that can be targeted. Received: {attack.name}. Leave targets "
+                'out, or use "pgd", "cw", "jsma" or a decision-based attack.'
+            )
         if unit.source is None:
             return attack_itself(unit, plan, models[unit.models[0]])
         targets = {name: models[name] for name in unit.models}

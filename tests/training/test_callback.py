@@ -8,7 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 from keras import ops
 
 from keras_qusec import AdversarialTraining, QuSecQuantization
@@ -533,7 +533,7 @@ def test_killed_in_an_epoch_it_resumes_with_the_right_epsilon(tmp_path, place):
     ("settings", "message"),
     [
         ({"attack": "fgms", "epsilon": 0.1}, "Did you mean 'fgsm'"),
-        ({"attack": "fgsm", "epsilon": -1}, "Expected epsilon to be a number, 0 or more"),
+        ({"attack": "fgsm", "epsilon": -1}, "Expected epsilon to be a number 0 or more"),
         ({"attack": "pgd", "epsilon": 0.1, "steps": 0}, "Expected steps"),
         ({"attack": "pgd", "epsilon": 0.1, "norm": "l0"}, "Expected norm"),
         ({"attack": "pgd"}, "Expected epsilon for the attack"),

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 
 COMMON = """
 import numpy as np, keras

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled_value, value_and_gradients
+from helpers import BACKEND, compiled_value, value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops

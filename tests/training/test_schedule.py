@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 
 from keras_qusec import HardnessSchedule, QuSecQuantization, TrainableQuSecQuantization
 

@@ -8,13 +8,14 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 from keras import ops
 
 from keras_qusec import QuSecQuantization, TrainableQuSecQuantization
-from keras_qusec.layers import (
+from keras_qusec.defenses import (
     EqualThresholds,
     OrderedThresholds,
+    current_surrogate,
     find_quantizers,
     surrogate_gradients,
 )
@@ -278,9 +279,12 @@ def test_surrogate_gradients_are_put_back_also_after_an_error():
     layers = [QuSecQuantization(2), QuSecQuantization(2, gradient_hardness=7.0)]
     model = keras.Sequential([keras.Input((4,)), *layers])
     with surrogate_gradients(model, 3.0):
-        assert [layer.gradient_hardness for layer in layers] == [3.0, 3.0]
+        assert [current_surrogate(layer) for layer in layers] == [3.0, 3.0]
+        with surrogate_gradients(model, None):
+            assert [current_surrogate(layer) for layer in layers] == [None, None]
     with pytest.raises(KeyError), surrogate_gradients(model, 3.0):
         raise KeyError
+    assert [current_surrogate(layer) for layer in layers] == [None, None]
     assert [layer.gradient_hardness for layer in layers] == [None, 7.0]
 
 

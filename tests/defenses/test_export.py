@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
-from test_layers import LAYERS, classifier
+from helpers import BACKEND
+from test_quantizers import LAYERS, classifier
 
 IMAGES = np.random.default_rng(2).random((4, 8, 8, 3)).astype("float32")
 

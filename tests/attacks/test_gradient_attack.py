@@ -11,10 +11,10 @@ import pytest
 from keras import ops
 
 from keras_qusec import QuSecQuantization, attacks
-from keras_qusec.attacks import BIM, FGSM, PGD
-from keras_qusec.attacks.gradient_attacks import outputs_probabilities
-from keras_qusec.evaluation.bridge import foolbox_model, import_foolbox, to_tensor
-from keras_qusec.layers import surrogate_gradients
+from keras_qusec.attacks import BIM, FGSM, PGD, AttackedModel, Goal
+from keras_qusec.attacks.foolbox import foolbox_model, import_foolbox, to_tensor
+from keras_qusec.classifiers import outputs_probabilities
+from keras_qusec.defenses import surrogate_gradients
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0.3, 0.7, (12, 6)).astype("float32")
@@ -200,17 +200,22 @@ def test_the_cache_does_not_keep_models_alive():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FGSM(-0.1), "Expected epsilon to be a number, 0 or more"),
+        (lambda: FGSM(-0.1), "Expected epsilon to be a number 0 or more"),
         (lambda: FGSM(float("nan")), "Expected epsilon to be a number"),
         (lambda: PGD(0.1, steps=0), "Expected steps to be a whole number"),
         (lambda: PGD(0.1, steps=2.5), "Expected steps to be a whole number"),
-        (lambda: PGD(0.1, step_size=0), "Expected step_size to be a number, above 0"),
+        (lambda: PGD(0.1, step_size=0), "Expected step_size to be a number above 0"),
         (lambda: PGD(0.1, norm="l1"), "Expected norm to be one of"),
         (lambda: PGD(0.1, value_range=(1, 0)), "Expected value_range"),
         (lambda: attacks.get("pdg", epsilon=0.1), "Did you mean 'pgd'"),
         (lambda: attacks.get(3), "Expected an attack"),
-        (lambda: attacks.get("pgd"), "Expected epsilon for the attack"),
-        (lambda: attacks.get("fgsm", epsilon=0.1, steps=3), "Expected settings of FGSM"),
+        (lambda: PGD()(None, X, Y), "Expected an attack with an epsilon"),
+        (lambda: PGD(0.1, step_size=0.1, relative_step_size=0.1), "Leave one out"),
+        (lambda: PGD(0.1, norm="l0"), "one with a direction and a projection"),
+        (
+            lambda: attacks.get("fgsm", epsilon=0.1, stepz=3),
+            "Expected settings of the attack 'fgsm': epsilon",
+        ),
         (lambda: attacks.get(FGSM(0.1), epsilon=0.1), "Expected either an attack object"),
     ],
 )
@@ -232,3 +237,17 @@ def test_bad_settings(make, message):
 def test_bad_data(linear, x, y, message):
     with pytest.raises(ValueError, match=message):
         FGSM(0.1)(linear, x, y)
+
+
+def test_an_image_that_falls_early_stops():
+    """A linear model, on which two steps are enough for each image."""
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+    attacked = AttackedModel(model)
+    labels = attacked.predictions(X)
+    attack = PGD(steps=30, random_start=False)
+    for transfer, most in ((False, 6), (True, 30)):
+        attacked.counter.gradients = 0
+        search = attack.on_batch(attacked, X, Goal(labels, transfer=transfer))
+        search(np.arange(len(X)), 3.0, 0)
+        assert attacked.counter.gradients <= most * len(X)
+    assert attacked.counter.gradients == 30 * len(X)

@@ -1,0 +1,115 @@
+"""What users give: errors that teach, and forms that are understood."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from helpers import FEATURES, X, Y
+
+from keras_qusec import evaluate_robustness
+from keras_qusec.attacks import PGD
+from keras_qusec.attacks.foolbox import import_foolbox
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"x": X * 2}, "inside value_range"),
+            ({"x": X[:0], "y": Y[:0]}, "at least one"),
+            ({"x": np.where(X > 0.6, np.nan, X)}, "finite images"),
+            ({"x": X[:, :5]}, "Expected images of shape"),
+            ({"x": (X * 255).astype("uint8")}, "dtype=uint8"),
+            ({"y": Y[:5]}, "60 labels"),
+            ({"y": Y + 1}, "from 0 to 1"),
+            ({"y": Y.astype("float32")}, "integers"),
+            ({"y": np.ones((60, 2))}, "single one"),
+            ({"attacks": ["pdg"]}, "Did you mean 'pgd'"),
+            ({"attacks": []}, "at least one attack"),
+            ({"attacks": ["pgd", "pgd"]}, "Received: 'pgd' twice"),
+            (
+                {"attacks": [("pgd", {"step": 3})]},
+                "settings of the attack 'pgd'.*Received: step. Did you mean 'steps'",
+            ),
+            ({"attacks": [("cw", {"step": 3})]}, "settings of the attack 'cw'"),
+            ({"attacks": [("pgd", {"restarts": 0})]}, "restarts"),
+            ({"attacks": [PGD(0.1)]}, "without an epsilon of its own"),
+            ({"attacks": [42]}, "or a Foolbox attack object. Received: 42"),
+            ({"attacks": ["pgd-l2"]}, "epsilons for the norm 'l2'"),
+            ({"epsilons": [0.3, 0.1]}, "rising order"),
+            ({"epsilons": [-0.1]}, "above 0"),
+            ({"epsilons": [0.1, 0.1]}, "each once"),
+            ({"epsilons": []}, "above 0"),
+            ({"epsilons": {}}, "at least one norm"),
+            ({"epsilons": {"l1": [0.1]}}, "one of"),
+            ({"epsilons": [float("nan")]}, "above 0"),
+            ({"threat_models": ["grey-box"]}, "some of white-box"),
+            ({"threat_models": []}, "some of white-box"),
+            ({"threat_models": ["black-box"]}, "source_model"),
+            ({"surrogate_hardnesses": []}, "surrogate_hardnesses"),
+            ({"surrogate_hardnesses": [-1]}, "surrogate_hardnesses"),
+            ({"targets": "nearest"}, "least-likely"),
+            ({"targets": Y}, "differ from the labels"),
+            ({"targets": Y[:3]}, "60 target classes"),
+            ({"targets": Y + 5}, "targets from 0"),
+            ({"batch_size": 0}, "batch_size"),
+            ({"seed": -1}, "seed"),
+            ({"model": "model.keras"}, "load_model"),
+            ({"model": {}}, "model or several"),
+            ({"value_range": (1, 0)}, "value_range"),
+        ],
+        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    )
+    def test_errors_teach(self, linear, change, message):
+        arguments = {"model": linear, "x": X, "y": Y, **change}
+        with pytest.raises(ValueError, match=message) as caught:
+            evaluate_robustness(
+                arguments.pop("model"), arguments.pop("x"), arguments.pop("y"), **arguments
+            )
+        assert "Expected" in str(caught.value)
+
+    def test_models_that_are_no_classifiers(self, linear):
+        inputs = keras.Input((FEATURES,))
+        two = keras.Model(inputs, [linear(inputs), keras.layers.Dense(3)(inputs)])
+        with pytest.raises(ValueError, match="one output"):
+            evaluate_robustness(two, X, Y)
+        single = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(1)])
+        with pytest.raises(ValueError, match="two classes or more"):
+            evaluate_robustness(single, X, Y)
+        unbuilt = keras.Sequential([keras.layers.Dense(2)])
+        with pytest.raises(ValueError, match="to be built"):
+            evaluate_robustness(unbuilt, X, Y)
+        broken = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
+        broken.set_weights([np.full((FEATURES, 2), np.nan), np.zeros(2)])
+        with pytest.raises(ValueError, match="finite outputs"):
+            evaluate_robustness(broken, X, Y)
+        three = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(3)])
+        with pytest.raises(ValueError, match="same classes"):
+            evaluate_robustness(linear, X, Y, threat_models=["black-box"], source_model=three)
+        with pytest.raises(ValueError, match='"black-box" among threat_models'):
+            evaluate_robustness(linear, X, Y, source_model=three)
+
+    def test_labels_as_they_come(self, linear):
+        one_hot = np.eye(2)[Y]
+        for y in (one_hot, Y[:, None], Y.astype("uint8"), Y.tolist()):
+            report = evaluate_robustness(linear, X, y, attacks=["fgsm"])
+            assert report.clean_accuracy() == 1.0
+
+    def test_a_failing_attack_does_not_lose_the_others(self, linear):
+        foolbox = import_foolbox()
+
+        class Broken(foolbox.attacks.base.MinimizationAttack):
+            distance = foolbox.distances.l2
+
+            def run(self, *_, **__):
+                raise RuntimeError("out of luck")
+
+        report = evaluate_robustness(linear, X, Y, attacks=["fgsm", Broken()])
+        assert report.attacks == ("fgsm",)
+        assert "out of luck" in report.notes[0]
+        assert "out of luck" in " ".join(str(report).split())
+        with pytest.raises(ValueError, match="out of luck"):
+            evaluate_robustness(linear, X, Y, attacks=[Broken()])

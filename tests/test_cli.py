@@ -1,0 +1,80 @@
+"""The command line on saved models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keras_qusec import RobustnessReport, cli, datasets
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+
+
+class TestCommandLine:
+    @pytest.fixture(scope="class")
+    def files(self, measured, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("models")
+        for name, model in measured[0].items():
+            model.save(folder / f"{name}.keras")
+        data = datasets.mnist5k()
+        np.savez(
+            folder / "few.npz", x_train=data.x_train[:4], y_train=data.y_train[:4],
+            x_test=data.x_test[:30], y_test=data.y_test[:30],
+        )  # fmt: skip
+        return folder
+
+    def test_evaluate_and_compare(self, files, tmp_path, capsys, measured):
+        names = {"output": "r.json", "html": "r.html", "plot": "c.png", "gallery": "g.png",
+                 "markdown": "r.md"}  # fmt: skip
+        writes = [
+            part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))
+        ]
+        status = cli.main(
+            ["evaluate", str(files / "plain.keras"), "--compare", str(files / "quantized.keras"),
+             "--data", str(files / "few.npz"), "--attacks", "fgsm", "--epsilons", "0.1", "0.2",
+             "--source", str(files / "plain.keras"), "--images", "0",
+             "--resume", str(tmp_path / "run"), *writes]
+        )  # fmt: skip
+        out = capsys.readouterr().out
+        assert status == 0
+        assert "plain" in out
+        assert "quantized" in out
+        report = RobustnessReport.load(tmp_path / "r.json")
+        assert report.models == ("plain", "quantized")
+        assert report.threat_models == ("white-box", "adaptive", "black-box")
+        expected = measured[1].robust_accuracy("fgsm", 0.2, "white-box", model="quantized")
+        got = report.robust_accuracy("fgsm", 0.2, "white-box", model="quantized")
+        assert got == expected
+        for file in names.values():
+            assert (tmp_path / file).stat().st_size > 500
+        table = out.split("Written")[0]
+        assert max(map(len, table.splitlines())) <= 80
+
+    def test_a_file_that_cannot_be_written_does_not_lose_the_rest(self, files, tmp_path, capsys):
+        status = cli.main(
+            ["evaluate", str(files / "plain.keras"), "--data", str(files / "few.npz"),
+             "--attacks", "fgsm", "--html", str(files / "plain.keras" / "no.html"),
+             "--plot", str(tmp_path / "c.png")]
+        )  # fmt: skip
+        captured = capsys.readouterr()
+        assert status == 0
+        assert "not written" in captured.err
+        assert (tmp_path / "c.png").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["evaluate", "absent.keras"], "does not exist"),
+            (["evaluate", "FOLDER/few.npz"], "cannot load"),
+            (["evaluate", "FOLDER/plain.keras", "--attacks", "pdg"], "Did you mean"),
+            (["evaluate", "FOLDER/plain.keras", "--epsilons", "0.3", "0.1"], "rising order"),
+            (["evaluate", "FOLDER/plain.keras", "--images", "-1"], "0 for all"),
+            (["evaluate", "FOLDER/plain.keras", "--threat-models", "black-box"], "source_model"),
+            (["evaluate", "FOLDER/plain.keras", "--data", "imagenet"], "Expected one of mnist5k"),
+        ],
+    )
+    def test_bad_arguments(self, files, capsys, arguments, message):
+        assert cli.main([part.replace("FOLDER", str(files)) for part in arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error

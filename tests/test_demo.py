@@ -1,0 +1,55 @@
+"""The demonstration on a few images."""
+
+from __future__ import annotations
+
+import pytest
+
+from keras_qusec import datasets, demo
+
+
+@pytest.fixture(scope="module")
+def result():
+    data = datasets.mnist5k()
+    tiny = data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
+    seen = []
+    result = demo.run_demo(
+        data=tiny, epochs=1, images=8, steps=3, progress=lambda *step: seen.append(step)
+    )
+    return result, seen
+
+
+@pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+class TestDemo:
+    def test_report(self, result):
+        outcome, seen = result
+        report = outcome.report
+        assert len(report.models) == len(outcome.models) == 6
+        assert {name: len(curve) for name, curve in outcome.curves.items()} == {
+            "FGSM training": 1,
+            "trainable + FGSM training": 1,
+        }
+        assert report.threat_models == ("white-box", "adaptive", "black-box")
+        for model in report.models:
+            clean = report.clean_accuracy(model)
+            for attack in ("fgsm", "pgd"):
+                white = report.robust_accuracy(attack, 0.3, "white-box", model=model)
+                adaptive = report.robust_accuracy(attack, 0.3, "adaptive", model=model)
+                assert clean >= white >= adaptive >= report.robust_accuracy(model=model)
+        shares = [share for _, share in seen]
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1)
+
+    def test_text_fits_a_terminal(self, result):
+        outcome = result[0]
+        text = "\n".join([str(outcome.report), demo.MEANING])
+        assert max(len(line) for line in text.splitlines()) <= 80
+        assert "adaptive" in text
+
+    def test_figures_and_page(self, result, tmp_path):
+        path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")
+        assert path.read_bytes()[:4] == b"\x89PNG"
+        assert path.stat().st_size > 20_000
+        curves = demo.save_curves(result[0], tmp_path / "curves.png")
+        assert curves.read_bytes()[:4] == b"\x89PNG"
+        page = result[0].report.to_html(tmp_path / "demo.html").read_text()
+        assert "constant + PGD training" in page
