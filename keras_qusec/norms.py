@@ -184,6 +184,11 @@ def register(norm: Norm) -> Norm:
     return norm
 
 
+def unregister(name: str) -> None:
+    """Forget a norm."""
+    _NORMS.pop(name, None)
+
+
 def get(name: str) -> Norm:
     """A norm by its name.
 

@@ -43,8 +43,8 @@ class AttackedModel:
     """A Keras classifier compiled for attacks.
 
     Its gradients are the model's own, or those in force when this is made
-    (`keras_qusec.defenses.surrogate_gradients`). The models of `with_surrogates` are the same model with
-    the surrogate gradients of its defences instead.
+    (`keras_qusec.defenses.surrogate_gradients`). The models of `with_surrogates` are the same
+    model with the surrogate gradients of its defences instead.
 
     Args:
         model: built Keras classifier, logits or softmax ``(n, classes)``; its weights may

@@ -6,6 +6,7 @@ A threat model of one's own is a subclass of `ThreatModel`, made known with `reg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from keras_qusec.attacks import Attack, AttackedModel
 from keras_qusec.checks import closest
@@ -22,7 +23,7 @@ class ThreatModel:
         uses_source: makes its examples on another model, which is its own, and transfers them.
         asks_only: what attacks without gradients belong to.
         follows_surrogates: follows the surrogate gradients of the attacked model's defences.
-        line_style: of its curves in figures.
+        line_style: of its curves in figures, as matplotlib takes it.
     """
 
     name: str
@@ -31,7 +32,7 @@ class ThreatModel:
     uses_source: bool = False
     asks_only: bool = False
     follows_surrogates: bool = False
-    line_style: str = "-"
+    line_style: Any = "-"
 
     def models(
         self,
@@ -113,6 +114,11 @@ def register(threat_model: ThreatModel) -> ThreatModel:
     return threat_model
 
 
+def unregister(name: str) -> None:
+    """Forget a threat model."""
+    _THREAT_MODELS.pop(name, None)
+
+
 def get(name: str) -> ThreatModel:
     """A threat model by its name.
 
@@ -132,7 +138,7 @@ def names() -> tuple[str, ...]:
     return tuple(_THREAT_MODELS)
 
 
-def line_style(name: str) -> str:
+def line_style(name: str) -> Any:
     """The line style of a threat model, also of one that only a report from elsewhere knows."""
     return _THREAT_MODELS[name].line_style if name in _THREAT_MODELS else ThreatModel.line_style
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import FEATURES, X, Y
 
-from keras_qusec import evaluate_robustness
+from keras_qusec import attacks, evaluate_robustness
 from keras_qusec.attacks import PGD
 from keras_qusec.attacks.foolbox import import_foolbox
 
@@ -91,6 +91,39 @@ class TestBadInput:
             evaluate_robustness(linear, X, Y, threat_models=["black-box"], source_model=three)
         with pytest.raises(ValueError, match='"black-box" among threat_models'):
             evaluate_robustness(linear, X, Y, source_model=three)
+
+    def test_a_source_of_the_same_name_hides_nothing(self, linear):
+        """The attacked model is checked, though a good source has its name."""
+        inputs = keras.Input((FEATURES,))
+        hidden = keras.Model(inputs, keras.ops.softmax(linear(inputs)))
+        with pytest.raises(ValueError, match="probabilities made in another way"):
+            evaluate_robustness(
+                {"m": hidden}, X, Y, attacks=["fgsm"], source_model={"m": linear},
+                threat_models=["white-box", "black-box"],
+            )  # fmt: skip
+        narrow = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        with pytest.raises(ValueError, match="images of shape"):
+            evaluate_robustness(
+                {"m": linear}, X, Y, attacks=["fgsm"], source_model={"m": narrow},
+                threat_models=["white-box", "black-box"],
+            )  # fmt: skip
+
+    def test_no_attack_is_called_worst_case(self, linear):
+        with pytest.raises(ValueError, match="another name than 'worst case'"):
+            evaluate_robustness(linear, X, Y, attacks={"worst case": "fgsm"})
+        with pytest.raises(ValueError, match="not 'worst case'"):
+            attacks.register("worst case", PGD)
+
+    def test_settings_that_an_evaluation_gives_itself(self, linear):
+        for attack, message in [
+            (PGD(targeted=True), "without targets of its own"),
+            (PGD(value_range=(-1, 1)), "without a value range of its own"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                evaluate_robustness(linear, X, Y, attacks=[attack])
+        report = evaluate_robustness(linear, X, Y, attacks=[PGD(steps=3, restarts=2)])
+        assert report.attacks == ("PGD",)
+        assert "steps=3" in report.provenance["identity"]["attacks"]["PGD"]
 
     def test_labels_as_they_come(self, linear):
         one_hot = np.eye(2)[Y]

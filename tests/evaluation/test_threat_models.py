@@ -5,7 +5,17 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers import EPSILONS, FEATURES, NEAREST, WEIGHTS, X, Y, predicted, set_random_weights
+from helpers import (
+    EPSILONS,
+    FEATURES,
+    IMAGES,
+    NEAREST,
+    WEIGHTS,
+    X,
+    Y,
+    predicted,
+    set_random_weights,
+)
 
 from keras_qusec import QuSecQuantization, evaluate_robustness
 
@@ -118,6 +128,21 @@ class TestThreatModels:
     def test_the_model_itself_is_no_source(self, linear):
         with pytest.raises(ValueError, match="white-box"):
             evaluate_robustness(linear, X, Y, threat_models=["black-box"], source_model=linear)
+
+    def test_a_model_without_defences_gets_more_random_starts(self, cnn):
+        """As many as there would be surrogate gradients, on what stands; none without chance."""
+        y = predicted(cnn, IMAGES)
+        report = evaluate_robustness(
+            cnn, IMAGES, y, attacks=[("pgd", {"steps": 3}), "bim"], epsilons=[0.01],
+            surrogate_hardnesses=[3.0, 5.0, 10.0],
+        )  # fmt: skip
+        by_name = {(r.attack, r.threat_model): r for r in report.results}
+        white, adaptive = by_name["pgd", "white-box"], by_name["pgd", "adaptive"]
+        stands = int((~np.isfinite(white.distances["linf"])).sum())
+        stands_after = int((~np.isfinite(adaptive.distances["linf"])).sum())
+        assert stands > 5
+        assert 9 * stands_after <= adaptive.gradients.sum() <= 9 * stands
+        assert by_name["bim", "adaptive"].gradients.sum() == 0
 
     def test_queries_are_counted(self, linear):
         report = evaluate_robustness(

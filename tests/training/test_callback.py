@@ -134,6 +134,69 @@ def test_trades_keeps_to_the_ball_from_a_fixed_start():
     assert 0.04 < np.abs(adversarial - X).max() <= 0.05 + 1e-6
 
 
+class Recording(keras.Model):
+    """A linear model that keeps the batches it was trained on, and in which modes it ran."""
+
+    def __init__(self, *front):
+        super().__init__()
+        self.front = list(front)
+        self.dense = keras.layers.Dense(3)
+        self.batches, self.modes = [], []
+
+    def call(self, x, training=False):
+        self.modes.append(bool(training))
+        for layer in self.front:
+            x = layer(x, training=training)
+        return self.dense(x)
+
+    def train_step(self, *arguments):
+        self.batches.append([None if part is None else ops.convert_to_numpy(part)
+                             for part in arguments[-1]])  # fmt: skip
+        return super().train_step(*arguments)
+
+
+def recording(*front):
+    model = Recording(*front)
+    model.compile(
+        keras.optimizers.SGD(0.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=True,
+    )
+    model(X[:1])
+    model.modes.clear()
+    return model
+
+
+def test_trades_runs_in_training_mode_once():
+    """The reference and the attack see the model in inference mode and leave its state alone."""
+    layer = keras.layers.BatchNormalization(momentum=0.5)
+    model = recording(layer)
+    callback = AdversarialTraining(FGSM(0.0), objective="trades")
+    fit(model, callback, batch_size=64, epochs=1, shuffle=False)
+    assert model.modes.count(True) == 1
+    assert model.modes.count(False) >= 2
+    # Statistics of one batch, clean and adversarial, which are the same for epsilon 0.
+    mean = ops.convert_to_numpy(layer.moving_mean)
+    np.testing.assert_allclose(mean, 0.5 * X.mean(axis=0), atol=1e-5)
+
+
+def test_trades_weighs_samples():
+    model = recording()
+    weights = np.linspace(0.0, 2.0, 64).astype("float32")
+    callback = AdversarialTraining("bim", epsilon=0.1, steps=2, objective="trades", beta=4.0)
+    logs = fit(model, callback, batch_size=64, epochs=1, shuffle=False, sample_weight=weights)
+    x, y, w = (np.split(part, 2) for part in model.batches[0])
+    np.testing.assert_array_equal(w[0], weights)
+    clean, adversarial = (
+        ops.convert_to_numpy(ops.log_softmax(model(part), axis=-1)).astype("float64") for part in x
+    )
+    cross_entropy = -clean[np.arange(64), y[0]]
+    divergence = (np.exp(clean) * (clean - adversarial)).sum(axis=1)
+    assert divergence.mean() > 1e-4
+    expected = (weights * cross_entropy).mean() + 4.0 * (weights * divergence).mean()
+    np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-4)
+
+
 # --- Logs that tell the truth -----------------------------------------------------------
 
 

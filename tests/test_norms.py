@@ -1,0 +1,74 @@
+"""Norms: sizes, balls and directions, against definitions and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_qusec import norms
+
+RNG = np.random.default_rng(0)
+X = RNG.random((7, 4, 3, 2)).astype("float32")
+MOVED = (X + RNG.normal(0, 0.3, X.shape)).astype("float32")
+
+
+def test_distances_by_hand():
+    clean = np.zeros((1, 2, 2, 3), "float32")
+    changed = clean.copy()
+    changed[0, 0, 0] = [0, 3, 4]
+    sizes = norms.distances(clean, changed)
+    assert {name: size.tolist() for name, size in sizes.items()} == {
+        "l0": [1.0],  # one pixel, in two channels
+        "l2": [5.0],
+        "linf": [4.0],
+    }
+    assert {size.shape for size in norms.distances(clean[:0], clean[:0]).values()} == {(0,)}
+
+
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_the_projection_is_inside_and_keeps_what_is_inside(name):
+    norm = norms.get(name)
+    epsilon = float(np.median(norm.distance(X, MOVED)))
+    inside = norm.distance(X, MOVED) <= epsilon
+    moved, clean = map(ops.convert_to_tensor, (MOVED, X))
+    projected = ops.convert_to_numpy(norm.project(moved, clean, np.float32(epsilon)))
+    np.testing.assert_allclose(projected[inside], MOVED[inside], atol=1e-6)
+    sizes = norm.distance(X, projected)
+    np.testing.assert_allclose(sizes[~inside], epsilon, rtol=1e-5)
+    exact = norm.into_ball(X, MOVED, epsilon)
+    np.testing.assert_allclose(exact, projected, atol=1e-5)
+    assert norms.within(norm.distance(X, exact), epsilon).all()
+
+
+@pytest.mark.parametrize("name", ["l2", "linf"])
+def test_the_direction_climbs_steepest(name):
+    """No other step of the same length gains more on a linear function."""
+    norm = norms.get(name)
+    gradient = RNG.normal(size=(3, 5)).astype("float32")
+    step = ops.convert_to_numpy(norm.direction(ops.convert_to_tensor(gradient)))
+    zero = np.zeros_like(gradient)
+    np.testing.assert_allclose(norm.distance(zero, step), 1, rtol=1e-6)
+    gain = (gradient * step).sum(axis=1)
+    for _ in range(200):
+        other = RNG.normal(size=gradient.shape).astype("float32")
+        other /= norm.distance(zero, other)[:, None]
+        assert (gain >= (gradient * other).sum(axis=1) - 1e-6).all()
+
+
+def test_the_largest_distance():
+    assert norms.get("linf").largest((2, 2, 1), (0.0, 255.0)) == 255
+    assert norms.get("l2").largest((2, 2, 1), (-1.0, 1.0)) == 4
+    assert norms.get("l0").largest((2, 2, 3), (0.0, 1.0)) == 4
+
+
+def test_pixels_have_channels_only_in_images():
+    assert norms.pixels(X).shape == (7, 12, 2)
+    assert norms.pixels(X[:, 0]).shape == (7, 6, 1)
+    view = norms.pixels(X.copy())
+    assert view.base is not None
+
+
+def test_a_norm_without_steps_says_so():
+    with pytest.raises(ValueError, match=r"a direction and a projection.*norm='l0'"):
+        norms.get("l0").check_gradient_steps()
