@@ -58,13 +58,7 @@ class Attack:
     cost: str = ""
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         """Images like `x` that should be adversarial.
 
@@ -123,13 +117,7 @@ class FunctionAttack(Attack):
         return getattr(self._function, "__name__", type(self._function).__name__)
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         return self._function(model, x, goal, epsilon=epsilon, seed=seed)
 

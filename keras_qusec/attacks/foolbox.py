@@ -1,9 +1,8 @@
-"""Foolbox, both ways: its attacks run here, and models and attacks of this package run there."""
+"""Foolbox, both ways: its attacks run here, and Keras models run there."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import os
 import random
@@ -46,7 +45,8 @@ class Facts(NamedTuple):
 
     Attributes:
         needs_start: wants adversarial images to start from.
-        unit_range: assumes pixels in [0, 1], or constants in units of them.
+        unit_range: needs pixels in [0, 1]: HopSkipJump clips to it whatever the bounds are, and
+            the constants of CW and EAD weigh a loss against squared distances.
     """
 
     cost: str = ""
@@ -73,8 +73,6 @@ _FACTS: dict[str, Facts] = {
     "HopSkipJumpAttack": Facts(
         "100 queries a step and more", uses_gradients=False, needs_start=True, unit_range=True
     ),
-    # HopSkipJump clips to [0, 1] whatever the bounds are, and the constants of CW and EAD weigh
-    # a loss against squared distances; so these three get images in [0, 1].
     "SaltAndPepperNoiseAttack": Facts("1 query a step", uses_gradients=False),
     "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": Facts(
         "1 query a draw and radius", uses_gradients=False,
@@ -156,13 +154,7 @@ class FoolboxAttack(Attack):
         return search
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         return self.on_batch(model, x, goal)(np.arange(len(x)), epsilon, seed)
 
@@ -365,67 +357,3 @@ def to_tensor(array: np.ndarray) -> Any:
         # Foolbox's losses on TensorFlow and PyTorch take no other integers.
         array = array.astype("int64")
     return keras.ops.convert_to_tensor(array)
-
-
-def as_foolbox_attack(attack: Attack, model: AttackedModel, seed: int = 0) -> Any:
-    """An attack of this package as a `foolbox.attacks.base.MinimizationAttack`.
-
-    Args:
-        attack: an attack that minimizes, such as `JSMA`.
-        model: the model that it attacks, whatever model Foolbox gives it.
-        seed: seed of all that is random.
-
-    Raises:
-        ImportError: without the extra ``keras-qusec[evaluate]``.
-        ValueError: for an attack in a ball.
-
-    Example:
-
-    >>> from keras_qusec.attacks import AttackedModel, SinglePixel
-    >>> from keras_qusec.attacks.foolbox import as_foolbox_attack, foolbox_model, to_tensor
-    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
-    >>> model.set_weights([np.array([[1, 0], [0, 2]], "float32")])
-    >>> attacked = AttackedModel(model)
-    >>> x, y = to_tensor(np.array([[0.5, 0.1]], "float32")), to_tensor(np.array([0]))
-    >>> attack = as_foolbox_attack(SinglePixel(), attacked)
-    >>> bool(attack(foolbox_model(attacked), x, y, epsilons=None)[2][0])
-    True
-    """
-    if not attack.minimizes:
-        raise ValueError(
-            f"Expected an attack that minimizes. Received: {attack!r}, which stays in a ball. "
-            "Foolbox has FGSM, BIM and PGD of its own."
-        )
-    foolbox = import_foolbox()
-    import eagerpy
-
-    class Ours(foolbox.attacks.base.MinimizationAttack):  # type: ignore[name-defined]
-        distance = getattr(foolbox.distances, attack.norm)
-
-        def run(
-            self,
-            _: Any,
-            inputs: Any,
-            criterion: Any,
-            *,
-            early_stop: float | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            foolbox.attacks.base.raise_if_kwargs(kwargs)
-            criterion = foolbox.attacks.base.get_criterion(criterion)
-            if isinstance(criterion, foolbox.criteria.Misclassification):
-                goal = Goal(np.asarray(criterion.labels.numpy()))
-            elif isinstance(criterion, foolbox.criteria.TargetedMisclassification):
-                targets = np.asarray(criterion.target_classes.numpy())
-                goal = Goal(targets, targets)
-            else:
-                raise ValueError(
-                    "Expected the criterion Misclassification or TargetedMisclassification. "
-                    f"Received: {criterion!r}. Other criteria are not supported by this attack."
-                )
-            x, restore_type = eagerpy.astensor_(inputs)
-            clean = np.array(x.numpy())
-            images = copy.copy(attack).run(model, clean, goal, epsilon=None, seed=seed)
-            return restore_type(eagerpy.from_numpy(x, images.astype(clean.dtype)))
-
-    return Ours()

@@ -76,13 +76,7 @@ class JSMA(Attack):
         self.targets = targets
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         if goal.targeted:
             paths = self._walk(model, x, goal.classes)

@@ -69,13 +69,7 @@ class LocalSearch(Attack):
         self.cost = f"up to {self.rounds * self.candidates} queries"
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         low, high = model.value_range
         rng = np.random.default_rng(seed)

@@ -59,13 +59,7 @@ class Pointwise(Attack):
         self.draws = whole_number(draws, "draws")
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         rng = np.random.default_rng(seed)
         starts, ready = self._starts(model, x, goal, rng)

@@ -43,13 +43,7 @@ class SinglePixel(Attack):
         self.max_pixels = None if max_pixels is None else whole_number(max_pixels, "max_pixels")
 
     def run(
-        self,
-        model: AttackedModel,
-        x: np.ndarray,
-        goal: Goal,
-        *,
-        epsilon: float | None,
-        seed: int,
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         images = x.copy()
         order = np.random.default_rng(seed).permutation(pixels(x).shape[1])[: self.max_pixels]
