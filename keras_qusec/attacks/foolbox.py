@@ -292,7 +292,10 @@ def _tensorflow(foolbox: Any, model: AttackedModel, counter: Counter) -> Any:
     def forward(images: Any) -> Any:
         # Without stop_gradient the backward function would hold the weights' gradients too.
         frozen = [(variable, tf.stop_gradient(variable.value)) for variable in model.variables]
-        return model.traced_logits(frozen, images)
+        logits = model.traced_logits(frozen, images)
+        # Where a model cuts the gradient, Foolbox's attacks need a gradient of zero, not none.
+        sums = tf.reduce_sum(images, axis=list(range(1, len(images.shape))))
+        return logits + 0.0 * sums[:, None]
 
     @tf.custom_gradient
     def counted(images: Any) -> Any:
