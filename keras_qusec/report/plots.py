@@ -94,7 +94,7 @@ def _is_case(row: Row, model: str, norm: str) -> bool:
 def adversarial_gallery(
     gallery: list[Example], path: str | os.PathLike, value_range: tuple[float, float] = (0.0, 1.0)
 ) -> Path:
-    """Broken images: clean, adversarial, their difference, and both behind the quantizer.
+    """Broken images: clean, adversarial, their difference, and both behind the defence.
 
     Args:
         gallery: examples of a report.
@@ -123,17 +123,23 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
     if not shown:
         return None
     plt = pyplot()
-    quantized = any(len(example.images) > 2 for example in shown)
-    across = 5 if quantized else 3
+    defended = any(len(example.images) > 2 for example in shown)
+    across = 5 if defended else 3
     figure, axes = plt.subplots(
         len(shown), across, figsize=(1.6 * across + 1.9, 1.75 * len(shown) + 0.4), squeeze=False,
         layout="constrained",
     )  # fmt: skip
     low, high = value_range
-    titles = ("clean", "adversarial", "difference", "clean,\nquantized", "adversarial,\nquantized")
+    titles = (
+        "clean",
+        "adversarial",
+        "difference",
+        "clean,\nbehind defence",
+        "adversarial,\nbehind defence",
+    )
     for cells, example in zip(axes, shown, strict=True):
         pictures: list[Any] = [_as_picture(image) for image in example.images]
-        clean, adversarial, *quantized_pair = pictures
+        clean, adversarial, *behind_defense = pictures
         for axis, image in zip(cells, (clean, adversarial), strict=False):
             axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
         gap = (adversarial - clean) / (high - low)
@@ -142,7 +148,7 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
             cells[2].imshow(np.clip(0.5 + gap / 2, 0, 1))
         else:
             cells[2].imshow(gap, cmap="RdBu_r", vmin=-1, vmax=1)
-        for axis, image in zip(cells[3:], quantized_pair, strict=False):
+        for axis, image in zip(cells[3:], behind_defense, strict=False):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         for axis in cells:
             axis.set_xticks([])
@@ -159,7 +165,7 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
             fontsize=7,
         )
     for column, title in zip(axes.T, titles, strict=False):
-        # Models without a quantizer leave the last columns empty.
+        # Models without a defence leave the last columns empty.
         first = next(axis for axis in column if axis.get_visible())
         first.set_title(title, fontsize=9)
     return figure

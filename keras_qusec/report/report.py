@@ -54,7 +54,7 @@ class RobustnessReport(Figures):
         return plots.robustness_curves(self, path)
 
     def plot_gallery(self, path: str | os.PathLike) -> Path:
-        """Draw broken images: clean, adversarial, difference, both behind the quantizer.
+        """Draw broken images: clean, adversarial, difference, both behind the defence.
 
         Args:
             path: image file to write; its folder is created.
