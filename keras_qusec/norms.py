@@ -215,6 +215,11 @@ def names() -> tuple[str, ...]:
     return tuple(_NORMS)
 
 
+def registered() -> tuple[Norm, ...]:
+    """All norms, to be registered again in another process."""
+    return tuple(_NORMS.values())
+
+
 def symbol(name: str) -> str:
     """The symbol of a norm, also of one that only a report from elsewhere knows."""
     return _NORMS[name].symbol if name in _NORMS else name

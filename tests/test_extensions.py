@@ -83,6 +83,12 @@ class TestNorm:
         assert report.robust_accuracy(norm="l1", epsilon=100.0, attack="deepfool") == 0
         assert "No attack was made in L1" in " ".join(report.notes)
 
+    def test_other_processes_learn_it(self, linear, l1):
+        settings = {"attacks": [("pgd", {"norm": "l1", "steps": 3})], "epsilons": {"l1": [0.2]}}
+        one = evaluate_robustness(linear, X, Y, batch_size=30, **settings)
+        two = evaluate_robustness(linear, X, Y, batch_size=30, n_jobs=2, **settings)
+        assert one.robust_accuracy() == two.robust_accuracy()
+
     def test_training_in_it(self, l1):
         model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

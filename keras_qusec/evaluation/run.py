@@ -13,6 +13,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.evaluation.plan import Plan, Unit
@@ -195,8 +196,11 @@ def run_elsewhere(
     models: Mapping[str, Parcel],
     sources: Mapping[str, Parcel],
     backend: str,
+    known_norms: Sequence[norms.Norm],
 ) -> tuple[Unit, Outcome]:
-    """Run a unit in a worker process."""
+    """Run a unit in a worker process, which first learns the norms that a user registered."""
+    for norm in known_norms:
+        norms.register(norm)
     if keras.backend.backend() != backend:
         raise RuntimeError(
             f"Expected workers on the Keras backend {backend!r}. Received: "
@@ -253,6 +257,7 @@ def run_units(
             {name: packed[name] for name in unit.models},
             {name: packed_sources[name] for name in [unit.source] if name is not None},
             backend,
+            norms.registered(),
         )
         for unit in units
     ]

@@ -318,6 +318,11 @@ def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:
             f"the training step: one of 'fgsm', 'bim', 'pgd', or an object of a subclass of "
             f"keras_qusec.attacks.GradientAttack. Received: {attack!r}."
         )
+    if made.restarts != 1:
+        raise ValueError(
+            f"Expected an attack without restarts, since a training step runs it once. Received: "
+            f"{made!r}. Use more steps instead."
+        )
     if made.epsilon is None:
         raise ValueError(
             f"Expected epsilon for the attack {attack!r}. Received: none. "

@@ -600,6 +600,8 @@ def test_killed_in_an_epoch_it_resumes_with_the_right_epsilon(tmp_path, place):
         ({"attack": "pgd", "epsilon": 0.1, "steps": 0}, "Expected steps"),
         ({"attack": "pgd", "epsilon": 0.1, "norm": "l0"}, "Expected norm"),
         ({"attack": "pgd"}, "Expected epsilon for the attack"),
+        ({"attack": "pgd", "epsilon": 0.1, "restarts": 3}, "an attack without restarts"),
+        ({"attack": "jsma"}, "follows gradients inside a ball"),
         ({"epsilon": 0.1, "ratio": 0}, "Expected ratio to be a number above 0"),
         ({"epsilon": 0.1, "ratio": 1.5}, "Expected ratio"),
         ({"epsilon": 0.1, "objective": "mart"}, "Expected objective"),
