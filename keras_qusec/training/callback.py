@@ -259,15 +259,18 @@ class AdversarialTraining(keras.callbacks.Callback):
         return int(steps)
 
     def _warn_of_masked_gradients(self, largest: float, logs: dict[str, Any]) -> None:
-        if largest > 0 or self._warned or logs.get("epsilon") == 0:
+        if largest > 0 or self._warned or logs.get("epsilon") == 0 or self._function is None:
             return
         self._warned = True
+        # Not self.model: on JAX Keras then writes the state of training into the model, and here,
+        # in a thread beside the training, that state may be consumed by the next step already.
+        model = self._function.model
         causes = []
-        if find_defenses(self.model):
+        if find_defenses(model):
             causes.append(
                 "a defence such as a hard quantizer passes no gradient on: pass gradient_hardness=5"
             )
-        if outputs_probabilities(self.model):
+        if outputs_probabilities(model):
             causes.append(
                 "a softmax is saturated: return logits and use a loss with from_logits=True"
             )

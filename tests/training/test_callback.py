@@ -310,6 +310,26 @@ def test_surrogate_gradients_in_the_attack_only():
     assert logs["adversarial_loss"][0] > logs["clean_loss"][0]
 
 
+def test_batch_hooks_leave_the_model_alone():
+    # Keras runs them in threads on JAX, where asking for the model overwrites its variables.
+    class Watched(AdversarialTraining):
+        inside = False
+
+        @property
+        def model(self):
+            assert not self.inside
+            return super().model
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.inside = True
+            super().on_train_batch_end(batch, logs)
+            self.inside = False
+
+    model = classifier(QuSecQuantization(2, hardness=1e4))
+    with pytest.warns(UserWarning, match="all input gradients of a batch are zero"):
+        fit(model, Watched("fgsm", epsilon=0.2), x=np.round(X), epochs=2)
+
+
 # --- Never ----------------------------------------------------------------------------
 
 
