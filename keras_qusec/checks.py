@@ -111,6 +111,28 @@ def images_inside(x: np.ndarray, values: Range) -> None:
         )
 
 
+def pixels_used(x: np.ndarray, values: Range) -> None:
+    """Raise a ValueError for images that use less than a hundredth of their value range."""
+    used = float(x.max()) - float(x.min()) if x.size else 0.0
+    if 0 < used <= 0.01 * (values[1] - values[0]):
+        raise ValueError(
+            f"Expected images that use value_range=({values[0]:g}, {values[1]:g}). Received: values "
+            f"from {x.min():g} to {x.max():g}, less than a hundredth of it. Scale the images, or "
+            "give the range that they have, such as (0.0, 1.0)."
+        )
+
+
+def epsilon_inside(epsilon: float, values: Range) -> None:
+    """Raise a ValueError for an L-infinity radius above the width of the value range."""
+    width = values[1] - values[0]
+    if epsilon > width:
+        raise ValueError(
+            f"Expected epsilon in units of the pixel values, at most {width:g} in L-inf, which "
+            f"turns any image into any other. Received: {epsilon:g}. For images in [0, 1] write "
+            f"{epsilon:g} / 255; for others give their value_range."
+        )
+
+
 def class_labels(
     y: Any, count: int, *, classes: int | None = None, name: str = "labels"
 ) -> np.ndarray:

@@ -1,51 +1,231 @@
-"""What a classifier's outputs are: logits or probabilities, and how its logits are reached."""
+"""What a classifier's outputs are, read from its graph or said by the user, and its logits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec.checks import one_of
+
 Tensor = Any
+Function = Callable[[Tensor], Tensor]
+
+LOGITS, PROBABILITIES = "logits", "probabilities"
+
+_SQUASHING = (keras.activations.softmax, keras.activations.sigmoid)
+_SCORING = tuple(
+    getattr(keras.activations, name)
+    for name in (
+        "linear", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "celu", "softplus",
+        "softsign", "tanh", "log_softmax", "log_sigmoid", "mish",
+    )
+    if hasattr(keras.activations, name)
+)  # fmt: skip
+# By the name of the class of Keras: what gives scores of any size,
+_SCORES = {
+    "ELU", "Elu", "Gelu", "LeakyReLU", "LeakyRelu", "LogSoftmax", "PReLU", "ReLU", "Relu", "Selu",
+    "Silu", "Softplus", "Tanh",
+}  # fmt: skip
+# what changes no value in inference,
+_KEEPING = {
+    "ActivityRegularization", "AlphaDropout", "Dropout", "ExpandDims", "Flatten",
+    "GaussianDropout", "GaussianNoise", "Identity", "Reshape", "Squeeze",
+}  # fmt: skip
+# and what weighs, sums or chooses values.
+_COMBINING = {
+    "Add", "Average", "AveragePooling2D", "BatchNormalization", "Concatenate", "Divide", "Dot",
+    "Einsum", "GetItem", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D", "GroupNormalization", "LayerNormalization", "Matmul", "Max", "MaxPooling2D", "Maximum", "Mean",
+    "Min", "Minimum", "Multiply", "Negative", "Permute", "Rescaling", "Stack", "Subtract", "Sum",
+    "Take", "Tensordot", "Transpose", "TrueDivide",
+}  # fmt: skip
 
 
-def outputs_probabilities(model: keras.Model) -> bool:
-    """True if a model ends in a softmax or sigmoid, so that its outputs are no logits."""
-    last = last_layer(model)
-    if isinstance(last, keras.layers.Softmax):
-        return True
-    activation = getattr(last, "activation", None)
-    return activation in (keras.activations.softmax, keras.activations.sigmoid)
+class Ending(NamedTuple):
+    """What stands at the end of a model.
+
+    Attributes:
+        kind: ``"logits"`` or ``"probabilities"``; None if the graph does not say.
+        what: it in words, for errors.
+        logits: function from images to the numbers that a softmax or sigmoid takes, without it;
+            None if the outputs themselves are all that can be had.
+    """
+
+    kind: str | None
+    what: str
+    logits: Function | None = None
 
 
-def last_layer(model: keras.Model) -> keras.layers.Layer | None:
-    """The layer that gives a model its outputs, also inside nested models."""
-    layers = getattr(model, "layers", [])
-    last = layers[-1] if layers else None
+def ending_of(model: keras.Model) -> Ending:
+    """Read from a model's graph what makes its outputs, also inside nested models.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    >>> ending_of(model).kind
+    'logits'
+    """
     outputs = getattr(model, "outputs", None)
-    try:
-        # An operation after the last layer, such as a sum of two, makes the output itself.
-        if outputs and last is not None and last.output is not outputs[0]:
-            return None
-    except (AttributeError, ValueError):
-        pass  # not a layer of a graph
-    return last_layer(last) if isinstance(last, keras.Model) else last
+    if not outputs or not _is_of_keras(model):
+        return Ending(None, f"the code of {type(model).__name__}.call, which has no graph")
+    return _ending_at(model.inputs, outputs[0])
 
 
-def logits_function(model: keras.Model) -> Callable[[Tensor], Tensor]:
-    """A function from images to a classifier's logits, in inference mode, as float32.
+def _ending_at(inputs: list[Tensor], tensor: Tensor) -> Ending:
+    """What makes a tensor of the graph that begins at `inputs`."""
+    operation, parents = _made_by(tensor)
+    name = type(operation).__name__
+    if not parents:
+        return Ending(LOGITS, "its inputs")
 
-    A softmax at the end of a model saturates in float32: its gradient is then exactly zero,
-    and attacks fail for no good reason. It is left out.
+    def before(images: Tensor) -> Tensor:
+        return part(images, training=False)
+
+    part = keras.Model(inputs[0] if len(inputs) == 1 else inputs, parents[0])
+    if isinstance(operation, keras.Model):
+        inner = ending_of(operation)
+        return inner._replace(logits=_chain(before, inner.logits))
+    if not _is_of_keras(operation):
+        return Ending(None, f"the layer {operation.name!r} of class {name}")
+    if _is_squashing_operation(operation, name, len(tensor.shape)):
+        return Ending(PROBABILITIES, name, before)
+    activation = getattr(operation, "activation", None)
+    if activation in _SQUASHING:
+        bare = None if name == "Activation" else _without_activation(operation)
+        return Ending(PROBABILITIES, f"a {activation.__name__}", _chain(before, bare, None))
+    if hasattr(operation, "activation"):
+        if activation in _SCORING:
+            return Ending(LOGITS, name)
+        return Ending(None, f"{name} with an activation of your own or without an inverse")
+    above = [_ending_at(inputs, parent) for parent in parents]
+    if name == "Cast":  # logits are wanted in full precision
+        return above[0]
+    if name in _KEEPING:
+        return above[0]._replace(logits=_chain(above[0].logits, operation))
+    if name == "Log" and above[0].what in ("Softmax", "a softmax"):
+        return Ending(LOGITS, "log-probabilities", above[0].logits)
+    if name in _SCORES or (name in _COMBINING and LOGITS in {end.kind for end in above}):
+        return Ending(LOGITS, name)
+    if name in _COMBINING and above[0].kind == PROBABILITIES:
+        return Ending(None, f"{name}, computed from probabilities")
+    return Ending(None, name if above[0].kind else f"{name} after {above[0].what}")
+
+
+def _made_by(tensor: Tensor) -> tuple[Any, list[Tensor]]:
+    """The operation or layer that makes a symbolic tensor, and the tensors that it takes."""
+    operation, index, _ = tensor._keras_history
+    return operation, list(operation._inbound_nodes[index].input_tensors)
+
+
+def _is_of_keras(operation: Any) -> bool:
+    """Whether what an operation computes is written in Keras and not by a user."""
+    return str(type(operation).call.__module__).partition(".")[0] == "keras"
+
+
+def _is_squashing_operation(operation: Any, name: str, rank: int) -> bool:
+    if isinstance(operation, keras.layers.Layer) and name != "Softmax":
+        return False
+    if name == "Softmax":
+        return operation.axis in (-1, rank - 1)
+    return name == "Sigmoid"
+
+
+def _chain(*functions: Any) -> Function | None:
+    """Functions one after the other; None if the first or the second is None.
+
+    A third argument of None says that the second may be left out.
+    """
+    first, second = functions[:2]
+    if first is None or (second is None and len(functions) == 2):
+        return None
+    return first if second is None else lambda images: second(first(images))
+
+
+class _Bare(keras.layers.Layer):
+    """What a layer computes without its activation; the layer itself is not touched."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(dtype=layer.dtype_policy, autocast=layer.autocast, trainable=False)
+        twin = object.__new__(type(layer))
+        vars(twin).update({**vars(layer), "activation": keras.activations.linear})
+        quantized = getattr(layer, "quantization_mode", None) is not None
+        # Hidden in a tuple from Keras, which would count the layer's weights a second time.
+        self._hidden = ((twin.quantized_call if quantized else twin.call),)
+        self.built = True
+
+    def call(self, inputs: Tensor) -> Tensor:
+        return self._hidden[0](inputs)
+
+
+def _without_activation(layer: Any) -> Function:
+    return _Bare(layer)
+
+
+def known_kind(model: keras.Model, said: str | None = None) -> str | None:
+    """What the graph of a model or else the user says of its outputs; None if neither does.
+
+    The author of a subclassed model may say it by an attribute `output_kind`.
 
     Args:
-        model: built Keras classifier, logits or softmax probabilities ``(n, classes)``.
+        model: the model.
+        said: ``"logits"``, ``"probabilities"`` or None.
 
     Raises:
-        ValueError: if the end of the model is a softmax that cannot be left out.
+        ValueError: if graph and user contradict each other.
+    """
+    if said is None:
+        said = getattr(model, "output_kind", None)
+    if said is not None:
+        one_of(said, "outputs", (LOGITS, PROBABILITIES))
+    ending = ending_of(model)
+    if ending.kind is not None and said not in (None, ending.kind):
+        raise ValueError(
+            f"Expected outputs={ending.kind!r} for {model.name!r}, which ends in {ending.what}. "
+            f"Received: outputs={said!r}. Leave the argument out; the model's graph is read."
+        )
+    return ending.kind or said
+
+
+def output_kind(model: keras.Model, said: str | None = None) -> str:
+    """``"logits"`` or ``"probabilities"``; see `known_kind`.
+
+    Raises:
+        ValueError: if neither graph nor user says it, or if they contradict each other.
+
+    Example:
+
+    >>> output_kind(keras.Sequential([keras.Input((2,)), keras.layers.Softmax()]))
+    'probabilities'
+    """
+    kind = known_kind(model, said)
+    if kind is None:
+        raise ValueError(
+            f"Expected a model whose end says what its outputs are. Received: {model.name!r}, "
+            f'which ends in {ending_of(model).what}. Say outputs="logits" or '
+            'outputs="probabilities". Gradients of probabilities vanish where they are near 0 or '
+            "1, so that attacks fail; a model that ends in logits is the safe choice."
+        )
+    return kind
+
+
+def logits_function(model: keras.Model, outputs: str | None = None) -> Function:
+    """A function from images to a classifier's logits, in inference mode, as float32.
+
+    A softmax or sigmoid at the end of a model saturates in float32: its gradient is then exactly
+    zero, and attacks fail for no good reason. It is left out, by a graph that shares the model's
+    layers; the model itself is not touched. A single output is the logit of class 1 of two.
+
+    Args:
+        model: built Keras classifier with outputs ``(n, classes)``, ``(n, 1)`` or ``(n,)``.
+        outputs: ``"logits"`` or ``"probabilities"`` for a model whose graph does not say. Of
+            such probabilities the logarithm is taken.
+
+    Raises:
+        ValueError: if it is not known what the outputs are.
 
     Example:
 
@@ -55,54 +235,61 @@ def logits_function(model: keras.Model) -> Callable[[Tensor], Tensor]:
     >>> keras.ops.convert_to_numpy(logits).tolist()
     [[300.0, 300.0]]
     """
-
-    def run(network: Any, images: Tensor) -> Tensor:
-        # Losses of attacks need more than half precision.
-        return ops.cast(network(images, training=False), "float32")
-
-    if not outputs_probabilities(model):
-        return lambda images: run(model, images)
-    layer: Any = last_layer(model)
-    if hasattr(layer, "activation"):
-
-        def logits(images: Tensor) -> Tensor:
-            activation = layer.activation
-            layer.activation = keras.activations.linear
-            try:
-                return run(model, images)
-            finally:
-                layer.activation = activation
-
-        return logits
-    if layer is model.layers[-1] and getattr(model, "inputs", None):
-        shared = keras.Model(model.inputs, layer.input)
-        return lambda images: run(shared, images)
-    raise ValueError(
-        f"Expected a model whose logits can be reached. Received: {model.name!r}, whose "
-        f"softmax is inside {model.layers[-1].name!r}. Make a model without the softmax that "
-        "shares its layers, and evaluate that."
-    )
+    kind, reached = output_kind(model, outputs), ending_of(model).logits
+    if reached is not None:
+        return lambda images: class_logits(reached(images), LOGITS)
+    return lambda images: class_logits(_single(model(images, training=False), model), kind)
 
 
-def log_probabilities(outputs: Tensor, probabilities: bool) -> Tensor:
-    """Log-probabilities from outputs that a model has already given, as float32.
+def _single(outputs: Any, model: keras.Model) -> Tensor:
+    """The one output of a model, whatever structure it is in."""
+    flat = keras.tree.flatten(outputs)
+    if len(flat) != 1:
+        raise ValueError(
+            f"Expected a classifier with one output. Received: {model.name!r} with {len(flat)}. "
+            "Make a model of the classifier alone: keras.Model(model.inputs, model.outputs[0])."
+        )
+    return flat[0]
 
-    Training has no others, since the outputs come from the model's own training step; so the
-    logarithm of probabilities is taken here, where `logits_function` leaves the softmax out.
+
+def class_logits(outputs: Tensor, kind: str) -> Tensor:
+    """Logits ``(n, classes)``, two classes or more, as float32, from what a model gave.
+
+    Attacks leave a final softmax out and need not call this on probabilities; training has the
+    outputs of the model's own training step and no others.
+
+    Args:
+        outputs: ``(n, classes)``; ``(n, 1)`` or ``(n,)`` of a classifier of two classes.
+        kind: ``"logits"`` or ``"probabilities"``.
+
+    Example:
+
+    >>> ops.convert_to_numpy(class_logits(ops.convert_to_tensor([[3.0]]), "logits")).tolist()
+    [[0.0, 3.0]]
     """
-    outputs = ops.cast(outputs, "float32")
-    if probabilities:
-        outputs = ops.log(ops.maximum(outputs, 1e-30))
-    return ops.log_softmax(outputs, axis=-1)
+    outputs = ops.cast(outputs, "float32")  # losses of attacks need more than half precision
+    if len(outputs.shape) == 1:
+        outputs = ops.expand_dims(outputs, -1)
+    if kind == PROBABILITIES:
+        if outputs.shape[-1] == 1:
+            outputs = ops.concatenate([1.0 - outputs, outputs], axis=-1)
+        return ops.log(ops.maximum(outputs, 1e-30))
+    if outputs.shape[-1] == 1:
+        outputs = ops.concatenate([ops.zeros_like(outputs), outputs], axis=-1)
+    return outputs
+
+
+def log_probabilities(outputs: Tensor, kind: str) -> Tensor:
+    """Log-probabilities ``(n, classes)`` from outputs that a model has already given."""
+    return ops.log_softmax(class_logits(outputs, kind), axis=-1)
 
 
 def check_logits(logits: np.ndarray, name: str) -> None:
     """Raise a ValueError for outputs on clean images that are no logits of a classifier."""
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    if logits.ndim != 2:
         raise ValueError(
-            f"Expected a classifier with outputs (n, classes), two classes or more. Received: "
-            f"{name!r} with outputs {logits.shape}. A single sigmoid output can be made two "
-            "logits: [0, logit]."
+            f"Expected a classifier with outputs (n, classes). Received: {name!r} with outputs "
+            f"{logits.shape}. Pool or flatten them before the last layer."
         )
     if not np.isfinite(logits).all():
         raise ValueError(
@@ -120,15 +307,23 @@ def check_logits_reached(logits: np.ndarray, outputs: np.ndarray, name: str) -> 
         name: name of the model.
     """
     logits, outputs = logits.astype("float64"), outputs.astype("float64")
+    outputs = outputs.reshape(len(outputs), -1)
+    if outputs.shape[1] == 1:
+        outputs = np.concatenate([1 - outputs, outputs], axis=1)
+        logits_as_given = np.stack([1 - logits[:, 1], logits[:, 1]], axis=1)
+    else:
+        logits_as_given = logits
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     sigmoid = 0.5 + 0.5 * np.tanh(logits / 2)
-    same = any(np.allclose(outputs, e, atol=1e-2) for e in (logits, shares, sigmoid))
+    spread = np.exp(np.minimum(logits, 0.0))
+    log_shares = np.log(np.maximum(shares, 1e-300))
+    made = (logits_as_given, shares, sigmoid, spread, log_shares)
     # A single row of logits may happen to be shares, but not all rows.
-    probabilities = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-4)
-    if probabilities or not same:
+    looks_like = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-2)
+    if looks_like or not any(np.allclose(outputs, one, rtol=1e-2, atol=1e-2) for one in made):
         raise ValueError(
-            f"Expected logits, or a softmax as the last layer, which is left out. Received: "
-            f"{name!r}, whose outputs are probabilities made in another way. Their gradients "
-            "vanish; make a model that ends before them, and evaluate that."
+            f"Expected logits, or a softmax that can be left out. Received: {name!r}, whose "
+            "outputs are probabilities made in another way. Their gradients vanish; make a model "
+            "that ends before them, and evaluate that."
         )

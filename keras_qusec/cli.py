@@ -74,11 +74,24 @@ def _add_evaluate(commands: Any) -> None:
         help="names of attacks (default: fgsm pgd); a wrong one lists them all",
     )  # fmt: skip
     evaluate.add_argument(
-        "--epsilons", nargs="+", type=float, default=[0.1, 0.2, 0.3], metavar="EPS",
-        help="L-infinity radii in rising order (default: 0.1 0.2 0.3)",
+        "--epsilons", nargs="+", type=_radius, metavar="EPS",
+        help="L-infinity radii in rising order, in units of the pixel values, such as 0.1 or 8/255 "
+        "(default: 0.1, 0.2 and 0.3 of the value range)",
     )  # fmt: skip
     evaluate.add_argument(
-        "--l2-epsilons", nargs="+", type=float, metavar="EPS", help="L2 radii, for L2 attacks"
+        "--l2-epsilons", nargs="+", type=_radius, metavar="EPS", help="L2 radii, for L2 attacks"
+    )
+    evaluate.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="pixel values that the models expect, to which images are scaled (default: what "
+        "their first layers say, else 0 1)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--outputs", choices=["logits", "probabilities"],
+        help="what the models' outputs are, where their graphs do not say",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--draws", type=int, default=1, help="draws averaged of random models (default: 1)"
     )
     evaluate.add_argument(
         "--threat-models", nargs="+", metavar="THREAT",
@@ -138,6 +151,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from keras_qusec import datasets, evaluate_robustness
 
     writers = _writers(options)
@@ -149,19 +164,27 @@ def _evaluate(options: argparse.Namespace) -> None:
     sources = _load_models(options.source)
     data = datasets.load(options.data)
     count = options.images or len(data.x_test)
-    epsilons = {"linf": options.epsilons}
-    if options.l2_epsilons:
-        epsilons["l2"] = options.l2_epsilons
+    low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
+    epsilons = None
+    if options.epsilons or options.l2_epsilons:
+        # Without L-infinity radii, attacks in that norm have the default ones.
+        linf = options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)]
+        epsilons = {"linf": linf}
+        if options.l2_epsilons:
+            epsilons["l2"] = options.l2_epsilons
     threat_models = options.threat_models or (
         ["white-box", "adaptive", *(["black-box"] if sources else [])]
     )
     _greet()
     report = evaluate_robustness(
         models,
-        data.x_test[:count],
+        data.x_test[:count] * np.float32(high - low) + np.float32(low),
         data.y_test[:count],
         attacks=options.attacks,
         epsilons=epsilons,
+        value_range=(low, high),
+        outputs=options.outputs,
+        draws=options.draws,
         threat_models=threat_models,
         source_model=sources or None,
         targets=options.targets,
@@ -178,6 +201,43 @@ def _evaluate(options: argparse.Namespace) -> None:
             print(f"Written: {path}")
         except (OSError, ValueError, ImportError) as error:
             print(f"keras-qusec: {path} not written: {error}", file=sys.stderr)
+
+
+def _radius(text: str) -> float:
+    """A radius as a number, or as a fraction such as 8/255."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if below else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"expected a number such as 0.1, or a fraction such as 8/255; received {text!r}"
+        ) from None
+
+
+def _value_range(
+    given: Sequence[float] | None, models: Sequence[tuple[str, Any]]
+) -> tuple[float, float]:
+    """The value range given, or the one that all models say they expect, or (0, 1)."""
+    from keras_qusec.expected_inputs import expected_range
+
+    if given is not None:
+        return given[0], given[1]
+    expected = {name: expected_range(model) for name, model in models}
+    ranges = {found for found in expected.values() if found is not None}
+    if len(ranges) > 1:
+        raise ValueError(
+            "Expected models of one value range. Received: "
+            f"{', '.join(f'{name}: {found}' for name, found in expected.items())}. Evaluate them "
+            "one by one."
+        )
+    if not ranges:
+        return 0.0, 1.0
+    (low, high) = ranges.pop()
+    if (low, high) != (0.0, 1.0):
+        print(
+            f"Images are scaled to {low:g} ... {high:g}, which the first layers of the models expect."
+        )
+    return low, high
 
 
 def _writers(options: argparse.Namespace) -> list[tuple[str, Callable[[Any, str], Any]]]:
@@ -199,6 +259,9 @@ def _load_models(paths: Sequence[str]) -> dict[str, Any]:
     # The defences must be known to Keras before a model with them is loaded.
     import keras_qusec.defenses  # noqa: F401
 
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if list(paths).count(path) > 1)
+        raise ValueError(f"Expected each model once. Received: {twice} twice.")
     stems = [Path(path).stem for path in paths]
     models = {}
     for path, stem in zip(paths, stems, strict=True):

@@ -8,6 +8,8 @@ import json
 import keras
 import numpy as np
 
+from keras_qusec.sublayers import inside
+
 
 def digest(*parts: bytes) -> str:
     """A hash of some bytes, 16 hexadecimal digits."""
@@ -19,11 +21,18 @@ def digest(*parts: bytes) -> str:
 
 
 def model_digest(model: keras.Model) -> str:
-    """A hash of a model's classes, configurations and weights.
+    """A hash of a model's classes, settings and weights, of all layers at any depth.
 
-    A subclassed model's own configuration may say nothing, so that of every layer counts.
+    The names of layers are not in it, which Keras numbers, nor what a class does beyond its
+    settings; an evaluation compares the outputs on its images as well.
     """
-    config = [_config_of(layer) for layer in [model, *_layers_of(model)]]
+    layers = inside(model, keras.layers.Layer)
+    config = [
+        # The settings of a graph of layers are those of its layers, and their names.
+        type(layer).__qualname__ if isinstance(layer, keras.Model) and layer.layers
+        else settings_of(layer, without="name")
+        for layer in layers
+    ]  # fmt: skip
     weights = [np.ascontiguousarray(weight) for weight in model.get_weights()]
     return digest(
         *(part.encode() for part in config),
@@ -31,15 +40,11 @@ def model_digest(model: keras.Model) -> str:
     )
 
 
-def _layers_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """All layers inside a layer, at any depth."""
-    inside = getattr(layer, "layers", None) or []
-    return [deeper for own in inside for deeper in [own, *_layers_of(own)]]
-
-
-def _config_of(layer: keras.layers.Layer) -> str:
+def settings_of(layer: keras.layers.Layer, *, without: str = "") -> str:
+    """A layer's class and configuration in words, all settings but one."""
     name = type(layer).__qualname__
     try:
-        return name + json.dumps(layer.get_config(), sort_keys=True, default=str)
+        config = {key: value for key, value in layer.get_config().items() if key != without}
+        return name + json.dumps(config, sort_keys=True, default=str)
     except Exception:  # noqa: BLE001  layers without a configuration still have weights
         return name

@@ -16,10 +16,12 @@ from keras_qusec.checks import value_range as checked_range
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation.gallery import examples_of
 from keras_qusec.evaluation.inputs import (
+    attacked_model,
+    check_epsilons,
     check_same_classes,
-    check_shape,
     check_sources,
     clean_logits,
+    data_format_of,
     epsilons_of,
     hardnesses_of,
     images_of,
@@ -28,7 +30,7 @@ from keras_qusec.evaluation.inputs import (
     targets_of,
     threat_models_of,
 )
-from keras_qusec.evaluation.notes import notes_of
+from keras_qusec.evaluation.notes import notes_of, observations_of
 from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.results import Failure, Result, joined
@@ -38,18 +40,25 @@ from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 
 
+# Of the value range: the default radii.
+_SHARES = (0.1, 0.2, 0.3)
+
+
 def evaluate_robustness(
     model: keras.Model | Mapping[str, keras.Model],
     x: Any,
     y: Any,
     *,
     attacks: Any = ("fgsm", "pgd"),
-    epsilons: Sequence[float] | Mapping[str, Sequence[float]] = (0.1, 0.2, 0.3),
+    epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     threat_models: Sequence[str] = ("white-box", "adaptive"),
     source_model: keras.Model | Mapping[str, keras.Model] | None = None,
     targets: str | Any = None,
     surrogate_hardnesses: Sequence[float] = (3.0, 10.0),
     value_range: tuple[float, float] = (0.0, 1.0),
+    outputs: str | None = None,
+    data_format: str | None = None,
+    draws: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
     n_jobs: int | None = None,
@@ -74,22 +83,30 @@ def evaluate_robustness(
       black-box is not asked for, the latter run under the first threat model that is.
 
     Args:
-        model: built Keras classifier, images to logits or softmax probabilities
-            ``(n, classes)``, or a dictionary of several by name. Logits are attacked.
+        model: built Keras classifier, images to logits or probabilities ``(n, classes)``, or to
+            one output for two classes; or a dictionary of several by name. Logits are attacked.
         x: float images in `value_range`, ``(n, ...)``.
         y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``.
         attacks: names, pairs of a name and a dictionary of settings, objects of
             `keras_qusec.attacks` or of Foolbox, or a dictionary of such by names of your own.
             The names are those of `keras_qusec.attacks.names()`.
         epsilons: radii in rising order, in units of the pixel values: a sequence for
-            L-infinity, or a dictionary ``{"linf": [...], "l2": [...], "l0": [...]}``.
+            L-infinity, or a dictionary ``{"linf": [...], "l2": [...], "l0": [...]}``; default
+            0.1, 0.2 and 0.3 of the value range, L-infinity.
         threat_models: any of ``"white-box"``, ``"adaptive"``, ``"black-box"``.
         source_model: model, or dictionary of models by name, to make transferred examples on.
         targets: None for untargeted attacks; target classes ``(n,)``, or a rule:
             ``"next"`` (label + 1), ``"random"`` (a wrong class), ``"second"`` (the first
             model's likeliest wrong class) or ``"least-likely"``.
         surrogate_hardnesses: how steep the surrogate gradients of step functions are.
-        value_range: smallest and largest pixel value.
+        value_range: smallest and largest pixel value. A model whose first layers say that they
+            expect another range is an error.
+        outputs: ``"logits"`` or ``"probabilities"``, for models whose graph does not say what
+            their outputs are, such as subclassed ones.
+        data_format: ``"channels_last"`` or ``"channels_first"``, for models none of whose layers
+            says where the images have their channels.
+        draws: for random models, how many draws are averaged: the mean of their probabilities
+            is attacked and judged (expectation over transformation).
         batch_size: images in a unit of work; default 512, fewer if they are large (four
             million pixel values in all).
         seed: seed of all that is random. The same seed gives the same report.
@@ -122,23 +139,31 @@ def evaluate_robustness(
     named_sources = models_of(source_model, "source_model") if source_model is not None else {}
     threats = threat_models_of(threat_models)
     chosen = registry.for_evaluation(attacks)
-    by_norm = epsilons_of(epsilons)
     pixels = checked_range(value_range)
+    width = pixels[1] - pixels[0]
+    shares = tuple(share * width for share in _SHARES)
+    by_norm = epsilons_of(shares if epsilons is None else epsilons)
+    unit_notes = check_epsilons(by_norm, pixels, given=epsilons is not None)
     check_sources(threats, chosen, named_sources)
     seed = whole_number(seed, "seed", least=0)
     shape = np.shape(x)[1:]
     radii = {name: radii_of(name, a, by_norm, shape, pixels) for name, a in chosen.items()}
-    x = images_of(x, pixels, named)
-    for name, source in named_sources.items():
-        check_shape(x, source, name)
+    both = [*named.items(), *named_sources.items()]
+    x = images_of(x, pixels, both)
+    form = data_format_of(both, x.shape[1:], data_format)
+    if form == "channels_first":
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
     if batch_size is None:
         batch_size = min(512, max(1, 2**22 // x[0].size))
     batch_size = whole_number(batch_size, "batch_size")
 
-    models, sources = _attacked(named, named_sources, pixels)
+    draws = whole_number(draws, "draws")
+    settings = {"outputs": outputs, "data_format": form, "draws": draws}
+    models, sources = _attacked(named, named_sources, x, pixels, settings)
     logits = {name: clean_logits(m, x, batch_size, name) for name, m in models.items()}
-    for name, source in sources.items():
-        check_same_classes(logits, clean_logits(source, x[:8], 8, name), name)
+    source_logits = {name: clean_logits(m, x[:8], 8, name) for name, m in sources.items()}
+    for name, values in source_logits.items():
+        check_same_classes(logits, values, name)
     first = next(iter(logits.values()))
     labels = class_labels(y, len(x), classes=first.shape[1])
     plan = Plan(
@@ -155,12 +180,18 @@ def evaluate_robustness(
         },
         batch_size=batch_size,
         seed=seed,
+        # Keras numbers the names of models without one; no seed may hang on that.
+        unnamed=not isinstance(model, Mapping),
     )
     rule = targets if isinstance(targets, str) or targets is None else "classes given"
     provenance = provenance_of(plan, models, sources, rule)
-    store = None if resume_dir is None else Store(resume_dir, provenance["identity"])
-    units = list(plan.units(_transfers(models, sources)))
-    outcomes = _outcomes(units, plan, models, sources, store, n_jobs, progress)
+    units = list(plan.units(_transfers(models, logits, sources, source_logits)))
+    if resume_dir is None:
+        outcomes = _outcomes(units, plan, models, sources, None, n_jobs, progress)
+    else:
+        clean = [*logits.values(), *source_logits.values()]
+        with Store(resume_dir, provenance["identity"], clean) as store:
+            outcomes = _outcomes(units, plan, models, sources, store, n_jobs, progress)
     results, failures = _gather(units, outcomes, batch_size)
     if failures and not results:
         raise ValueError(
@@ -182,7 +213,11 @@ def evaluate_robustness(
             }
             for failure in failures
         ],
-        notes=notes_of(plan, models, by_norm, results, failures),
+        notes=[
+            *unit_notes,
+            *notes_of(plan, models, by_norm, results, failures),
+            *observations_of(plan, models, logits),
+        ],
         gallery=[
             example for name, m in models.items() for example in examples_of(name, m, results, plan)
         ],
@@ -192,15 +227,21 @@ def evaluate_robustness(
 def _attacked(
     named: Mapping[str, keras.Model],
     named_sources: Mapping[str, keras.Model],
+    x: np.ndarray,
     value_range: tuple[float, float],
+    settings: Mapping[str, Any],
 ) -> tuple[dict[str, AttackedModel], dict[str, AttackedModel]]:
     """Attacked models and sources by name; a model that is both is compiled once."""
     with surrogates_in_force({}):  # the models' own gradients, also inside a user's block
-        models = {name: AttackedModel(model, value_range) for name, model in named.items()}
+        models = {
+            name: attacked_model(model, name, x, value_range, settings)
+            for name, model in named.items()
+        }
         sources: dict[str, AttackedModel] = {}
         for name, source in named_sources.items():
             same = [m for m in [*models.values(), *sources.values()] if m.model is source]
-            sources[name] = same[0] if same else AttackedModel(source, value_range)
+            made = same or [attacked_model(source, name, x, value_range, settings)]
+            sources[name] = made[0]
     return models, sources
 
 
@@ -209,11 +250,22 @@ def _rejected(model: AttackedModel, x: np.ndarray, batch_size: int) -> np.ndarra
     return np.concatenate(parts)
 
 
-def _transfers(models: Models, sources: Models) -> dict[str, tuple[str, ...]]:
+def _transfers(
+    models: Models,
+    logits: Mapping[str, np.ndarray],
+    sources: Models,
+    source_logits: Mapping[str, np.ndarray],
+) -> dict[str, tuple[str, ...]]:
     """For each source the models to try its examples on; the model itself is no black box."""
+
+    def is_same(name: str, source: str) -> bool:
+        # Two classes may have the same configuration and weights, and yet do something else.
+        own = logits[name][: len(source_logits[source])]
+        alike = models[name].digest == sources[source].digest
+        return alike and np.allclose(own, source_logits[source], rtol=1e-3, atol=1e-5)
+
     transfers = {
-        source: tuple(name for name, model in models.items() if model.digest != maker.digest)
-        for source, maker in sources.items()
+        source: tuple(name for name in models if not is_same(name, source)) for source in sources
     }
     if sources and not any(transfers.values()):
         raise ValueError(

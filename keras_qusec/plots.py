@@ -41,6 +41,11 @@ def close(figure: Any) -> None:
     pyplot().close(figure)
 
 
+def words(text: str) -> str:
+    """Text as it stands, in one line: matplotlib takes what is between dollars for a formula."""
+    return " ".join(text.splitlines()).replace("$", r"\$")
+
+
 class QuantizerRow(NamedTuple):
     """One quantizer of `quantizer_figure`, with the image pair shown beside its curve."""
 
@@ -84,7 +89,7 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_title(title, fontsize=10)
-        cells[0].set_ylabel(row.name.replace(", ", ",\n"), fontsize=10)
+        cells[0].set_ylabel(words(row.name).replace(", ", ",\n"), fontsize=10)
         _curve(cells[4], row.quantizer)
     return save(figure, path)
 
@@ -149,7 +154,7 @@ def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, values in curves.items():
-        axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
+        axis.plot(range(1, len(values) + 1), values, marker="o", label=words(name))
     axis.set_xlabel("epoch")
     axis.set_ylabel(label)
     axis.set_ylim(0, 1)

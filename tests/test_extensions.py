@@ -15,10 +15,10 @@ from keras_qusec.evaluation import threat_models
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
 
-class L1(norms.Norm):
-    """The sum of all changes."""
+class Effort(norms.Norm):
+    """The sum of all changes, as a user would write it under a name of their own."""
 
-    name, symbol = "l1", "L1"
+    name, symbol = "effort", "Effort"
 
     def distance(self, x, images):
         return np.abs(images.astype("float64") - x).reshape(len(x), -1).sum(axis=1)
@@ -39,66 +39,66 @@ class L1(norms.Norm):
 
 
 @pytest.fixture
-def l1():
-    norms.register(L1())
+def effort():
+    norms.register(Effort())
     yield
-    norms.unregister("l1")
+    norms.unregister("effort")
 
 
 class TestNorm:
-    def test_pgd_in_l1_reaches_the_closed_form(self, linear, l1, tmp_path):
+    def test_pgd_in_it_reaches_the_closed_form(self, linear, effort, tmp_path):
         """The nearest adversarial example of a linear model changes its heaviest feature."""
         margin = np.abs(X @ WEIGHTS + 0.1).astype("float64")
         nearest = margin / np.abs(WEIGHTS).max()
         radii = [float(np.sort(nearest)[place : place + 2].mean()) for place in (5, 15)]
         assert radii[-1] < 0.35  # one feature can change so far inside [0, 1]
         report = evaluate_robustness(
-            linear, X, Y, attacks={"pgd-l1": ("pgd", {"norm": "l1", "random_start": False})},
-            epsilons={"l1": radii},
+            linear, X, Y, attacks={"pgd-effort": ("pgd", {"norm": "effort", "random_start": False})},
+            epsilons={"effort": radii},
         )  # fmt: skip
         for radius in radii:
             assert report.robust_accuracy(epsilon=radius) == (nearest > radius).mean()
         row = report.rows[-1]
-        assert row.norm == "l1"
-        assert 0 < row.median["l1"] <= radii[-1]
-        assert row.median_l1 == row.median["l1"]
-        assert "worst case over all attacks, L1" in str(report)
-        assert "L1" in report.to_html(tmp_path / "report.html").read_text()
+        assert row.norm == "effort"
+        assert 0 < row.median["effort"] <= radii[-1]
+        assert row.median_effort == row.median["effort"]
+        assert "worst case over all attacks, Effort" in str(report)
+        assert "Effort" in report.to_html(tmp_path / "report.html").read_text()
         report.plot(tmp_path / "curves.png")
         path, text = report.save(tmp_path / "report.json"), str(report)
-        norms.unregister("l1")  # a report can be read where its norm is unknown
+        norms.unregister("effort")  # a report can be read where its norm is unknown
         again = RobustnessReport.load(path)
-        words = str(again).replace("attacks, l1", "attacks, L1").replace("within l1", "within L1")
+        words = str(again).replace("attacks, effort", "attacks, Effort").replace("within effort", "within Effort")
         assert words.split() == text.split()
 
-    def test_every_attack_is_measured_in_it(self, linear, l1):
+    def test_every_attack_is_measured_in_it(self, linear, effort):
         report = evaluate_robustness(
-            linear, X, Y, attacks=["deepfool"], epsilons={"linf": [0.1], "l1": [0.5]},
+            linear, X, Y, attacks=["deepfool"], epsilons={"linf": [0.1], "effort": [0.5]},
             threat_models=["white-box"],
         )  # fmt: skip
         result = report.results[0]
-        assert set(result.distances) == {"l0", "l2", "linf", "l1"}
+        assert set(result.distances) == {"l0", "l1", "l2", "linf", "effort"}
         broken = np.isfinite(result.distances["l2"])
-        assert (result.distances["l1"][broken] >= result.distances["l2"][broken] - 1e-6).all()
-        assert report.robust_accuracy(norm="l1", epsilon=100.0, attack="deepfool") == 0
-        assert "No attack was made in L1" in " ".join(report.notes)
+        assert (result.distances["effort"][broken] >= result.distances["l2"][broken] - 1e-6).all()
+        assert report.robust_accuracy(norm="effort", epsilon=100.0, attack="deepfool") == 0
+        assert "No attack was made in Effort" in " ".join(report.notes)
 
-    def test_other_processes_learn_it(self, linear, l1):
-        settings = {"attacks": [("pgd", {"norm": "l1", "steps": 3})], "epsilons": {"l1": [0.2]}}
+    def test_other_processes_learn_it(self, linear, effort):
+        settings = {"attacks": [("pgd", {"norm": "effort", "steps": 3})], "epsilons": {"effort": [0.2]}}
         one = evaluate_robustness(linear, X, Y, batch_size=30, **settings)
         two = evaluate_robustness(linear, X, Y, batch_size=30, n_jobs=2, **settings)
         assert one.robust_accuracy() == two.robust_accuracy()
 
-    def test_training_in_it(self, l1):
+    def test_training_in_it(self, effort):
         model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        training = AdversarialTraining("pgd", epsilon=0.5, norm="l1", steps=3)
+        training = AdversarialTraining("pgd", epsilon=0.5, norm="effort", steps=3)
         history = model.fit(X, Y, verbose=0, callbacks=[training]).history
         assert history["adversarial_loss"][0] > 0
 
     def test_what_is_no_norm_is_refused(self):
         with pytest.raises(ValueError, match=r"subclass of keras_qusec\.norms\.Norm"):
-            norms.register("l1")
+            norms.register("effort")
         with pytest.raises(ValueError, match="Did you mean 'linf'"):
             norms.get("lin")
 

@@ -20,13 +20,14 @@ def test_distances_by_hand():
     sizes = norms.distances(clean, changed)
     assert {name: size.tolist() for name, size in sizes.items()} == {
         "l0": [1.0],  # one pixel, in two channels
+        "l1": [7.0],
         "l2": [5.0],
         "linf": [4.0],
     }
     assert {size.shape for size in norms.distances(clean[:0], clean[:0]).values()} == {(0,)}
 
 
-@pytest.mark.parametrize("name", ["l2", "linf"])
+@pytest.mark.parametrize("name", ["l1", "l2", "linf"])
 def test_the_projection_is_inside_and_keeps_what_is_inside(name):
     norm = norms.get(name)
     epsilon = float(np.median(norm.distance(X, MOVED)))
@@ -37,11 +38,12 @@ def test_the_projection_is_inside_and_keeps_what_is_inside(name):
     sizes = norm.distance(X, projected)
     np.testing.assert_allclose(sizes[~inside], epsilon, rtol=1e-5)
     exact = norm.into_ball(X, MOVED, epsilon)
-    np.testing.assert_allclose(exact, projected, atol=1e-5)
+    if name != "l1":  # whose nearest point is not the shortened perturbation
+        np.testing.assert_allclose(exact, projected, atol=1e-5)
     assert norms.within(norm.distance(X, exact), epsilon).all()
 
 
-@pytest.mark.parametrize("name", ["l2", "linf"])
+@pytest.mark.parametrize("name", ["l1", "l2", "linf"])
 def test_the_direction_climbs_steepest(name):
     """No other step of the same length gains more on a linear function."""
     norm = norms.get(name)
@@ -54,6 +56,30 @@ def test_the_direction_climbs_steepest(name):
         other = RNG.normal(size=gradient.shape).astype("float32")
         other /= norm.distance(zero, other)[:, None]
         assert (gain >= (gradient * other).sum(axis=1) - 1e-6).all()
+
+
+def test_the_l1_projection_is_the_nearest_point():
+    """Against bisection for the amount by which all values shrink."""
+    norm, gap = norms.get("l1"), (MOVED.astype("float64") - X).reshape(7, -1)
+    epsilon = 0.3 * norm.distance(X, MOVED).min()
+    low, high = np.zeros((7, 1)), np.abs(gap).max(axis=1, keepdims=True)
+    for _ in range(60):
+        middle = (low + high) / 2
+        large = np.maximum(np.abs(gap) - middle, 0).sum(axis=1, keepdims=True) > epsilon
+        low, high = np.where(large, middle, low), np.where(large, high, middle)
+    expected = np.sign(gap) * np.maximum(np.abs(gap) - high, 0)
+    moved, clean = map(ops.convert_to_tensor, (MOVED, X))
+    projected = ops.convert_to_numpy(norm.project(moved, clean, np.float32(epsilon)))
+    np.testing.assert_allclose((projected - X).reshape(7, -1), expected, atol=1e-6)
+
+
+def test_l1_steps_are_spread_in_images():
+    gradient = RNG.normal(size=(2, 20, 20, 1)).astype("float32")
+    step = ops.convert_to_numpy(norms.get("l1").direction(ops.convert_to_tensor(gradient)))
+    largest = np.sort(np.abs(gradient).reshape(2, -1), axis=1)[:, -4]
+    for one, slope, least in zip(step, gradient, largest, strict=True):
+        expected = np.where(np.abs(slope) >= least, np.sign(slope) / 4, 0)
+        np.testing.assert_allclose(one, expected, atol=1e-7)
 
 
 def test_the_largest_distance():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.attacks.goal import REJECTED, Goal
-from keras_qusec.backends import backend, present_values
+from keras_qusec.attacks.goal import NO_CLASS, REJECTED, Goal
+from keras_qusec.backends import backend
+from keras_qusec.checks import one_of, whole_number
 from keras_qusec.classifiers import logits_function
 from keras_qusec.defenses import (
     RejectingClassifier,
@@ -21,7 +23,8 @@ from keras_qusec.defenses import (
     surrogate_choices,
     surrogates_in_force,
 )
-from keras_qusec.digests import model_digest
+from keras_qusec.digests import model_digest, settings_of
+from keras_qusec.sublayers import inside
 
 Tensor = Any
 
@@ -47,12 +50,20 @@ class AttackedModel:
     model with the surrogate gradients of its defences instead.
 
     Args:
-        model: built Keras classifier, logits or softmax ``(n, classes)``; its weights may
-            change between calls, its structure and settings may not.
+        model: built Keras classifier with outputs ``(n, classes)``, logits or probabilities, or
+            one for two classes; its weights and its defences' settings may change between
+            calls, its structure may not.
         value_range: smallest and largest pixel value.
+        outputs: ``"logits"`` or ``"probabilities"``, for a model whose graph does not say.
+        data_format: ``"channels_first"`` if the model's images have their channels on axis 1.
+            Attacks work on images with channels last; the model gets them as it wants.
+        draws: for a model that is random, how many of its draws are averaged: the classifier
+            attacked is the mean of their probabilities (expectation over transformation,
+            Athalye et al. 2018). Gradients and predictions have draws of their own.
 
     Raises:
-        ValueError: if the model's logits cannot be reached.
+        ValueError: if it is not known what the model's outputs are, or for draws of a model
+            without a `keras.random.SeedGenerator`.
 
     Example:
 
@@ -63,16 +74,39 @@ class AttackedModel:
     (4, 3)
     """
 
-    def __init__(self, model: keras.Model, value_range: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        value_range: tuple[float, float] = (0.0, 1.0),
+        *,
+        outputs: str | None = None,
+        data_format: str = "channels_last",
+        draws: int = 1,
+    ) -> None:
         self.model = model
         self.value_range = value_range
+        # How this was made, to make it again in another process.
+        self.settings: dict[str, Any] = {
+            "value_range": value_range,
+            "outputs": outputs,
+            "data_format": data_format,
+            "draws": draws,
+        }
+        one_of(data_format, "data_format", ("channels_last", "channels_first"))
+        self.channels_first = data_format == "channels_first"
+        self.draws = whole_number(draws, "draws")
+        self._seeds = [generator.state for generator in inside(model, keras.random.SeedGenerator)]
+        if self.draws > 1 and not self._seeds:
+            raise ValueError(
+                f"Expected a model whose random numbers come from a keras.random.SeedGenerator, to "
+                f"average {draws} draws. Received: {model.name!r}, which has none. Give its random "
+                "layers one, as Keras' own have."
+            )
         self.defenses = find_defenses(model)
         self.rejects = isinstance(model, RejectingClassifier)
         self.counter = Counter()
         self.variables = [*model.trainable_variables, *model.non_trainable_variables]
-        self._logits = logits_function(model)
-        self._forward = backend().compiled_forward(self.traced_logits, self.variables)
-        self._rejection = backend().compiled_forward(self._traced_rejection, self.variables)
+        self._logits = logits_function(model, outputs)
         # The same for all models of `with_surrogates`: what is made for one of them is kept
         # under its number, 0 for the model's own gradient.
         self._kept: dict[Any, Any] = {}
@@ -90,14 +124,16 @@ class AttackedModel:
     def logits(self, x: np.ndarray) -> np.ndarray:
         """Logits ``(n, classes)`` of images, as NumPy; counted as queries."""
         self.counter.queries += len(x)
-        return self._call(self._forward, x)
+        return self._call(self._judged_logits, x)
 
     def predictions(self, x: np.ndarray) -> np.ndarray:
         """Predicted classes ``(n,)``, REJECTED where the model rejects the image.
 
-        An image with a NaN in its logits is class 0.
+        An image with a NaN among its logits is NO_CLASS, which is as wrong as any other class.
         """
-        classes = np.nan_to_num(self.logits(x), nan=-np.inf).argmax(axis=1)
+        logits = self.logits(x)
+        classes = np.nan_to_num(logits, nan=-np.inf).argmax(axis=1)
+        classes[np.isnan(logits).any(axis=1)] = NO_CLASS
         classes[self.rejected(x)] = REJECTED
         return classes
 
@@ -105,7 +141,7 @@ class AttackedModel:
         """Which images the model rejects, ``(n,)`` bool."""
         if not self.rejects:
             return np.zeros(len(x), bool)
-        return self._call(self._rejection, x) > 0
+        return self._call(self._traced_rejection, x) > 0
 
     def is_adversarial(self, x: np.ndarray, goal: Goal) -> np.ndarray:
         """Which images reach the goal, ``(n,)`` bool; counted as queries."""
@@ -140,6 +176,17 @@ class AttackedModel:
         gradient, logits = compiled(*padded_tensors(x, classes))
         return ops.convert_to_numpy(gradient)[: len(x)], ops.convert_to_numpy(logits)[: len(x)]
 
+    def ascent(self, x: np.ndarray, goal: Goal) -> np.ndarray:
+        """The gradient that attacks climb at some images, as NumPy; counted."""
+        targeted = goal.targeted
+
+        def run(mapping: Any, x: Tensor, classes: Tensor) -> Tensor:
+            return self.traced_ascent(mapping, x, classes, targeted)[0]
+
+        self.counter.count(len(x))
+        compiled = self.compiled(("ascent", targeted), run, batches=2)
+        return ops.convert_to_numpy(compiled(*padded_tensors(x, goal.classes)))[: len(x)]
+
     def with_surrogates(self, hardnesses: Sequence[float]) -> list[AttackedModel]:
         """This model for each surrogate gradient that its defences offer, in turn.
 
@@ -168,15 +215,49 @@ class AttackedModel:
 
     def kept(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, made once for a key and this model's gradient."""
-        key = (self._number, key)
+        # What a trace reads and cannot see change: the surrogate, and settings of the defences.
+        # Hardness is a variable, whose value each call reads anew.
+        settings = [settings_of(defense, without="hardness") for defense in self.defenses]
+        key = (self._number, tuple(settings), key)
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
 
-    def traced_logits(self, mapping: Any, images: Tensor) -> Tensor:
-        """Logits inside a compiled function, from the values of the variables in `mapping`."""
+    def traced_logits(self, mapping: Any, images: Tensor, first_draw: int = 0) -> Tensor:
+        """Logits inside a compiled function, from the values of the variables in `mapping`.
+
+        Args:
+            mapping: pairs of variables and values.
+            images: with channels last.
+            first_draw: number of the first of a random model's draws.
+        """
+        images = self.as_given(images)
+        if self.draws == 1:
+            return self._logits_of_draw(mapping, images)
+        shares = []
+        for draw in range(first_draw, first_draw + self.draws):
+            values = {id(variable): value for variable, value in mapping}
+            seeds = [
+                (s, values.get(id(s), s.value) + ops.cast([1 + draw, 0], s.dtype))
+                for s in self._seeds
+            ]
+            drawn = {id(seed) for seed in self._seeds}
+            rest = [(variable, value) for variable, value in mapping if id(variable) not in drawn]
+            logits = self._logits_of_draw([*rest, *seeds], images)
+            shares.append(ops.log_softmax(logits, axis=-1))
+        return ops.logsumexp(ops.stack(shares), axis=0) - math.log(self.draws)
+
+    def _logits_of_draw(self, mapping: Any, images: Tensor) -> Tensor:
         with keras.StatelessScope(state_mapping=mapping), surrogates_in_force(self._surrogates):
             return self._logits(images)
+
+    def _judged_logits(self, mapping: Any, images: Tensor) -> Tensor:
+        """Logits by draws that no gradient has seen."""
+        return self.traced_logits(mapping, images, first_draw=self.draws)
+
+    def as_given(self, images: Tensor) -> Tensor:
+        """Images with channels last, as the model wants them."""
+        return ops.moveaxis(images, -1, 1) if self.channels_first else images
 
     def traced_ascent(
         self, mapping: Any, images: Tensor, classes: Tensor, targeted: bool
@@ -212,16 +293,32 @@ class AttackedModel:
     def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
         model: Any = self.model
         with keras.StatelessScope(state_mapping=mapping), surrogates_in_force(self._surrogates):
-            return model.rejection(images)
+            return model.rejection(self.as_given(images))
 
     def _call(self, function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
-        return np.array(ops.convert_to_numpy(function(*padded_tensors(x)))[: len(x)])
+        """A function of a batch, compiled once, as NumPy."""
+        compiled = self.kept(
+            ("forward", function.__name__),
+            lambda: backend().compiled_forward(function, self.variables),
+        )
+        return np.array(ops.convert_to_numpy(compiled(*padded_tensors(x)))[: len(x)])
 
-    def outputs(self, x: np.ndarray) -> np.ndarray:
-        """What the model itself gives, softmax and all; not counted."""
-        with keras.StatelessScope(state_mapping=present_values(self.variables)):
-            outputs = self.model(ops.convert_to_tensor(x), training=False)
-        return ops.convert_to_numpy(ops.stop_gradient(outputs))
+    def outputs(self, x: np.ndarray, calls: int = 1) -> list[np.ndarray]:
+        """What the model itself gives in some calls, one after the other; not counted.
+
+        A model that draws random numbers gives something else at each call; its generators are
+        put back afterwards.
+        """
+        images, outputs = self.as_given(ops.convert_to_tensor(x)), []
+        before = [np.array(ops.convert_to_numpy(seed)) for seed in self._seeds]
+        try:
+            for _ in range(calls):
+                output = keras.tree.flatten(self.model(images, training=False))[0]
+                outputs.append(ops.convert_to_numpy(ops.cast(ops.stop_gradient(output), "float32")))
+        finally:
+            for seed, state in zip(self._seeds, before, strict=True):
+                seed.assign(state)
+        return outputs
 
 
 def padded_tensors(*arrays: np.ndarray) -> list[Tensor]:

@@ -19,7 +19,7 @@ from keras_qusec.attacks.base import Attack, BatchSearch, arguments
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.starting_points import starting_points
 from keras_qusec.backends import backend
-from keras_qusec.checks import whole_number
+from keras_qusec.checks import number, whole_number
 
 Tensor = Any
 
@@ -120,6 +120,7 @@ class FoolboxAttack(Attack):
                 f"Expected a Foolbox attack that minimizes a distance or stays within an epsilon. "
                 f"Received: {attack!r}."
             )
+        _check_settings(attack)
         self.attack = attack
         self.minimizes = isinstance(attack, base.MinimizationAttack)
         self.norm = _norm_of(attack)
@@ -204,13 +205,37 @@ def named_foolbox_attack(name: str) -> Callable[..., Attack]:
     return make
 
 
+# Settings that are counts, and those that are lengths or weights: Foolbox takes any number, and
+# an attack of no steps finds nothing without a word.
+_COUNTS = (
+    "steps", "repeats", "times", "binary_search_steps", "candidates", "population", "directions",
+    "initial_gradient_eval_steps", "max_gradient_eval_steps", "num_translations", "num_rotations",
+)  # fmt: skip
+_LENGTHS = (
+    "stepsize", "rel_stepsize", "abs_stepsize", "initial_stepsize", "max_stepsize", "initial_const",
+    "init_epsilon", "spherical_step", "source_step", "lr",
+)  # fmt: skip
+
+
+def _check_settings(attack: Any) -> None:
+    """Raise a ValueError for settings with which an attack does nothing."""
+    for name, value in vars(attack).items():
+        plain = name.strip("_")
+        if plain in _COUNTS and value is not None:
+            whole_number(value, plain)
+        if plain in _LENGTHS and value is not None and not isinstance(value, str):
+            number(value, plain, above=0)
+
+
 def _norm_of(attack: Any) -> str:
+    constraint = getattr(attack, "constraint", None)  # HopSkipJump's distance is another
+    if constraint in ("linf", "l2"):
+        return str(constraint)
     try:
         order = attack.distance.p
     except (AttributeError, ValueError):  # Foolbox wants it chosen when the attack is called
         order = 2
     name = "linf" if order == math.inf else f"l{order:g}"
-    # L1 is reported only where somebody registered it; L2 is the nearest.
     return name if name in norms.names() else "l2"
 
 
@@ -251,7 +276,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def foolbox_model(
-    model: keras.Model | AttackedModel, value_range: tuple[float, float] = (0.0, 1.0)
+    model: keras.Model | AttackedModel,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    *,
+    outputs: str | None = None,
 ) -> Any:
     """Wrap a Keras model for Foolbox's attacks, compiled where the backend compiles.
 
@@ -265,13 +293,14 @@ def foolbox_model(
         model: built Keras model, images ``(n, ...)`` to logits or probabilities
             ``(n, classes)``; or an `AttackedModel`, whose counter then counts.
         value_range: smallest and largest pixel value an attack may use.
+        outputs: ``"logits"`` or ``"probabilities"``, for a model whose graph does not say.
 
     Returns:
         A `foolbox.models.Model` of the current Keras backend.
 
     Raises:
         ImportError: without the extra ``keras-qusec[evaluate]``.
-        ValueError: if the end of the model is a softmax that cannot be left out.
+        ValueError: if it is not known what the model's outputs are.
 
     Example:
 
@@ -280,7 +309,9 @@ def foolbox_model(
     >>> foolbox_model(model).bounds
     Bounds(lower=0.0, upper=1.0)
     """
-    attacked = model if isinstance(model, AttackedModel) else AttackedModel(model, value_range)
+    attacked = model
+    if not isinstance(attacked, AttackedModel):
+        attacked = AttackedModel(attacked, value_range, outputs=outputs)
     wrap = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
     return wrap(import_foolbox(), attacked, attacked.counter)
 

@@ -8,6 +8,8 @@ import numpy as np
 
 # What is predicted for an image that a classifier rejects: no class.
 REJECTED = -1
+# What is predicted for an image on which a classifier gives NaN: no class, and so a wrong one.
+NO_CLASS = -2
 
 
 class Goal(NamedTuple):

@@ -14,6 +14,7 @@ from keras_qusec import checks, norms
 from keras_qusec.attacks.attacked_model import AttackedModel, padded_tensors
 from keras_qusec.attacks.base import Attack, BatchSearch
 from keras_qusec.attacks.goal import Goal
+from keras_qusec.expected_inputs import check_expected_range
 
 Tensor = Any
 # The gradient to climb at some images, and an auxiliary output.
@@ -129,6 +130,8 @@ class GradientAttack(Attack):
         self.random_start = self.is_random = bool(random_start)
         self.targeted = bool(targeted)
         self.value_range = checks.value_range(value_range)
+        if self.epsilon is not None and norm == "linf":
+            checks.epsilon_inside(self.epsilon, self.value_range)
         self.restarts = checks.whole_number(restarts, "restarts")
         self.cost = f"{self.steps} gradient{'s' if self.steps > 1 else ''}"
         _generator()
@@ -175,6 +178,7 @@ class GradientAttack(Attack):
         x: Any,
         y: Any,
         *,
+        outputs: str | None = None,
         seed: int = 0,
         batch_size: int = 256,
     ) -> np.ndarray:
@@ -187,6 +191,7 @@ class GradientAttack(Attack):
                 compiled for this call; an `AttackedModel` is compiled once for many calls.
             x: float images in the value range, ``(n, ...)``.
             y: labels ``(n,)`` or one-hot ``(n, classes)``; target labels if targeted.
+            outputs: ``"logits"`` or ``"probabilities"``, for a model whose graph does not say.
             seed: seed of the random start; the same seed gives the same images.
             batch_size: images attacked at a time.
 
@@ -202,6 +207,7 @@ class GradientAttack(Attack):
         x = np.asarray(x)
         checks.float_images(x)
         checks.images_inside(x, self.value_range)
+        checks.pixels_used(x, self.value_range)
         if len(x) == 0 or len(np.asarray(y)) != len(x):
             raise ValueError(
                 f"Expected as many labels as images, at least one. Received: {len(x)} images "
@@ -210,8 +216,9 @@ class GradientAttack(Attack):
         if not isinstance(model, AttackedModel):
             if not model.built:
                 model(ops.convert_to_tensor(x[:1]), training=False)
-            model = AttackedModel(model, self.value_range)
-        labels = checks.class_labels(y, len(x))
+            check_expected_range(model, self.value_range, model.name)
+            model = AttackedModel(model, self.value_range, outputs=outputs)
+        labels = checks.class_labels(y, len(x), classes=model.logits(x[:1]).shape[1])
         goal = Goal(labels, labels if self.targeted else None, transfer=True)
         parts = []
         for index, start in enumerate(range(0, len(x), batch_size)):
@@ -233,7 +240,7 @@ class GradientAttack(Attack):
         def search(rows: np.ndarray, epsilon: float | None, _: int) -> np.ndarray:
             new = rows[~known[rows]]
             if len(new):
-                ascents[new], known[new] = self._ascent(model, x[new], goal.take(new)), True
+                ascents[new], known[new] = model.ascent(x[new], goal.take(new)), True
             radius = epsilon or 0.0
             clean, ascent = map(ops.convert_to_tensor, (x[rows], ascents[rows]))
             ball = Ball(clean, radius, norms.get(self.norm), model.value_range)
@@ -265,17 +272,6 @@ class GradientAttack(Attack):
             return ends[rows]
 
         return search
-
-    def _ascent(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> np.ndarray:
-        """The gradient to climb at clean images."""
-        targeted = goal.targeted
-
-        def run(mapping: Any, x: Tensor, classes: Tensor) -> Tensor:
-            return model.traced_ascent(mapping, x, classes, targeted)[0]
-
-        model.counter.count(len(x))
-        compiled = model.compiled((self, "ascent", targeted), run, batches=2)
-        return ops.convert_to_numpy(compiled(*padded_tensors(x, goal.classes)))[: len(x)]
 
     def _search(
         self, model: AttackedModel, x: np.ndarray, goal: Goal, epsilon: float, state: np.ndarray

@@ -9,7 +9,7 @@ import numpy as np
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.checks import whole_number
+from keras_qusec.checks import number, whole_number
 from keras_qusec.norms import pixels
 
 
@@ -32,7 +32,7 @@ class LocalSearch(Attack):
         candidates: pixels tried in a round, at most.
 
     Raises:
-        ValueError: for counts below 1.
+        ValueError: for counts below 1, a scale of 1 or less.
 
     Source: Narodytska and Kasiviswanathan 2016, Simple Black-Box Adversarial Perturbations;
     Foolbox 1's LocalSearchAttack, whose defaults these are but for magnitude=10.
@@ -60,8 +60,8 @@ class LocalSearch(Attack):
         rounds: int = 150,
         candidates: int = 128,
     ) -> None:
-        self.scale = scale
-        self.magnitude = magnitude
+        self.scale = number(scale, "scale", above=1, hint="1 would change nothing.")
+        self.magnitude = None if magnitude is None else number(magnitude, "magnitude", above=0)
         self.radius = whole_number(radius, "radius")
         self.changed = whole_number(changed, "changed")
         self.rounds = whole_number(rounds, "rounds")

@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 from keras_qusec.quantization.sigmoids import upstream_gradient
+from keras_qusec.sublayers import inside
 
 Tensor = Any
 # For each defence of a model, the surrogate gradient that it shall have.
@@ -79,24 +80,7 @@ def find_layers(model: keras.layers.Layer, kind: Any) -> list[Any]:
     >>> len(find_layers(keras.Sequential([inner]), keras.layers.Dense))
     1
     """
-    layers: list[Any] = []
-    waiting: list[Any] = [model]
-    seen: set[int] = set()
-    while waiting:
-        item = waiting.pop(0)
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, keras.layers.Layer):
-            if isinstance(item, kind):
-                layers.append(item)
-            else:
-                waiting.extend(vars(item).values())
-        elif isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            waiting.extend(item)
-    return layers
+    return inside(model, kind, deeper=False)
 
 
 def find_defenses(model: keras.layers.Layer) -> list[Any]:

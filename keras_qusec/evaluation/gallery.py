@@ -66,14 +66,17 @@ def behind_defense(model: AttackedModel, images: np.ndarray) -> np.ndarray | Non
     if not model.defenses:
         return None
     layer: Any = model.defenses[0]
+    given = model.as_given(ops.convert_to_tensor(images))
     try:
         part: Any = keras.Model(model.model.inputs, layer.output)
-        output = part(ops.convert_to_tensor(images), training=False)
+        output = part(given, training=False)
     except (AttributeError, ValueError):
         # Inside another model or a class of the user's: shown if it can take the images.
         try:
-            output = layer(ops.convert_to_tensor(images))
+            output = layer(given)
         except ValueError:
             return None
     output = ops.convert_to_numpy(output).astype("float32")
+    if model.channels_first and output.ndim == 4:
+        output = np.moveaxis(output, 1, -1)
     return output if output.shape == images.shape else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from keras_qusec.attacks import Attack, AttackedModel
 from keras_qusec.classifiers import check_logits, check_logits_reached
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
+from keras_qusec.expected_inputs import channels_first, check_expected_range
 from keras_qusec.quantization import check_hardness
 
 _TARGET_RULES = ("next", "random", "second", "least-likely")
@@ -37,12 +38,14 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model]:
                 f"Expected {name} to be built. Received: {key!r}, which has no weights yet. "
                 "Train it, or start it with keras.Input(shape)."
             )
-        if len(getattr(value, "outputs", None) or [0]) > 1:
-            raise ValueError(
-                f"Expected {name} to have one output. Received: {key!r} with "
-                f"{len(value.outputs)}. Make a model of the classifier alone: "
-                "keras.Model(model.inputs, model.outputs[0])."
-            )
+        for kind in ("inputs", "outputs"):
+            count = len(getattr(value, kind, None) or [0])
+            if count > 1:
+                raise ValueError(
+                    f"Expected {name} to have one {kind[:-1]}. Received: {key!r} with {count} "
+                    f"{kind}. Make a model of the classifier alone, from images to classes: "
+                    "keras.Model(model.inputs[0], model.outputs[0])."
+                )
     return {str(key): value for key, value in models.items()}
 
 
@@ -135,7 +138,7 @@ def check_sources(
 
 
 def images_of(
-    x: Any, value_range: tuple[float, float], models: Mapping[str, keras.Model]
+    x: Any, value_range: tuple[float, float], models: Sequence[tuple[str, keras.Model]]
 ) -> np.ndarray:
     """Finite float32 images inside the value range that fit the models."""
     x = np.asarray(x)
@@ -143,11 +146,6 @@ def images_of(
         raise ValueError(
             f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
             "is image[None]."
-        )
-    if x.ndim == 4 and keras.config.image_data_format() == "channels_first":
-        raise ValueError(
-            "Expected channels last, as L0 counts pixels. Received: Keras set to channels_first. "
-            'Use keras.config.set_image_data_format("channels_last").'
         )
     checks.float_images(x)
     x = np.ascontiguousarray(x, dtype="float32")
@@ -157,9 +155,56 @@ def images_of(
             "NaN or infinite. Clean the data first."
         )
     checks.images_inside(x, value_range)
-    for name, model in models.items():
+    checks.pixels_used(x, value_range)
+    for name, model in models:
         check_shape(x, model, name)
+        check_expected_range(model, value_range, name)
     return x
+
+
+def data_format_of(
+    models: Sequence[tuple[str, keras.Model]], shape: tuple[int, ...], said: str | None
+) -> str:
+    """``"channels_first"`` or ``"channels_last"``, the same for all models.
+
+    Args:
+        models: names and models, attacked and sources.
+        shape: of one image.
+        said: what the user says, or None.
+    """
+    first = [(name, channels_first(model, shape, said)) for name, model in models]
+    if len({is_first for _, is_first in first}) > 1:
+        named = ", ".join(name for name, is_first in first if is_first)
+        raise ValueError(
+            "Expected models that take the same images. Received: some with channels first "
+            f"({named}) and some with channels last. Evaluate them one by one, or put "
+            "keras.layers.Permute in front."
+        )
+    return "channels_first" if first[0][1] else "channels_last"
+
+
+def check_epsilons(
+    epsilons: Mapping[str, tuple[float, ...]], value_range: tuple[float, float], given: bool
+) -> list[str]:
+    """Notes on radii that look as if in another unit; a ValueError where they must be.
+
+    Args:
+        epsilons: radii by norm.
+        value_range: smallest and largest pixel value.
+        given: whether the user gave them.
+    """
+    width = value_range[1] - value_range[0]
+    radii = epsilons.get("linf", ())
+    if not radii or not given:
+        return []
+    largest = radii[-1]
+    checks.epsilon_inside(largest, value_range)
+    if largest < width / 500:
+        return [
+            f"All L-inf epsilons are below {width / 500:g}, a five-hundredth of the value range. "
+            "They are in units of the pixel values: for images from 0 to 255, 8 and not 8 / 255."
+        ]
+    return []
 
 
 def check_shape(x: np.ndarray, model: keras.Model, name: str) -> None:
@@ -177,15 +222,48 @@ def check_shape(x: np.ndarray, model: keras.Model, name: str) -> None:
         )
 
 
+def attacked_model(
+    model: keras.Model,
+    name: str,
+    x: np.ndarray,
+    value_range: tuple[float, float],
+    settings: Mapping[str, Any],
+) -> AttackedModel:
+    """A classifier ready for attacks, its outputs checked on some images and on noise.
+
+    Args:
+        model: the classifier.
+        name: its name, for errors.
+        x: clean images; a few are used.
+        value_range: smallest and largest pixel value.
+        settings: of `AttackedModel`; its draws are for random models alone.
+
+    Raises:
+        ValueError: for a random model without draws, or outputs that cannot be attacked.
+    """
+    attacked = AttackedModel(model, value_range, **{**settings, "draws": 1})
+    noise = np.random.default_rng(0).uniform(*value_range, (8, *x.shape[1:]))
+    probe = np.concatenate([x[:8], noise.astype("float32")])
+    first, second = attacked.outputs(probe, calls=2)
+    if not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
+        if settings["draws"] == 1:
+            raise ValueError(
+                f"Expected a model that repeats its outputs. Received: {name!r}, which is random: "
+                "two calls on the same images differ. Attack the mean of several draws: draws=20, "
+                "at that many times the cost."
+            )
+        return AttackedModel(model, value_range, **settings)
+    logits = attacked.logits(probe)
+    check_logits(logits, name)
+    check_logits_reached(logits, first, name)
+    return attacked
+
+
 def clean_logits(model: AttackedModel, x: np.ndarray, batch_size: int, name: str) -> np.ndarray:
-    """Logits on clean images ``(n, classes)``; a ValueError for a model without usable ones."""
+    """Logits on clean images ``(n, classes)``; a ValueError where they are not finite."""
     parts = [model.logits(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-    check_logits(parts[0], name)
     logits = np.concatenate(parts)
     check_logits(logits, name)
-    noise = np.random.default_rng(0).uniform(*model.value_range, (8, *x.shape[1:]))
-    probe = np.concatenate([x[:8], noise.astype("float32")])
-    check_logits_reached(model.logits(probe), model.outputs(probe), name)
     return logits
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.evaluation.plan import Plan
@@ -52,3 +54,87 @@ def notes_of(
             f"{failure.message}"
         )
     return notes
+
+
+# Clean images whose gradients are looked at.
+_LOOKED_AT = 256
+
+
+def observations_of(
+    plan: Plan, models: Mapping[str, AttackedModel], logits: Mapping[str, np.ndarray]
+) -> list[str]:
+    """Notes on what clean images show of each model, before any attack.
+
+    Args:
+        plan: the plan.
+        models: attacked models by name.
+        logits: on the clean images, by model.
+    """
+    follow = any(attack.uses_gradients for attack in plan.attacks.values())
+    notes = []
+    for name, model in models.items():
+        notes += _near_chance(name, plan.correct[name], logits[name].shape[1])
+        if model.draws > 1:
+            notes.append(
+                f"{name} is random: the mean of the probabilities of {model.draws} draws was "
+                "attacked and judged, which is not what a single call gives."
+            )
+        elif len(plan.x) > 1:
+            notes += _depends_on_batch(name, logits[name], model.logits(plan.x[:1]))
+        if follow:
+            notes += _without_gradient(name, model, plan)
+    return notes
+
+
+def _near_chance(name: str, correct: np.ndarray, classes: int) -> list[str]:
+    chance, count = 1 / classes, len(correct)
+    limit = chance + 2 * np.sqrt(chance * (1 - chance) / count)
+    if count < 20 or correct.mean() > limit:
+        return []
+    return [
+        f"{name} classifies {100 * correct.mean():.1f} % of the clean images correctly, no more "
+        f"than chance ({100 * chance:.1f} %). Check the images' value range and the labels; its "
+        "robust accuracy says nothing."
+    ]
+
+
+def _depends_on_batch(name: str, together: np.ndarray, alone: np.ndarray) -> list[str]:
+    scale = np.abs(together[:1]).max()
+    if np.allclose(together[:1], alone, rtol=1e-2, atol=1e-2 * scale):
+        return []
+    return [
+        f"{name} gives an image other outputs in a batch than alone, so its figures depend on the "
+        "batch size. Batch statistics must not be computed in inference."
+    ]
+
+
+def _without_gradient(name: str, model: AttackedModel, plan: Plan) -> list[str]:
+    """Notes on clean images where no gradient that an attack follows says anything."""
+    rows = np.flatnonzero(plan.correct[name])[:_LOOKED_AT]
+    if not len(rows):
+        return []
+    own = _ascents(model, plan, rows)
+    zero = (own == 0).all(axis=1)
+    broken = ~np.isfinite(own).all(axis=1)
+    if zero.any() and any(threat.follows_surrogates for threat in plan.threat_models):
+        for other in model.with_surrogates(plan.hardnesses):
+            zero[zero] = (_ascents(other, plan, rows[zero]) == 0).all(axis=1)
+            if not zero.any():
+                break
+    notes = []
+    if zero.any():
+        notes.append(
+            f"{name} has an input gradient of exactly zero on {zero.sum()} of {len(rows)} clean "
+            "images. Attacks that follow it find nothing there, which is no evidence of robustness."
+        )
+    if broken.any():
+        notes.append(
+            f"{name} has NaN or infinity in its input gradient on {broken.sum()} of {len(rows)} "
+            "clean images. Attacks that follow it fail there, which is no evidence of robustness."
+        )
+    return notes
+
+
+def _ascents(model: AttackedModel, plan: Plan, rows: np.ndarray) -> np.ndarray:
+    """What attacks climb at some clean images, as rows ``(n, values)``."""
+    return model.ascent(plan.x[rows], plan.goal.take(rows)).reshape(len(rows), -1)

@@ -43,9 +43,15 @@ class Unit(NamedTuple):
         words = re.sub(r"[^A-Za-z0-9]+", "-", f"{maker}-{self.attack}")[:60]
         return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{self.batch:05d}"
 
-    def seed(self, seed: int) -> int:
-        """A seed of the unit's own, whichever process runs it and when."""
-        words = f"{seed} {self.attack} {self.models} {self.source} {self.batch}"
+    def seed(self, seed: int, *, unnamed: bool = False) -> int:
+        """A seed of the unit's own, whichever process runs it and when.
+
+        Args:
+            seed: seed of the evaluation.
+            unnamed: the attacked model has no name of the user's.
+        """
+        models = ("model",) if unnamed else self.models
+        words = f"{seed} {self.attack} {models} {self.source} {self.batch}"
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
 
 
@@ -64,6 +70,7 @@ class Plan:
         correct: by attacked model, which images it classifies correctly when clean.
         batch_size: images in a unit.
         seed: seed of all that is random.
+        unnamed: there is one attacked model, without a name of the user's.
     """
 
     attacks: Mapping[str, Attack]
@@ -76,6 +83,7 @@ class Plan:
     correct: Mapping[str, np.ndarray]
     batch_size: int
     seed: int
+    unnamed: bool = False
 
     def threat_models_for(self, attack: Attack) -> list[ThreatModel]:
         """The threat models under which an attack is made on the attacked model itself."""
@@ -108,5 +116,5 @@ class Plan:
             x=self.x[rows],
             goal=self.goal.take(rows),
             correct={name: self.correct[name][rows] for name in unit.models},
-            seed=unit.seed(self.seed),
+            seed=unit.seed(self.seed, unnamed=self.unnamed),
         )

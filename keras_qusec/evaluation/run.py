@@ -8,7 +8,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.attacks.base import BatchSearch
+from keras_qusec.digests import digest
 from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.evaluation.results import Failure, Result
 from keras_qusec.evaluation.verify import ClosestExamples
@@ -44,12 +45,14 @@ def run_unit(unit: Unit, plan: Plan, models: Models, sources: Models) -> Outcome
                 'out, or use "pgd", "cw", "jsma" or a decision-based attack.'
             )
         if unit.source is None:
-            return attack_itself(unit, plan, models[unit.models[0]])
-        targets = {name: models[name] for name in unit.models}
-        return attack_by_transfer(unit, plan, sources[unit.source], targets)
+            results = attack_itself(unit, plan, models[unit.models[0]])
+        else:
+            targets = {name: models[name] for name in unit.models}
+            results = attack_by_transfer(unit, plan, sources[unit.source], targets)
     except Exception as error:  # noqa: BLE001  attacks raise anything
         first = (str(error).strip().splitlines() or [""])[0]
         return Failure(unit.attack, unit.models, unit.source, f"{type(error).__name__}: {first}")
+    return results
 
 
 def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
@@ -70,7 +73,7 @@ def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
             rows = run.closest.standing(turn.epsilon)
             if len(rows):
                 with run.metered(turn, model):
-                    candidates = turn.search(rows, turn.epsilon, turn.seed)
+                    candidates = _tried(turn, rows, plan.x, model)
                     run.closest.offer(rows, candidates, turn.epsilon)
     return [run.result(threat, None) for threat, run in runs.items()]
 
@@ -95,7 +98,7 @@ def attack_by_transfer(
             with contextlib.ExitStack() as meters:
                 for run in runs.values():
                     meters.enter_context(run.metered(turn, source))
-                candidates = turn.search(rows, turn.epsilon, turn.seed)
+                candidates = _tried(turn, rows, plan.x, source)
             for name, run in runs.items():
                 right = run.closest.correct[rows]  # other rows stand for another model only
                 if right.any():
@@ -103,6 +106,18 @@ def attack_by_transfer(
                         run.closest.offer(rows[right], candidates[right], turn.epsilon)
         results += [run.result(threat.name, unit.source) for run in runs.values()]
     return results
+
+
+def _tried(turn: _Turn, rows: np.ndarray, x: np.ndarray, model: AttackedModel) -> np.ndarray:
+    """What an attack returns for some images; a ValueError if it did nothing at all."""
+    used = model.counter.queries
+    candidates = turn.search(rows, turn.epsilon, turn.seed)
+    if model.counter.queries == used and np.array_equal(candidates, x[rows]):
+        raise ValueError(
+            "Expected an attack that asks the model or changes images. Received: one that did "
+            "neither, which is no evidence. Check its settings."
+        )
+    return candidates
 
 
 class _Turn(NamedTuple):
@@ -167,14 +182,27 @@ class _Run:
 
 
 class Parcel(NamedTuple):
-    """A model on its way to another process: an array, which joblib shares between units."""
+    """A model on its way to another process.
 
-    digest: str
+    Attributes:
+        content: the model as Keras saves it, an array, which joblib shares between units.
+        settings: of the `AttackedModel`.
+        images: a few images, to see that the model that arrives is the one that was sent.
+        logits: of the images.
+    """
+
     content: np.ndarray
+    settings: dict[str, Any]
+    images: np.ndarray
+    logits: np.ndarray
 
 
-def pack(model: AttackedModel) -> Parcel:
+def pack(model: AttackedModel, images: np.ndarray) -> Parcel:
     """Serialise a model as Keras saves it.
+
+    Args:
+        model: the model.
+        images: a few images.
 
     Raises:
         ValueError: for a model that cannot be saved.
@@ -187,7 +215,8 @@ def pack(model: AttackedModel) -> Parcel:
             f"{model.model.name!r}, which fails with: {error}. Register its custom layers with "
             "keras.saving.register_keras_serializable, or use n_jobs=1."
         ) from error
-    return Parcel(model.digest, np.frombuffer(content, dtype="uint8"))
+    bytes_of_model = np.frombuffer(content, dtype="uint8")
+    return Parcel(bytes_of_model, model.settings, images, model.logits(images))
 
 
 def run_elsewhere(
@@ -207,7 +236,7 @@ def run_elsewhere(
             f"{keras.backend.backend()!r}. Set KERAS_BACKEND={backend} where they start."
         )
     attacked, origins = (
-        {name: _unpack(parcel, plan.value_range) for name, parcel in parcels.items()}
+        {name: _unpack(name, parcel) for name, parcel in parcels.items()}
         for parcels in (models, sources)
     )
     return unit, run_unit(unit, plan, attacked, origins)
@@ -217,12 +246,20 @@ def run_elsewhere(
 _worker = threading.local()
 
 
-def _unpack(parcel: Parcel, value_range: tuple[float, float]) -> AttackedModel:
+def _unpack(name: str, parcel: Parcel) -> AttackedModel:
     cache = vars(_worker).setdefault("models", {})
-    key = (parcel.digest, value_range)
+    content = parcel.content.tobytes()
+    key = (digest(content), repr(parcel.settings))
     if key not in cache:
         # The bytes are the user's own model, sent by this package from the user's process.
-        cache[key] = AttackedModel(pickle.loads(parcel.content.tobytes()), value_range)
+        cache[key] = AttackedModel(pickle.loads(content), **parcel.settings)
+    logits = cache[key].logits(parcel.images)
+    if not np.allclose(logits, parcel.logits, rtol=1e-2, atol=1e-2 * np.abs(parcel.logits).max()):
+        raise RuntimeError(
+            f"Expected the same model in each process. Received: {name!r}, which gives other "
+            "outputs when it is saved and loaded. Let its get_config return all of its settings, or "
+            "use n_jobs=1."
+        )
     return cache[key]
 
 
@@ -246,8 +283,8 @@ def run_units(
         for unit in units:
             yield unit, run_unit(unit, plan.batch(unit), models, sources)
         return
-    packed = {name: pack(model) for name, model in models.items()}
-    packed_sources = {name: pack(model) for name, model in sources.items()}
+    packed = {name: pack(model, plan.x[:2]) for name, model in models.items()}
+    packed_sources = {name: pack(model, plan.x[:2]) for name, model in sources.items()}
     backend = keras.backend.backend()
     os.environ.setdefault("KERAS_BACKEND", backend)  # for processes that start now
     calls = [

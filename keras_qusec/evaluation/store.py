@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +29,71 @@ class Store:
         folder: made if missing.
         identity: what the evaluation is made of, JSON values: models, data, settings,
             versions. A folder holds the results of one identity only.
+        clean: outputs of the models on clean images, by which models are told apart whose
+            classes do something else with the same settings and weights.
+
+    Used in a `with` statement, which keeps other processes out.
 
     Raises:
-        ValueError: for a folder of another evaluation or with files that are not ours.
+        ValueError: for a folder of another evaluation, in use, or with files that are not ours.
+        ImportError: without the extra ``keras-qusec[evaluate]``.
     """
 
-    def __init__(self, folder: str | os.PathLike, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        identity: Mapping[str, Any],
+        clean: Sequence[np.ndarray] = (),
+    ) -> None:
         self.folder = Path(folder)
-        description = self.folder / "run.json"
+        self._identity, self._clean = identity, clean
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
                 f"Expected resume_dir to be a folder. Received: the file {self.folder}."
             )
+        self._units = self.folder / "units"
         self.folder.mkdir(parents=True, exist_ok=True)
+        # The system gives it up with the process, also if that is killed.
+        self._lock = _import_filelock().FileLock(self.folder / ".lock", timeout=0)
+
+    def __enter__(self) -> Store:
+        try:
+            self._lock.acquire()
+        except _import_filelock().Timeout as error:
+            raise ValueError(
+                "Expected resume_dir to be used by one evaluation at a time. Received: "
+                f"{self.folder}, which another one uses now. Wait for it, or give another folder; "
+                "n_jobs=2 runs one evaluation in two processes."
+            ) from error
+        try:
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _open(self) -> None:
+        description, outputs = self.folder / "run.json", self.folder / "outputs.npz"
         if description.exists():
-            _check_same(description, identity)
+            _check_same(description, self._identity)
+            if outputs.exists():  # a kill may have come between the two files
+                _check_outputs(outputs, self._clean)
         elif any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise ValueError(
                 f"Expected resume_dir to be empty or of an earlier run. Received: {self.folder}, "
                 "which has other files. Give a new folder."
             )
         else:
-            _replace(description, json.dumps(identity, indent=1, sort_keys=True).encode())
+            text = json.dumps(self._identity, indent=1, sort_keys=True)
+            _replace(description, text.encode())
+        self._units.mkdir(exist_ok=True)
+        if not outputs.exists():
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, *self._clean)
+            _replace(outputs, buffer.getvalue())
 
     def load(self, key: str) -> list[Result] | None:
         """The results of a finished unit, or None.
@@ -56,11 +101,13 @@ class Store:
         Raises:
             ValueError: for a damaged file.
         """
-        path = self.folder / f"{key}.npz"
+        path = self._units / f"{key}.npz"
         if not path.exists():
             return None
         try:
             with np.load(path, allow_pickle=False) as file:
+                if str(file["key"]) != key:
+                    raise ValueError(f"that of the unit {file['key']}")
                 return [_read(file, *entry) for entry in enumerate(json.loads(str(file["names"])))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
@@ -76,11 +123,10 @@ class Store:
             arrays |= {f"distance_{index}_{n}": d for n, d in result.distances.items()}
             arrays |= {f"example_{index}_{n}": image for n, image in result.examples.items()}
         names = json.dumps([[getattr(result, name) for name in _NAMES] for result in results])
-        temporary = self.folder / f".{key}.npz"
-        with open(temporary, "wb") as file:
-            contents: dict[str, Any] = {"names": np.array(names), **arrays}
-            np.savez_compressed(file, **contents)
-        os.replace(temporary, self.folder / f"{key}.npz")
+        contents: dict[str, Any] = {"key": np.array(key), "names": np.array(names), **arrays}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **contents)
+        _replace(self._units / f"{key}.npz", buffer.getvalue())
 
 
 def _read(file: Any, index: int, names: list[Any]) -> Result:
@@ -127,7 +173,40 @@ def _check_same(description: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
+def _check_outputs(path: Path, clean: Sequence[np.ndarray]) -> None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            earlier = [file[name] for name in file.files]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"Expected {path} to hold the models' outputs on clean images. Received: a damaged "
+            f"file ({error}). Give a new folder as resume_dir."
+        ) from error
+    # Another machine may round otherwise.
+    if len(earlier) != len(clean) or not all(
+        a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+        for a, b in zip(earlier, clean, strict=True)
+    ):
+        raise ValueError(
+            "Expected resume_dir to be of the same models. Received: "
+            f"{path.parent}, whose models gave other outputs on the clean images, though their "
+            "settings and weights are the same. Give a new folder."
+        )
+
+
+def _import_filelock() -> Any:
+    try:
+        import filelock
+    except ImportError as error:
+        raise ImportError(
+            "A folder to resume from needs the package filelock. Install it with: "
+            'pip install "keras-qusec[evaluate]"'
+        ) from error
+    return filelock
+
+
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}")
+    """Write a file under a name of its own, then rename it: it is complete or absent."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_bytes(content)
     os.replace(temporary, path)

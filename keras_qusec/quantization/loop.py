@@ -53,11 +53,11 @@ def _sum(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
 
 
 def _count(x: Tensor, t: Tensor) -> Tensor:
-    """Number of thresholds at or below each value."""
+    """Number of thresholds at or below each value; NaN stays NaN."""
     return _fold(
         t.shape[0],
         lambda k, total: total + ops.cast(x >= t[k], x.dtype),
-        ops.zeros_like(x),
+        ops.clip(x, 0.0, 0.0),  # zero everywhere but for NaN, which no comparison keeps
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from keras_qusec.evaluation.results import Example
 from keras_qusec.evaluation.threat_models import line_style
 from keras_qusec.norms import symbol
-from keras_qusec.plots import pyplot, save
+from keras_qusec.plots import pyplot, save, words
 from keras_qusec.report.figures import Figures, Row
 
 
@@ -72,7 +72,7 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
             radii[1:], [case.low for case in cases], [case.high for case in cases],
             color="black", alpha=0.12, linewidth=0,
         )  # fmt: skip
-        axis.set_title(model, fontsize=10)
+        axis.set_title(words(model), fontsize=10)
         axis.set_xlabel(f"epsilon, {symbol(norm)}")
         axis.set_xlim(0, radii[-1])
         axis.set_ylim(0, 1.02)
@@ -80,7 +80,7 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
     for line in axes:
         line[0].set_ylabel("accuracy")
     figure.legend(
-        named.values(), named.keys(), loc="outside lower center", ncols=min(across + 1, 3),
+        named.values(), map(words, named), loc="outside lower center", ncols=min(across + 1, 3),
         frameon=False, fontsize=8,
     )  # fmt: skip
     return figure
@@ -157,7 +157,7 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
             axis.set_visible(False)
         sizes = ", ".join(f"{symbol(n)} {size:.3g}" for n, size in example.distances.items())
         cells[0].set_ylabel(
-            f"{example.model}\n{example.attack}\n({example.threat_model})",
+            f"{words(example.model)}\n{words(example.attack)}\n({words(example.threat_model)})",
             fontsize=8, rotation=0, ha="right", va="center",
         )  # fmt: skip
         cells[1].set_xlabel(

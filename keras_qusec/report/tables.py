@@ -156,17 +156,33 @@ def markdown(report: Figures) -> str:
 
 
 def _markdown(table: Table) -> str:
-    head = f"| {' | '.join(table.columns)} |"
+    head = f"| {' | '.join(map(_escaped, table.columns))} |"
     rule = f"| --- |{' ---: |' * (len(table.columns) - 1)}"
     body = []
     for index, row in enumerate(table.rows):
-        cells = [f"**{cell}**" if cell and index in table.strong else cell for cell in row]
+        cells = [_escaped(cell) for cell in row]
+        cells = [f"**{cell}**" if cell and index in table.strong else cell for cell in cells]
         body.append(f"| {' | '.join(cells)} |")
-    return "\n".join([f"### {table.title}", "", head, rule, *body])
+    return "\n".join([f"### {_escaped(table.title)}", "", head, rule, *body])
+
+
+def _escaped(text: str) -> str:
+    """Names of models are the user's, and may hold what Markdown or HTML takes for its own."""
+    for mark in "\\`*_|<>[]$":
+        text = text.replace(mark, f"\\{mark}")
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks; the spaces at its beginning stay."""
+    return " ".join(text.splitlines())
 
 
 def _plain(table: Table) -> str:
     """A table in text; columns that do not fit go below, with the labels again."""
+    columns = [one_line(cell) for cell in table.columns]
+    rows = [[one_line(cell) for cell in row] for row in table.rows]
+    table = table._replace(title=one_line(table.title), columns=columns, rows=rows)
     widths = [
         max(len(row[column]) for row in [table.columns, *table.rows]) + 2
         for column in range(len(table.columns))

@@ -13,12 +13,17 @@ from keras import ops
 from keras_qusec import attacks, checks
 from keras_qusec.attacks import AttackedModel, GradientAttack
 from keras_qusec.backends import backend
-from keras_qusec.classifiers import outputs_probabilities
+from keras_qusec.classifiers import LOGITS, PROBABILITIES, known_kind
 from keras_qusec.defenses import find_defenses
+from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.quantization import check_hardness
 from keras_qusec.training.step import (
+    ADVERSARIAL_COUNT,
+    BAD_LABELS,
+    CLEAN_COUNT,
     LARGEST_GRADIENT,
     OUTSIDE_RANGE,
+    RANGE_USED,
     REPORTED,
     AdversarialFunction,
     StepSettings,
@@ -71,6 +76,8 @@ class AdversarialTraining(keras.callbacks.Callback):
             watch it.
         validation_attack: attack of that measurement; default the training attack.
         attacked_input: key or position of the images for models with several inputs.
+        outputs: ``"logits"`` or ``"probabilities"``, where the model's graph does not say what
+            its outputs are, as of subclassed models; TRADES and `validation_data` must know.
         seed: seed of random starts; the same seed gives the same training.
         **settings: `epsilon` and the other settings of a named attack.
 
@@ -109,6 +116,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         validation_data: tuple[Any, Any] | None = None,
         validation_attack: GradientAttack | None = None,
         attacked_input: str | int | None = None,
+        outputs: str | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
@@ -142,13 +150,18 @@ class AdversarialTraining(keras.callbacks.Callback):
             if gradient_hardness is None
             else check_hardness(gradient_hardness, "gradient_hardness")
         )
-        self.validation_data = validation_data
+        self.validation_data = _validation_pair(validation_data)
         self.validation_attack = validation_attack or self.attack
         self.attacked_input = attacked_input
+        if outputs is not None:
+            checks.one_of(outputs, "outputs", (LOGITS, PROBABILITIES))
+        self.outputs = outputs
         self.seed = checks.whole_number(seed, "seed", least=0)
         self._validated: AttackedModel | None = None
         self._function: AdversarialFunction | None = None
-        self._batches: dict[int, dict[str, float]] = {}
+        # A compiled step, kept for the next fit of the same model with this callback.
+        self._compiled: AdversarialFunction | None = None
+        self._reports: list[dict[str, float]] = []
         self._iterations_offset = 0.0
         self._offset_known = False
         self._warned = False
@@ -167,12 +180,19 @@ class AdversarialTraining(keras.callbacks.Callback):
             epsilon_factor=self.epsilon_factor,
             gradient_hardness=self.gradient_hardness,
             attacked_input=self.attacked_input,
+            outputs=self.outputs,
             seed=self.seed,
         )
-        self._function = AdversarialFunction(settings, self.model, self.params)
+        compiled = self._compiled
+        # A schedule's beginning is part of what was traced.
+        if compiled and not self._scheduled and compiled.serves(settings, self.model):
+            compiled.begin(self.params)
+        else:
+            compiled = AdversarialFunction(settings, self.model, self.params)
+        self._function = self._compiled = compiled
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._batches = {}
+        self._reports = []
         if not self._offset_known and self._scheduled:
             # Counted from the optimizer's iterations, which are state on every backend and are
             # restored with the model; a number of this callback would be frozen on JAX.
@@ -185,29 +205,30 @@ class AdversarialTraining(keras.callbacks.Callback):
             self._function.arm()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if logs is None:
+        # Keras may call this from several threads, in any order, so each takes one whole report.
+        if self._function is None or not self._function.reports:
             return
-        outside = logs.pop(OUTSIDE_RANGE, 0.0)
-        if outside > 1e-6:
-            low, high = self.attack.value_range
-            raise ValueError(
-                f"Expected images inside value_range=({low:g}, {high:g}) of the attack. Received: "
-                f"images up to {outside:g} outside it. Scale the images, or give the attack their "
-                "value_range."
-            )
-        self._warn_of_masked_gradients(logs.pop(LARGEST_GRADIENT, 1.0), logs)
-        # By number: Keras may call this from several threads, in any order.
-        self._batches[batch] = {name: logs[name] for name in REPORTED if name in logs}
+        tensors = self._function.reports.popleft()
+        report = {name: float(ops.convert_to_numpy(value)) for name, value in tensors.items()}
+        self._check_images(report)
+        self._warn_of_masked_gradients(report)
+        self._reports.append({**report, "batch": batch})
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
             return
-        for name in (OUTSIDE_RANGE, LARGEST_GRADIENT):
-            logs.pop(name, None)
+        reports = sorted(self._reports, key=lambda report: report["batch"])
         for name in REPORTED:
-            values = [values[name] for _, values in sorted(self._batches.items()) if name in values]
-            if values:
-                logs[name] = values[-1] if name == "epsilon" else float(np.mean(values))
+            chosen = [report for report in reports if name in report]
+            if not chosen:
+                continue
+            if name == "epsilon":
+                logs[name] = chosen[-1][name]
+                continue
+            # Weighed by the images of each batch, as Keras' own metrics are.
+            count = CLEAN_COUNT if name.startswith("clean") else ADVERSARIAL_COUNT
+            weights = [report[count] for report in chosen]
+            logs[name] = float(np.average([report[name] for report in chosen], weights=weights))
         if self.validation_data is not None:
             logs["val_adversarial_accuracy"] = self._validate()
 
@@ -244,6 +265,32 @@ class AdversarialTraining(keras.callbacks.Callback):
             )
         if self._scheduled:
             self._steps_per_epoch()
+        check_expected_range(model, self.attack.value_range, model.name)
+        if self.validation_data is not None:
+            self._prepare_validation(*self.validation_data)
+
+    def _check_images(self, report: dict[str, float]) -> None:
+        """Raise a ValueError for what the compiled step saw of a batch and could not refuse."""
+        low, high = self.attack.value_range
+        outside = report.get(OUTSIDE_RANGE, 0.0)
+        if not outside <= 1e-6:
+            seen = f"images up to {outside:g} outside it" if outside < np.inf else "NaN or infinity"
+            raise ValueError(
+                f"Expected images inside value_range=({low:g}, {high:g}) of the attack. Received: "
+                f"{seen}. Scale the images, or give the attack their value_range."
+            )
+        if 0 < report.get(RANGE_USED, 1.0) <= 0.01:
+            raise ValueError(
+                f"Expected images that use value_range=({low:g}, {high:g}) of the attack. Received: "
+                "a batch that uses less than a hundredth of it. Scale the images, or give the "
+                "attack the range that they have, such as (0.0, 1.0)."
+            )
+        if report.get(BAD_LABELS, 0.0) > 0:
+            raise ValueError(
+                "Expected labels from 0 to the number of classes less 1, as whole numbers. "
+                f"Received: a batch with {report[BAD_LABELS]:.0f} others. Check the labels; -1 for "
+                "unknown classes must be left out."
+            )
 
     @property
     def _scheduled(self) -> bool:
@@ -258,8 +305,10 @@ class AdversarialTraining(keras.callbacks.Callback):
             )
         return int(steps)
 
-    def _warn_of_masked_gradients(self, largest: float, logs: dict[str, Any]) -> None:
-        if largest > 0 or self._warned or logs.get("epsilon") == 0 or self._function is None:
+    def _warn_of_masked_gradients(self, report: dict[str, float]) -> None:
+        if report.get(LARGEST_GRADIENT, 1.0) > 0 or report.get("epsilon") == 0:
+            return
+        if self._warned or self._function is None:
             return
         self._warned = True
         # Not self.model: on JAX Keras then writes the state of training into the model, and here,
@@ -270,7 +319,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             causes.append(
                 "a defence such as a hard quantizer passes no gradient on: pass gradient_hardness=5"
             )
-        if outputs_probabilities(model):
+        if known_kind(model, self.outputs) == PROBABILITIES:
             causes.append(
                 "a softmax is saturated: return logits and use a loss with from_logits=True"
             )
@@ -284,17 +333,24 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     # What the step asks for, and what comes after an epoch.
 
+    def _prepare_validation(self, x: Any, y: Any) -> None:
+        """Compile the attack of the validation, and check its data before the first epoch."""
+        own = self.validation_attack.value_range
+        attacked = AttackedModel(self.model, own, outputs=self.outputs)
+        classes = attacked.logits(np.asarray(x[:1])).shape[1]
+        checks.class_labels(y, len(x), classes=classes, name="labels of validation_data")
+        hardness = self.gradient_hardness
+        softer = [] if hardness is None else attacked.with_surrogates([hardness])
+        self._validated = [*softer, attacked][0]
+
     def _validate(self) -> float:
         x, y = self.validation_data  # type: ignore[misc]
-        if self._validated is None:  # compiled once a fit
-            attacked = AttackedModel(self.model, self.validation_attack.value_range)
-            hardness = self.gradient_hardness
-            softer = [] if hardness is None else attacked.with_surrogates([hardness])
-            self._validated = [*softer, attacked][0]
-        adversarial = self.validation_attack(self._validated, x, y, seed=self.seed)
-        outputs = self.model.predict(adversarial, verbose=0)
+        model = self._validated
+        assert model is not None  # made when training began
+        adversarial = self.validation_attack(model, x, y, seed=self.seed)
+        parts = [model.predictions(adversarial[i : i + 256]) for i in range(0, len(x), 256)]
         labels = checks.class_labels(y, len(adversarial))
-        return float((outputs.argmax(axis=-1) == labels).mean())
+        return float((np.concatenate(parts) == labels).mean())
 
     def epsilon_factor(self, steps_done: Tensor) -> Any:
         """The factor for epsilon after so many steps: 0 in warm-up, rising in the ramp."""
@@ -308,6 +364,18 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self.epsilon_schedule is not None:
             factor = factor * ops.cast(self.epsilon_schedule(epoch), "float32")
         return factor
+
+
+def _validation_pair(data: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Images and labels as arrays, or None."""
+    if data is None:
+        return None
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or len(data[0]) != len(data[1]):
+        raise ValueError(
+            "Expected validation_data=(x, y), as many labels as images, as arrays. Received: "
+            f"{type(data).__name__}. Put a data set's batches together with np.concatenate."
+        )
+    return np.asarray(data[0]), np.asarray(data[1])
 
 
 def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:

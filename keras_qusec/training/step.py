@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from keras import ops
 from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed, noise
 from keras_qusec.backends import backend, present_values
 from keras_qusec.checks import float_images
-from keras_qusec.classifiers import log_probabilities, outputs_probabilities
+from keras_qusec.classifiers import PROBABILITIES, known_kind, log_probabilities, output_kind
 from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
+from keras_qusec.digests import settings_of
 
 Tensor = Any
 
@@ -26,9 +28,22 @@ REPORTED = (
     "adversarial_accuracy",
     "epsilon",
 )
-# What the step reports to the callback alone.
+# What the step reports to the callback alone; `AdversarialFunction` takes it out of the logs.
 LARGEST_GRADIENT = "_largest_input_gradient"
 OUTSIDE_RANGE = "_outside_value_range"
+RANGE_USED = "_share_of_value_range"
+BAD_LABELS = "_labels_that_are_no_class"
+CLEAN_COUNT = "_clean_count"
+ADVERSARIAL_COUNT = "_adversarial_count"
+_COUNTS = {"clean": CLEAN_COUNT, "adversarial": ADVERSARIAL_COUNT}
+_PRIVATE = (
+    LARGEST_GRADIENT,
+    OUTSIDE_RANGE,
+    RANGE_USED,
+    BAD_LABELS,
+    CLEAN_COUNT,
+    ADVERSARIAL_COUNT,
+)
 
 
 class StepSettings(NamedTuple):
@@ -42,6 +57,7 @@ class StepSettings(NamedTuple):
         epsilon_factor: function of the training steps done, a factor for epsilon.
         gradient_hardness: hardness of the surrogate gradients, or None for own gradients.
         attacked_input: key or position of the images among several inputs, or None.
+        outputs: what the user says the model's outputs are, or None.
         seed: seed of the random starts.
     """
 
@@ -52,6 +68,7 @@ class StepSettings(NamedTuple):
     epsilon_factor: Callable[[Tensor], Any]
     gradient_hardness: float | None
     attacked_input: str | int | None
+    outputs: str | None
     seed: int
 
 
@@ -65,6 +82,9 @@ class AdversarialStep:
         choices = [] if hardness is None else surrogate_choices(find_defenses(model), [hardness])
         # The surrogate gradients that the attack follows, none for the defences' own.
         self.surrogates = choices[0] if choices else {}
+        # None if neither the graph nor the user says it, which TRADES alone does not accept.
+        read = output_kind if settings.objective == "trades" else known_kind
+        self.output_kind = read(model, settings.outputs)
         # Bound before the replacement: a custom train_step is used like Keras' own.
         self.train_step = model.train_step
         self.compute_loss = model.compute_loss
@@ -129,12 +149,11 @@ class AdversarialStep:
             x = put_back(x, ops.concatenate([adversarial, images[count:]]))
         else:
             x = put_back(x, adversarial)
-        low, high = settings.attack.value_range
-        outside = ops.maximum(ops.max(images) - high, low - ops.min(images))
         extra = {
             "epsilon": ops.cast(settings.attack.epsilon * factor, "float32"),
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
-            OUTSIDE_RANGE: ops.cast(outside, "float32"),
+            BAD_LABELS: self.bad_labels(part_y, perturbed.first_output),
+            **_range_of(images, settings.attack.value_range),
         }
         first = None if settings.attack.random_start else perturbed.first_output
 
@@ -193,7 +212,39 @@ class AdversarialStep:
             return self.model(x, training=False)
 
     def log_probabilities(self, outputs: Any) -> Tensor:
-        return log_probabilities(outputs, outputs_probabilities(self.model))
+        if outputs.shape[-1] == 1 and self.threshold is None:
+            raise ValueError(
+                'Expected a classifier for objective="trades", which compares probabilities. '
+                f"Received: {self.model.name!r} with one output and a loss that is not one of "
+                'classes. Use objective="loss", or say outputs="logits" for a classifier of two '
+                "classes."
+            )
+        return log_probabilities(outputs, str(self.output_kind))
+
+    @property
+    def threshold(self) -> float | None:
+        """Where a single output changes from class 0 to class 1; None if it is no classifier's."""
+        if self.output_kind is None:
+            return None
+        if self.output_kind == PROBABILITIES:
+            return 0.5
+        two_classes = any(word in _loss_name(self.model) for word in ("binary", "hinge"))
+        said = self.settings.outputs or getattr(self.model, "output_kind", None)
+        return 0.0 if two_classes or said is not None else None
+
+    def bad_labels(self, y: Any, outputs: Any) -> Tensor:
+        """How many labels are no class of the outputs, for a loss that takes class numbers."""
+        none = ops.zeros((), "float32")
+        if keras.tree.is_nested(y) or keras.tree.is_nested(outputs) or y is None:
+            return none
+        numbers = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
+        if not numbers or len(outputs.shape) != 2 or "sparse" not in _loss_name(self.model):
+            return none
+        classes = ops.cast(y, "float32")
+        whole = ops.equal(classes, ops.round(classes))
+        inside = ops.logical_and(classes >= 0, classes <= outputs.shape[1] - 1)
+        good = ops.cast(ops.logical_and(whole, inside), "float32")
+        return ops.sum(1.0 - good)
 
     # The model's own methods, observed while its step runs.
 
@@ -254,48 +305,105 @@ class AdversarialStep:
             with keras.StatelessScope(state_mapping=mapping):
                 loss = self.compute_loss(y=labels, y_pred=predictions, training=False)
             logs[f"{name}_loss"] = ops.cast(ops.stop_gradient(loss), "float32")
-            accuracy = _accuracy(labels, predictions)
+            accuracy = _accuracy(labels, predictions, self.threshold)
             if accuracy is not None:
                 logs[f"{name}_accuracy"] = accuracy
+            rows = ops.shape(keras.tree.flatten(predictions)[0])[0]
+            logs[_COUNTS[name]] = ops.cast(rows, "float32")
         return logs
 
 
 class AdversarialFunction:
     """What stands in `model.train_function` during `fit`.
 
-    It runs only directly after the callback's `on_train_batch_begin`. Keras tells a callback
-    nothing of an exception, so a later `fit` without the callback may find this function left
-    over; it then gives the model a function of its own and steps aside.
+    It runs only directly after the callback's `on_train_batch_begin`, and in the same fit. Keras
+    tells a callback nothing of an exception, so a later `fit` without the callback may find this
+    function left over; it then gives the model a function of its own and steps aside.
     """
 
     def __init__(self, settings: StepSettings, model: keras.Model, fit: Any) -> None:
-        # Tells one fit from another: the parameters that Keras gives to its callbacks.
-        self.fit = fit
         self.model = model
-        self.armed = False
+        self.signature = _signature(settings, model)
+        # What each step reported, until the callback reads it.
+        self.reports: deque[dict[str, Tensor]] = deque()
         if isinstance(model.train_function, AdversarialFunction):
             model.train_function.remove()
         self.step = AdversarialStep(settings, model)
         with self.step.installed():
             model.make_train_function(force=True)
         self.function = model.train_function
-        model.train_function = self
+        self.begin(fit)
+
+    def serves(self, settings: StepSettings, model: keras.Model) -> bool:
+        """Whether this compiled step is that of a fit to come."""
+        return self.model is model and self.signature == _signature(settings, model)
+
+    def begin(self, fit: Any) -> None:
+        """Stand in for the model's own function during a fit.
+
+        Args:
+            fit: what tells one fit from another: the parameters that Keras gives to callbacks.
+        """
+        if isinstance(self.model.train_function, AdversarialFunction):
+            self.model.train_function.remove()
+        self.fit, self.armed = fit, False
+        # Keras makes a new history for each fit, also for one without the callback.
+        self.history = getattr(self.model, "history", None)
+        self.reports.clear()
+        self.model.train_function = self
 
     def arm(self) -> None:
         self.armed = True
 
     def __call__(self, *arguments: Any) -> Any:
-        if not self.armed:
+        if not self.armed or getattr(self.model, "history", None) is not self.history:
             self.remove()
             self.model.make_train_function()
             return self.model.train_function(*arguments)
         self.armed = False
         with self.step.installed():
-            return self.function(*arguments)
+            result = self.function(*arguments)
+        logs = result[0] if backend().passes_state else result
+        report = {name: logs.pop(name) for name in _PRIVATE if name in logs}
+        self.reports.append(report | {name: logs[name] for name in REPORTED if name in logs})
+        return result
 
     def remove(self) -> None:
         if self.model.train_function is self:
             self.model.train_function = None
+
+
+def _signature(settings: StepSettings, model: keras.Model) -> Any:
+    """What a compiled step was traced with; a step of another signature cannot be used."""
+    return (
+        settings,
+        vars(settings.attack).copy(),
+        (model.optimizer, model.loss, type(model)),
+        (model.run_eagerly, model.jit_compile, model.steps_per_execution),
+        tuple((id(variable), variable.trainable) for variable in model.variables),
+        tuple(settings_of(d, without="hardness") for d in find_defenses(model)),
+    )
+
+
+def _range_of(images: Tensor, value_range: tuple[float, float]) -> dict[str, Tensor]:
+    """How far images lie outside a range, infinitely if they hold NaN, and how much they use."""
+    low, high = value_range
+    brightest = ops.cast(ops.max(images), "float32")
+    darkest = ops.cast(ops.min(images), "float32")
+    outside = ops.maximum(brightest - high, low - darkest)
+    # Not every backend's largest value is NaN if one is.
+    total = ops.sum(ops.cast(images, "float32"))
+    return {
+        OUTSIDE_RANGE: ops.where(ops.isfinite(total), outside, float("inf")),
+        RANGE_USED: (brightest - darkest) / (high - low),
+    }
+
+
+def _loss_name(model: keras.Model) -> str:
+    """The name of the loss that a model was compiled with, empty for several."""
+    loss = getattr(model, "loss", None)
+    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or ""
+    return (name or getattr(loss, "__name__", "")).lower()
 
 
 def _variables(model: keras.Model) -> list[Any]:
@@ -349,7 +457,7 @@ def _select(
         names: list[Any] = list(x)
     else:
         names = list(range(len(x)))
-        input_names = getattr(model, "input_names", None) or []
+        input_names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
         if isinstance(attacked, str) and attacked in input_names:
             attacked = input_names.index(attacked)
     if attacked not in names:
@@ -371,13 +479,23 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def _accuracy(y: Any, outputs: Any) -> Tensor | None:
-    """Share of the largest output at the label, or None where that has no meaning."""
+def _accuracy(y: Any, outputs: Any, threshold: float | None) -> Tensor | None:
+    """Share of the largest output at the label, or None where that has no meaning.
+
+    Args:
+        y: labels.
+        outputs: what the model gave.
+        threshold: from which on a single output means class 1, or None.
+    """
     if keras.tree.is_nested(outputs) or keras.tree.is_nested(y) or len(outputs.shape) != 2:
-        return None
-    if outputs.shape[-1] < 2:
         return None
     if len(y.shape) == 2:
         y = ops.argmax(y, axis=-1) if y.shape[-1] > 1 else y[:, 0]
+    if outputs.shape[-1] == 1:
+        if threshold is None:
+            return None
+        # A hinge loss has labels -1 and 1.
+        right = ops.equal(outputs[:, 0] > threshold, ops.cast(y, "float32") > 0.5)
+        return ops.mean(ops.cast(right, "float32"))
     right = ops.equal(ops.cast(ops.argmax(outputs, axis=-1), "int32"), ops.cast(y, "int32"))
     return ops.mean(ops.cast(right, "float32"))

@@ -23,6 +23,7 @@ class Guarded(keras.Model):
 
     def __init__(self, limit=0.6):
         super().__init__()
+        self.output_kind = "logits"
         self.limit = limit
         self.head = keras.layers.Dense(2)
 

@@ -44,7 +44,7 @@ class TestBadInput:
             ({"epsilons": [0.1, 0.1]}, "each once"),
             ({"epsilons": []}, "above 0"),
             ({"epsilons": {}}, "at least one norm"),
-            ({"epsilons": {"l1": [0.1]}}, "one of"),
+            ({"epsilons": {"l7": [0.1]}}, "one of"),
             ({"epsilons": [float("nan")]}, "above 0"),
             ({"threat_models": ["grey-box"]}, "some of white-box"),
             ({"threat_models": []}, "some of white-box"),
@@ -77,8 +77,8 @@ class TestBadInput:
         with pytest.raises(ValueError, match="one output"):
             evaluate_robustness(two, X, Y)
         single = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(1)])
-        with pytest.raises(ValueError, match="two classes or more"):
-            evaluate_robustness(single, X, Y)
+        with pytest.raises(ValueError, match="one-hot"):  # a regression has no classes
+            evaluate_robustness(single, X, 0.5 * Y)
         unbuilt = keras.Sequential([keras.layers.Dense(2)])
         with pytest.raises(ValueError, match="to be built"):
             evaluate_robustness(unbuilt, X, Y)
@@ -95,8 +95,8 @@ class TestBadInput:
     def test_a_source_of_the_same_name_hides_nothing(self, linear):
         """The attacked model is checked, though a good source has its name."""
         inputs = keras.Input((FEATURES,))
-        hidden = keras.Model(inputs, keras.ops.softmax(linear(inputs)))
-        with pytest.raises(ValueError, match="probabilities made in another way"):
+        hidden = keras.Model(inputs, 100 * keras.ops.softmax(linear(inputs)))
+        with pytest.raises(ValueError, match="computed from probabilities"):
             evaluate_robustness(
                 {"m": hidden}, X, Y, attacks=["fgsm"], source_model={"m": linear},
                 threat_models=["white-box", "black-box"],

@@ -62,7 +62,7 @@ class TestFigures:
             ({"attack": "fgsm"}, "attack to be one of 'pgd', 'cw'"),
             ({"threat_model": "grey"}, "threat_model"),
             ({"model": "x"}, "model to be one of 'm'"),
-            ({"norm": "l1"}, "norm"),
+            ({"norm": "l7"}, "norm"),
             ({"epsilon": -1.0}, "0 or more"),
             ({"epsilon": 0.15}, "at which pgd ran: 0.1, 0.2 in linf. Received: epsilon=0.15"),
             ({"epsilon": 0.05}, "at which pgd ran"),

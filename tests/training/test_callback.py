@@ -139,6 +139,7 @@ class Recording(keras.Model):
 
     def __init__(self, *front):
         super().__init__()
+        self.output_kind = "logits"
         self.front = list(front)
         self.dense = keras.layers.Dense(3)
         self.batches, self.modes = [], []
