@@ -251,3 +251,19 @@ def test_an_image_that_falls_early_stops():
         search(np.arange(len(X)), 3.0, 0)
         assert attacked.counter.gradients <= most * len(X)
     assert attacked.counter.gradients == 30 * len(X)
+
+
+def test_settings_of_a_defence_changed_after_an_attack_are_seen():
+    """What is compiled for an attacked model is not used when a defence does something else."""
+    layer = QuSecQuantization(2, hardness=5.0)
+    model = keras.Sequential([keras.Input((6,)), layer, keras.layers.Dense(3)])
+    attacked = AttackedModel(model)
+    soft = attacked.logits(X)
+    layer.hard = True
+    hard = attacked.logits(X)
+    np.testing.assert_allclose(hard, ops.convert_to_numpy(model(X)), atol=1e-6)
+    assert np.abs(hard - soft).max() > 0.01
+    layer.hard = False
+    np.testing.assert_array_equal(attacked.logits(X), soft)
+    layer.hardness = 50.0  # a variable, which compiled code reads anew
+    np.testing.assert_allclose(attacked.logits(X), ops.convert_to_numpy(model(X)), atol=1e-6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from helpers import (
     EPSILONS,
     FEATURES,
     IMAGES,
+    MARGIN,
     NEAREST,
     WEIGHTS,
     X,
@@ -325,3 +328,45 @@ def test_the_papers_cw_and_a_strong_one_side_by_side():
     sizes = {(row.attack, row.threat_model): row for row in report.rows if row.epsilon is None}
     assert sizes["cw", "adaptive"].robust_accuracy <= sizes["cw-paper", "white-box"].robust_accuracy
     assert sizes["cw", "adaptive"].median_l2 < sizes["cw-paper", "adaptive"].median_l2
+
+
+def test_the_name_of_a_model_changes_no_result():
+    """Keras numbers the names of models that have none."""
+
+    def report(name):
+        model = keras.models.clone_model(small_cnn())
+        model.set_weights(small_cnn().get_weights())
+        model.name = name
+        settings = {"attacks": [("pgd", {"steps": 3})], "epsilons": [0.02, 0.05]}
+        return evaluate_robustness(model, IMAGES, predicted(model, IMAGES), **settings)
+
+    one, two = report("sequential"), report("sequential_1")
+    for a, b in zip(one.results, two.results, strict=True):
+        np.testing.assert_array_equal(a.distances["linf"], b.distances["linf"])
+
+
+def test_several_threads_leave_a_model_as_it_was():
+    """The softmax is left out by a graph of its own, not by changing the layer."""
+    model = small_cnn(activation="softmax")
+    y, before = predicted(model, IMAGES), keras.ops.convert_to_numpy(model(IMAGES))
+    settings = {"attacks": ["fgsm"], "epsilons": [0.02, 0.05]}
+    expected = evaluate_robustness(model, IMAGES, y, **settings).robust_accuracy()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(evaluate_robustness, model, IMAGES, y, **settings) for _ in range(3)]
+        assert {job.result().robust_accuracy() for job in jobs} == {expected}
+    assert model.layers[-1].activation is keras.activations.softmax
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(IMAGES)), before)
+
+
+def test_l1_attacks_are_listed_as_l1(linear):
+    attack = import_foolbox().attacks.SparseL1DescentAttack(steps=20)
+    radius = float(np.median(np.abs(MARGIN) / np.abs(WEIGHTS).max()))
+    report = evaluate_robustness(linear, X, Y, attacks=[attack], epsilons={"l1": [radius]})
+    assert {row.norm for row in report.rows} == {"l1"}
+    assert report.robust_accuracy() < 1
+    ours = evaluate_robustness(
+        linear, X, Y, attacks=[("pgd", {"norm": "l1", "random_start": False})],
+        epsilons={"l1": [radius]},
+    )  # fmt: skip
+    exact = (np.abs(MARGIN) / np.abs(WEIGHTS).max() > radius).mean()
+    assert exact <= ours.robust_accuracy() <= exact + 0.05

@@ -331,6 +331,62 @@ def test_batch_hooks_leave_the_model_alone():
         fit(model, Watched("fgsm", epsilon=0.2), x=np.round(X), epochs=2)
 
 
+def test_an_exception_before_a_step_arms_no_later_fit():
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            raise RuntimeError("stop")
+
+    model = classifier(optimizer=keras.optimizers.SGD(0.0))
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(model, [AdversarialTraining("fgsm", epsilon=0.2), Fails()], epochs=1)
+    clean = model.evaluate(X, Y, verbose=0, return_dict=True)["loss"]
+    # Batches of all images, so that the loss of the first step is that of the clean images.
+    logs = model.fit(X, Y, verbose=0, batch_size=64).history
+    assert logs["loss"][0] == pytest.approx(clean, rel=1e-4)
+
+
+def test_a_logger_before_it_writes_public_columns(tmp_path):
+    model = classifier()
+    logger = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    fit(model, [logger, AdversarialTraining("fgsm", epsilon=0.1)], epochs=2)
+    header = (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert "_" in header
+    assert not [name for name in header.split(",") if name.startswith("_")]
+
+
+def test_the_second_fit_with_a_callback_traces_nothing():
+    model = classifier()
+    traced = []
+    original = model.compute_loss
+    object.__setattr__(model, "compute_loss", lambda *a, **k: traced.append(1) or original(*a, **k))
+    callback = AdversarialTraining("fgsm", epsilon=0.1)
+    fit(model, callback, epochs=1, shuffle=False)
+    first = len(traced)
+    fit(model, callback, epochs=1, shuffle=False)
+    if BACKEND == "torch":  # which runs eagerly
+        assert len(traced) == 2 * first
+    else:
+        assert len(traced) == first
+    # But what was traced with other settings is not used.
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    fit(model, callback, epochs=1, shuffle=False)
+    assert len(traced) > first
+
+
+def test_images_named_among_inputs_of_a_list():
+    images, extra = keras.Input((15,), name="img"), keras.Input((2,), name="extra")
+    hidden = keras.layers.Concatenate()([images, extra])
+    model = keras.Model([images, extra], keras.layers.Dense(3)(hidden))
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    both = [X, np.zeros((64, 2), "float32")]
+    logs = fit(model, AdversarialTraining("fgsm", epsilon=0.1, attacked_input="img"), x=both)
+    by_place = fit(model, AdversarialTraining("fgsm", epsilon=0.1, attacked_input=0), x=both)
+    assert logs["adversarial_loss"][0] > logs["clean_loss"][0]
+    assert by_place["adversarial_loss"][0] > by_place["clean_loss"][0]
+    with pytest.raises(ValueError, match="to name the images"):
+        fit(model, AdversarialTraining("fgsm", epsilon=0.1, attacked_input="image"), x=both)
+
+
 # --- Never ----------------------------------------------------------------------------
 
 
