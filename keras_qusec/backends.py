@@ -27,17 +27,20 @@ class Backend(ABC):
     passes_state = False
 
     @abstractmethod
-    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+    def input_gradient(
+        self, objective: Objective, images: Tensor, *, differentiable: bool = False
+    ) -> tuple[Tensor, Any]:
         """The gradient of a scalar function of the images, and what else it returned.
 
-        Works eagerly and inside compiled functions and graph loops. Nothing is recorded for an
-        outer differentiation, and no weight gradient is computed. A model that ignores its
-        input or cuts the gradient gives a gradient of zero.
+        Works eagerly and inside compiled functions and graph loops. Unless `differentiable`,
+        nothing is recorded for an outer differentiation, and no weight gradient is computed. A
+        model that ignores its input or cuts the gradient gives a gradient of zero.
 
         Args:
             objective: function of the images that returns a scalar and any auxiliary
                 structure of tensors.
             images: float tensor.
+            differentiable: the gradient will be differentiated again, as in a gradient penalty.
 
         Returns:
             The gradient, of the shape and dtype of `images`, and the auxiliary structure.
@@ -74,7 +77,9 @@ class Backend(ABC):
 class TensorFlow(Backend):
     """TensorFlow: compiled by `tf.function`, once for all batch sizes."""
 
-    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+    def input_gradient(
+        self, objective: Objective, images: Tensor, *, differentiable: bool = False
+    ) -> tuple[Tensor, Any]:
         import tensorflow as tf
 
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -82,7 +87,7 @@ class TensorFlow(Backend):
             value, auxiliary = objective(images)
         zero = tf.UnconnectedGradients.ZERO
         gradient = tape.gradient(value, images, unconnected_gradients=zero)
-        return tf.stop_gradient(gradient), auxiliary
+        return (gradient if differentiable else tf.stop_gradient(gradient)), auxiliary
 
     def compiled(
         self, function: Callable[..., Any], variables: list[Any], *, batches: int
@@ -112,10 +117,13 @@ class Jax(Backend):
 
     passes_state = True
 
-    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+    def input_gradient(
+        self, objective: Objective, images: Tensor, *, differentiable: bool = False
+    ) -> tuple[Tensor, Any]:
         import jax
 
-        return jax.grad(objective, has_aux=True)(images)
+        gradient, auxiliary = jax.grad(objective, has_aux=True)(images)
+        return (gradient if differentiable else jax.lax.stop_gradient(gradient)), auxiliary
 
     def compiled(
         self, function: Callable[..., Any], variables: list[Any], *, batches: int
@@ -146,9 +154,17 @@ class Jax(Backend):
 class Torch(Backend):
     """PyTorch: runs eagerly."""
 
-    def input_gradient(self, objective: Objective, images: Tensor) -> tuple[Tensor, Any]:
+    def input_gradient(
+        self, objective: Objective, images: Tensor, *, differentiable: bool = False
+    ) -> tuple[Tensor, Any]:
         import torch
 
+        if differentiable:
+            images = images if images.requires_grad else images.detach().requires_grad_(True)
+            with torch.enable_grad():
+                value, auxiliary = objective(images)
+                (gradient,) = torch.autograd.grad(value, images, create_graph=True)
+            return gradient, auxiliary
         images = images.detach().requires_grad_(True)
         with torch.enable_grad():
             value, auxiliary = objective(images)

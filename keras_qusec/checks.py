@@ -116,9 +116,9 @@ def pixels_used(x: np.ndarray, values: Range) -> None:
     used = float(x.max()) - float(x.min()) if x.size else 0.0
     if 0 < used <= 0.01 * (values[1] - values[0]):
         raise ValueError(
-            f"Expected images that use value_range=({values[0]:g}, {values[1]:g}). Received: values "
-            f"from {x.min():g} to {x.max():g}, less than a hundredth of it. Scale the images, or "
-            "give the range that they have, such as (0.0, 1.0)."
+            f"Expected images that use value_range=({values[0]:g}, {values[1]:g}). Received: "
+            f"values from {x.min():g} to {x.max():g}, less than a hundredth of it. Scale "
+            "the images, or give the range that they have, such as (0.0, 1.0)."
         )
 
 

@@ -39,9 +39,9 @@ _KEEPING = {
 _COMBINING = {
     "Add", "Average", "AveragePooling2D", "BatchNormalization", "Concatenate", "Divide", "Dot",
     "Einsum", "GetItem", "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalMaxPooling1D",
-    "GlobalMaxPooling2D", "GroupNormalization", "LayerNormalization", "Matmul", "Max", "MaxPooling2D", "Maximum", "Mean",
-    "Min", "Minimum", "Multiply", "Negative", "Permute", "Rescaling", "Stack", "Subtract", "Sum",
-    "Take", "Tensordot", "Transpose", "TrueDivide",
+    "GlobalMaxPooling2D", "GroupNormalization", "LayerNormalization", "Matmul", "Max",
+    "MaxPooling2D", "Maximum", "Mean", "Min", "Minimum", "Multiply", "Negative", "Permute",
+    "Rescaling", "Stack", "Subtract", "Sum", "Take", "Tensordot", "Transpose", "TrueDivide",
 }  # fmt: skip
 
 

@@ -234,9 +234,7 @@ def _value_range(
         return 0.0, 1.0
     (low, high) = ranges.pop()
     if (low, high) != (0.0, 1.0):
-        print(
-            f"Images are scaled to {low:g} ... {high:g}, which the first layers of the models expect."
-        )
+        print(f"Images are scaled to {low:g} ... {high:g}, which the models' first layers expect.")
     return low, high
 
 

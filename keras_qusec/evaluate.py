@@ -39,7 +39,6 @@ from keras_qusec.evaluation.store import Store
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 
-
 # Of the value range: the default radii.
 _SHARES = (0.1, 0.2, 0.3)
 

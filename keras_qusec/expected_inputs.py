@@ -80,8 +80,8 @@ def check_expected_range(model: keras.layers.Layer, value_range: Range, name: st
         if max(abs(wanted[0] - low), abs(wanted[1] - high)) > 0.01 * (high - low):
             problem = f"whose first layers ({', '.join(path.words)}) expect {_words(wanted)}"
     elif abs(path.scale) * (high - low) < 0.05:
-        wanted = "larger pixel values" if expected is None else _words(expected)
-        problem = f"whose first layers ({', '.join(path.words)}) expect {wanted}"
+        larger = "larger pixel values" if expected is None else _words(expected)
+        problem = f"whose first layers ({', '.join(path.words)}) expect {larger}"
     elif path.normalization is not None:
         mean, deviation = path.normalization
         ends = sorted((path.scale * low + path.offset, path.scale * high + path.offset))
@@ -95,8 +95,8 @@ def check_expected_range(model: keras.layers.Layer, value_range: Range, name: st
     if problem:
         raise ValueError(
             f"Expected images in the range that the model was made for. Received: "
-            f"value_range={_words(value_range)} for {name!r}, {problem}. Give images in that range, "
-            "and its value_range; epsilon is in units of the pixel values."
+            f"value_range={_words(value_range)} for {name!r}, {problem}. Give images in that "
+            "range, and its value_range; epsilon is in units of the pixel values."
         )
 
 
@@ -215,4 +215,6 @@ def _tells(layer: Any) -> bool:
     """Whether a layer really uses its data format, which every Flatten has too."""
     if getattr(layer, "data_format", None) not in _FORMATS:
         return False
-    return type(layer).__name__ != "Flatten" and getattr(layer, "granularity", "channel") == "channel"
+    return (
+        type(layer).__name__ != "Flatten" and getattr(layer, "granularity", "channel") == "channel"
+    )

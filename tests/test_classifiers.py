@@ -93,7 +93,7 @@ class TestLogits:
         inputs = keras.Input((8, 8, 1))
         one, two = small_cnn(1, activation="softmax"), small_cnn(2, activation="softmax")
         mean = keras.Model(inputs, (one(inputs) + two(inputs)) / 2)
-        with pytest.raises(ValueError, match="computed from probabilities.*Say outputs="):
+        with pytest.raises(ValueError, match=r"computed from probabilities.*Say outputs="):
             evaluate_robustness(mean, IMAGES[:4], np.zeros(4, int))
         with pytest.raises(ValueError, match="computed from probabilities"):
             evaluate_robustness(

@@ -68,7 +68,11 @@ class TestNorm:
         path, text = report.save(tmp_path / "report.json"), str(report)
         norms.unregister("effort")  # a report can be read where its norm is unknown
         again = RobustnessReport.load(path)
-        words = str(again).replace("attacks, effort", "attacks, Effort").replace("within effort", "within Effort")
+        words = (
+            str(again)
+            .replace("attacks, effort", "attacks, Effort")
+            .replace("within effort", "within Effort")
+        )
         assert words.split() == text.split()
 
     def test_every_attack_is_measured_in_it(self, linear, effort):
@@ -84,7 +88,10 @@ class TestNorm:
         assert "No attack was made in Effort" in " ".join(report.notes)
 
     def test_other_processes_learn_it(self, linear, effort):
-        settings = {"attacks": [("pgd", {"norm": "effort", "steps": 3})], "epsilons": {"effort": [0.2]}}
+        settings = {
+            "attacks": [("pgd", {"norm": "effort", "steps": 3})],
+            "epsilons": {"effort": [0.2]},
+        }
         one = evaluate_robustness(linear, X, Y, batch_size=30, **settings)
         two = evaluate_robustness(linear, X, Y, batch_size=30, n_jobs=2, **settings)
         assert one.robust_accuracy() == two.robust_accuracy()

@@ -27,8 +27,13 @@ from keras_qusec import (
     cli,
     evaluate_robustness,
 )
-from keras_qusec.attacks import BIM, FGSM, JSMA, PGD, AttackedModel, LocalSearch, Pointwise
-from keras_qusec.attacks import SinglePixel, attack_from
+from keras_qusec.attacks import (
+    BIM,
+    FGSM,
+    PGD,
+    AttackedModel,
+    attack_from,
+)
 from keras_qusec.quantization import hard_quantize, soft_quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -126,8 +131,17 @@ add("evaluate_robustness", "outputs", {
     ),
 }, "right")  # fmt: skip
 for name in ("mixed_float16", "mixed_bfloat16"):
-    rows = {f"{name} softmax": (lambda name=name: abs(evaluated(
-        odd.dense(activation="softmax", dtype=name)).robust_accuracy() - EXPECTED) < 0.06,)}
+    rows = {
+        f"{name} softmax": (
+            lambda name=name: (
+                abs(
+                    evaluated(odd.dense(activation="softmax", dtype=name)).robust_accuracy()
+                    - EXPECTED
+                )
+                < 0.06
+            ),
+        )
+    }
     add("evaluate_robustness", "outputs", rows, "right")
 add("evaluate_robustness", "outputs", {
     "100 * softmax": (lambda: evaluated(odd.ending(lambda z: 100 * softmax(z))), "probabilities"),
@@ -321,10 +335,18 @@ BAD_LABELS = {
     "words": (np.array(["cat"] * 60), "integers"),
 }
 for name, (labels, match) in BAD_LABELS.items():
-    add("evaluate_robustness", "labels", {
-        name: (lambda labels=labels: evaluated(odd.linear(), y=labels), match)}, "error")
-    add("attacks", "labels", {
-        name: (lambda labels=labels: FGSM(0.1)(odd.linear(), X, labels), match)}, "error")
+    add(
+        "evaluate_robustness",
+        "labels",
+        {name: (lambda labels=labels: evaluated(odd.linear(), y=labels), match)},
+        "error",
+    )
+    add(
+        "attacks",
+        "labels",
+        {name: (lambda labels=labels: FGSM(0.1)(odd.linear(), X, labels), match)},
+        "error",
+    )
 add("evaluate_robustness", "labels", {
     "fewer": (lambda: evaluated(odd.linear(), y=Y[:5]), "60 labels"),
     "targets that are labels": (lambda: evaluated(odd.linear(), targets=Y), "differ from the"),
@@ -565,8 +587,12 @@ BAD_LAYER = {
 }  # fmt: skip
 for name, (settings, match) in BAD_LAYER.items():
     for kind in (QuSecQuantization, TrainableQuSecQuantization):
-        add("layers", "settings", {
-            f"{kind.__name__}: {name}": (lazily(kind, **settings), match)}, "error")
+        add(
+            "layers",
+            "settings",
+            {f"{kind.__name__}: {name}": (lazily(kind, **settings), match)},
+            "error",
+        )
 add("layers", "settings", {
     "too few thresholds": (lazily(QuSecQuantization, 3, thresholds=[0.5]), "thresholds"),
     "thresholds that fall": (lazily(QuSecQuantization, 3, thresholds=[0.6, 0.3]), "increas"),
@@ -836,10 +862,19 @@ def command(folder, *arguments, model=None, x=None):
     labels = np.arange(30) % 2
     np.savez(folder / "d.npz", x_train=data, y_train=labels, x_test=data, y_test=labels)
     out, err = io.StringIO(), io.StringIO()
-    words = ["evaluate", str(folder / "m.keras"), "--data", str(folder / "d.npz"), "--attacks", "fgsm"]
+    words = [
+        "evaluate",
+        str(folder / "m.keras"),
+        "--data",
+        str(folder / "d.npz"),
+        "--attacks",
+        "fgsm",
+    ]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            status = cli.main([*words, *(word.replace("FOLDER", str(folder)) for word in arguments)])
+            status = cli.main(
+                [*words, *(word.replace("FOLDER", str(folder)) for word in arguments)]
+            )
         except SystemExit as stop:
             status = stop.code
     if status:
@@ -931,7 +966,10 @@ def table_of_counts():
     """The rows of the table in docs/design.md."""
     counts = Counter((case.entry, case.kind, case.outcome) for case in CASES)
     outcomes = ("right", "error", "note", "warning")
-    rows = ["| entry | kind | right number | error | note | warning |", "| --- | --- | ---: | ---: | ---: | ---: |"]
+    rows = [
+        "| entry | kind | right number | error | note | warning |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     for entry, kind in sorted({key[:2] for key in counts}):
         cells = [str(counts[entry, kind, outcome] or "") for outcome in outcomes]
         rows.append(f"| {entry} | {kind} | {' | '.join(cells)} |")

@@ -257,8 +257,8 @@ def _unpack(name: str, parcel: Parcel) -> AttackedModel:
     if not np.allclose(logits, parcel.logits, rtol=1e-2, atol=1e-2 * np.abs(parcel.logits).max()):
         raise RuntimeError(
             f"Expected the same model in each process. Received: {name!r}, which gives other "
-            "outputs when it is saved and loaded. Let its get_config return all of its settings, or "
-            "use n_jobs=1."
+            "outputs when it is saved and loaded. Let its get_config return all of its settings, "
+            "or use n_jobs=1."
         )
     return cache[key]
 

@@ -281,9 +281,9 @@ class AdversarialTraining(keras.callbacks.Callback):
             )
         if 0 < report.get(RANGE_USED, 1.0) <= 0.01:
             raise ValueError(
-                f"Expected images that use value_range=({low:g}, {high:g}) of the attack. Received: "
-                "a batch that uses less than a hundredth of it. Scale the images, or give the "
-                "attack the range that they have, such as (0.0, 1.0)."
+                f"Expected images that use value_range=({low:g}, {high:g}) of the attack. "
+                "Received: a batch that uses less than a hundredth of it. Scale the images, or "
+                "give the attack the range that they have, such as (0.0, 1.0)."
             )
         if report.get(BAD_LABELS, 0.0) > 0:
             raise ValueError(

@@ -1,0 +1,89 @@
+"""Bit-depth reduction, the first of the squeezers of feature squeezing (Xu et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_qusec import checks
+from keras_qusec.defenses.base import current_surrogate, straight_through
+
+Tensor = Any
+
+
+def reduce_bit_depth(x: Tensor, bits: int, value_range: checks.Range = (0.0, 1.0)) -> Tensor:
+    """Pixels rounded to ``2^bits`` equally spaced values: ``rint(x (2^b - 1)) / (2^b - 1)``.
+
+    Args:
+        x: float tensor in the value range.
+        bits: bits of a pixel.
+        value_range: darkest and brightest pixel value, which the result keeps.
+
+    Source: Xu et al. 2018, Section III.A.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras_qusec.defenses import reduce_bit_depth
+    >>> np.asarray(reduce_bit_depth(np.array([0.1, 0.4, 0.9], "float32"), 2)).round(3).tolist()
+    [0.0, 0.3330000042915344, 1.0]
+    """
+    low, high = value_range
+    steps = 2.0**bits - 1
+    return ops.round((x - low) * (steps / (high - low))) * ((high - low) / steps) + low
+
+
+@keras.saving.register_keras_serializable(package="keras_qusec")
+class BitDepthReduction(keras.layers.Layer):
+    """Round pixels to a few bits, as a layer in front of a classifier.
+
+    ``y = rint(x (2^b - 1)) / (2^b - 1)`` for pixels in [0, 1]. The derivative is zero wherever
+    there is one, so that attacks which follow it fail; adaptive attacks take the identity
+    instead (BPDA).
+
+    Args:
+        bits: bits of a pixel, from 1 up; the authors take 1 for MNIST and 5 for CIFAR-10.
+        value_range: darkest and brightest pixel value.
+        **kwargs: `name`, `dtype` and the other arguments of every Keras layer.
+
+    Input shape: any; floats in `value_range`.
+
+    Output shape: that of the input; values in `value_range`.
+
+    Raises:
+        ValueError: for unusable arguments, and for integer images.
+
+    Source: Xu et al. 2018, Feature Squeezing, Section III.A. How it is broken: He et al. 2017.
+
+    Example:
+
+    >>> from keras_qusec.defenses import BitDepthReduction
+    >>> layer = BitDepthReduction(1)
+    >>> np.asarray(layer(np.array([[0.2, 0.7]], "float32"))).tolist()
+    [[0.0, 1.0]]
+    """
+
+    def __init__(
+        self, bits: int = 1, *, value_range: checks.Range = (0.0, 1.0), **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.bits = checks.whole_number(bits, "bits", hint="8 bits change no usual image.")
+        self.value_range = checks.value_range(value_range)
+
+    def surrogates(self, hardnesses: Sequence[float]) -> list[str]:
+        """What an adaptive attacker differentiates instead: the identity."""
+        return ["identity"]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        checks.float_images(inputs)
+        y = reduce_bit_depth(inputs, self.bits, self.value_range)
+        return y if current_surrogate(self) is None else straight_through(y, inputs)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "bits": self.bits, "value_range": list(self.value_range)}
