@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two workers suit two cores; PYTEST_ARGS="" runs in one process.
 PYTEST_ARGS ?= -n 2
+# One thread for each worker: PyTorch with two beside another busy process is many times slower.
+export OMP_NUM_THREADS ?= 1
 # TensorFlow greets with notes about the processor otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 

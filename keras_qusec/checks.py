@@ -104,7 +104,8 @@ def float_images(x: Any) -> None:
 def images_inside(x: np.ndarray, values: Range) -> None:
     """Raise a ValueError for images with a value outside the range, or NaN."""
     low, high = values
-    if x.size and not (x.min() >= low and x.max() <= high):
+    rounding = 1e-6 * (high - low)  # the ends of a range are rarely float32 numbers
+    if x.size and not (x.min() >= low - rounding and x.max() <= high + rounding):
         raise ValueError(
             f"Expected images inside value_range={values}. Received: values from "
             f"{x.min():g} to {x.max():g}. Scale the images, or give their value_range."
@@ -154,7 +155,8 @@ def class_labels(
         width = "n_classes" if classes is None else classes
         raise ValueError(
             f"Expected {count} {name} as integers (n,) or one-hot (n, {width}). Received: shape "
-            f"{y.shape}, dtype {y.dtype}. Probabilities become labels with y.argmax(axis=1)."
+            f"{y.shape}, dtype {y.dtype}. Probabilities become labels with y.argmax(axis=1), "
+            "class numbers that are floats with y.astype('int64')."
         )
     if count and classes is not None and (y.min() < 0 or y.max() >= classes):
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.checks import one_of
+from keras_qusec.graphs import Call, has_graph, is_of_keras, made_by
 
 Tensor = Any
 Function = Callable[[Tensor], Tensor]
@@ -60,8 +61,8 @@ class Ending(NamedTuple):
     logits: Function | None = None
 
 
-def ending_of(model: keras.Model) -> Ending:
-    """Read from a model's graph what makes its outputs, also inside nested models.
+def ending_of(model: keras.Model, index: int = 0) -> Ending:
+    """Read from a model's graph what makes one of its outputs, also inside nested models.
 
     Example:
 
@@ -69,61 +70,81 @@ def ending_of(model: keras.Model) -> Ending:
     >>> ending_of(model).kind
     'logits'
     """
-    outputs = getattr(model, "outputs", None)
-    if not outputs or not _is_of_keras(model):
+    if not has_graph(model):
         return Ending(None, f"the code of {type(model).__name__}.call, which has no graph")
-    return _ending_at(model.inputs, outputs[0])
+    return _Reader(model.inputs).ending(model.outputs[index])
 
 
-def _ending_at(inputs: list[Tensor], tensor: Tensor) -> Ending:
-    """What makes a tensor of the graph that begins at `inputs`."""
-    operation, parents = _made_by(tensor)
-    name = type(operation).__name__
-    if not parents:
-        return Ending(LOGITS, "its inputs")
+class _Reader:
+    """Reads the endings of tensors of one graph, each once."""
 
-    def before(images: Tensor) -> Tensor:
-        return part(images, training=False)
+    def __init__(self, inputs: list[Tensor]) -> None:
+        self.inputs = inputs
+        self.known: dict[int, Ending] = {}
 
-    part = keras.Model(inputs[0] if len(inputs) == 1 else inputs, parents[0])
-    if isinstance(operation, keras.Model):
-        inner = ending_of(operation)
-        return inner._replace(logits=_chain(before, inner.logits))
-    if not _is_of_keras(operation):
-        return Ending(None, f"the layer {operation.name!r} of class {name}")
-    if _is_squashing_operation(operation, name, len(tensor.shape)):
-        return Ending(PROBABILITIES, name, before)
-    activation = getattr(operation, "activation", None)
-    if activation in _SQUASHING:
-        bare = None if name == "Activation" else _without_activation(operation)
-        return Ending(PROBABILITIES, f"a {activation.__name__}", _chain(before, bare, None))
-    if hasattr(operation, "activation"):
-        if activation in _SCORING:
+    def ending(self, tensor: Tensor) -> Ending:
+        """What makes a tensor."""
+        if id(tensor) not in self.known:
+            self.known[id(tensor)] = self._read(made_by(tensor))
+        return self.known[id(tensor)]
+
+    def _read(self, call: Call) -> Ending:
+        operation, parents = call.operation, call.parents
+        name = type(operation).__name__
+        if not parents:
+            return Ending(LOGITS, "its inputs")
+        if isinstance(operation, keras.Model):
+            inner = ending_of(operation, call.place)
+            return inner._replace(logits=_chain(self._before(parents), inner.logits))
+        if not is_of_keras(operation):
+            return Ending(None, f"the layer {operation.name!r} of class {name}")
+        if _is_squashing_operation(operation, name, len(call.output.shape)):
+            return Ending(PROBABILITIES, name, self._before(parents))
+        if hasattr(operation, "activation"):
+            return self._read_activation(operation, name, parents)
+        above = [self.ending(parent) for parent in parents]
+        if name == "Cast":  # logits are wanted in full precision
+            return above[0]
+        if name in _KEEPING:
+            return above[0]._replace(logits=_chain(above[0].logits, operation))
+        if name == "Log" and above[0].what in _SOFTMAX:
+            return Ending(LOGITS, "log-probabilities", above[0].logits)
+        return _combined(name, above)
+
+    def _read_activation(self, layer: Any, name: str, parents: list[Tensor]) -> Ending:
+        if layer.activation in _SCORING:
             return Ending(LOGITS, name)
-        return Ending(None, f"{name} with an activation of your own or without an inverse")
-    above = [_ending_at(inputs, parent) for parent in parents]
-    if name == "Cast":  # logits are wanted in full precision
-        return above[0]
-    if name in _KEEPING:
-        return above[0]._replace(logits=_chain(above[0].logits, operation))
-    if name == "Log" and above[0].what in ("Softmax", "a softmax"):
-        return Ending(LOGITS, "log-probabilities", above[0].logits)
-    if name in _SCORES or (name in _COMBINING and LOGITS in {end.kind for end in above}):
+        if layer.activation not in _SQUASHING:
+            return Ending(None, f"{name} with an activation of your own or without an inverse")
+        before: Function | None = self._before(parents)
+        if name != "Activation":
+            before = _chain(before, _Bare(layer))
+        return Ending(PROBABILITIES, f"a {layer.activation.__name__}", before)
+
+    def _before(self, parents: list[Tensor]) -> Function:
+        """The function from images to what an operation takes."""
+
+        def single(tensors: list[Tensor]) -> Any:
+            return tensors[0] if len(tensors) == 1 else tensors
+
+        part = keras.Model(single(self.inputs), single(parents))
+        return lambda images: part(images, training=False)
+
+
+_SOFTMAX = ("Softmax", "a softmax")
+# What makes scores vanish together with the probabilities that it weighs by.
+_WEIGHING = ("Multiply", "Divide", "TrueDivide")
+
+
+def _combined(name: str, above: list[Ending]) -> Ending:
+    """The ending of scores that are weighed, summed or chosen from others."""
+    kinds = {end.kind for end in above}
+    weighs = name in _WEIGHING and any(end.what in _SOFTMAX for end in above)
+    if name in _SCORES or (name in _COMBINING and LOGITS in kinds and not weighs):
         return Ending(LOGITS, name)
-    if name in _COMBINING and above[0].kind == PROBABILITIES:
+    if name in _COMBINING and PROBABILITIES in kinds:
         return Ending(None, f"{name}, computed from probabilities")
     return Ending(None, name if above[0].kind else f"{name} after {above[0].what}")
-
-
-def _made_by(tensor: Tensor) -> tuple[Any, list[Tensor]]:
-    """The operation or layer that makes a symbolic tensor, and the tensors that it takes."""
-    operation, index, _ = tensor._keras_history
-    return operation, list(operation._inbound_nodes[index].input_tensors)
-
-
-def _is_of_keras(operation: Any) -> bool:
-    """Whether what an operation computes is written in Keras and not by a user."""
-    return str(type(operation).call.__module__).partition(".")[0] == "keras"
 
 
 def _is_squashing_operation(operation: Any, name: str, rank: int) -> bool:
@@ -134,15 +155,11 @@ def _is_squashing_operation(operation: Any, name: str, rank: int) -> bool:
     return name == "Sigmoid"
 
 
-def _chain(*functions: Any) -> Function | None:
-    """Functions one after the other; None if the first or the second is None.
-
-    A third argument of None says that the second may be left out.
-    """
-    first, second = functions[:2]
-    if first is None or (second is None and len(functions) == 2):
+def _chain(first: Function | None, second: Function | None) -> Function | None:
+    """One function after the other; None if there is none of the two."""
+    if first is None or second is None:
         return None
-    return first if second is None else lambda images: second(first(images))
+    return lambda images: second(first(images))
 
 
 class _Bare(keras.layers.Layer):
@@ -151,7 +168,7 @@ class _Bare(keras.layers.Layer):
     def __init__(self, layer: Any) -> None:
         super().__init__(
             name=f"{layer.name}_without_activation",
-            dtype=layer.dtype_policy,
+            dtype=layer.compute_dtype,  # a policy of quantized weights would want code for them
             autocast=layer.autocast,
             trainable=False,
         )
@@ -164,10 +181,6 @@ class _Bare(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         return self._hidden[0](inputs)
-
-
-def _without_activation(layer: Any) -> Function:
-    return _Bare(layer)
 
 
 def known_kind(model: keras.Model, said: str | None = None) -> str | None:
@@ -240,10 +253,23 @@ def logits_function(model: keras.Model, outputs: str | None = None) -> Function:
     >>> keras.ops.convert_to_numpy(logits).tolist()
     [[300.0, 300.0]]
     """
+    check_one_of_each(model)
     kind, reached = output_kind(model, outputs), ending_of(model).logits
     if reached is not None:
         return lambda images: class_logits(reached(images), LOGITS)
     return lambda images: class_logits(_single(model(images, training=False), model), kind)
+
+
+def check_one_of_each(model: keras.Model) -> None:
+    """Raise a ValueError for a model with several inputs or several outputs."""
+    for kind in ("inputs", "outputs"):
+        count = len(getattr(model, kind, None) or [0])
+        if count > 1:
+            raise ValueError(
+                f"Expected a classifier with one {kind[:-1]}. Received: {model.name!r} with "
+                f"{count} {kind}. Make a model of the classifier alone, from images to classes: "
+                "keras.Model(model.inputs[0], model.outputs[0])."
+            )
 
 
 def _single(outputs: Any, model: keras.Model) -> Tensor:
@@ -324,11 +350,21 @@ def check_logits_reached(logits: np.ndarray, outputs: np.ndarray, name: str) -> 
     spread = np.exp(np.minimum(logits, 0.0))
     log_shares = np.log(np.maximum(shares, 1e-300))
     made = (logits_as_given, shares, sigmoid, spread, log_shares)
-    # A single row of logits may happen to be shares, but not all rows.
-    looks_like = (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-2)
     # bfloat16 has three digits, of the largest numbers that were added up.
     rounding = 2e-2 * max(1.0, np.abs(outputs).max())
-    if looks_like or not any(np.allclose(outputs, one, rtol=0, atol=rounding) for one in made):
+    if not any(np.allclose(outputs, one, rtol=0, atol=rounding) for one in made):
+        raise ValueError(
+            f"Expected logits that make a model's outputs. Received: {name!r}, whose outputs are "
+            "probabilities made in another way than its graph says, or other scores. Make a model "
+            "that ends in logits, and evaluate that."
+        )
+    check_not_probabilities(logits, name)
+
+
+def check_not_probabilities(logits: np.ndarray, name: str) -> None:
+    """Raise a ValueError for logits, ``(n, classes)`` on some images, that look like shares."""
+    # A single row of logits may happen to be shares, but not all rows.
+    if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-2):
         raise ValueError(
             f"Expected logits, or a softmax that can be left out. Received: {name!r}, whose "
             "outputs are probabilities made in another way. Their gradients vanish; make a model "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import types
+from typing import Any
 
 import keras
 import numpy as np
@@ -48,3 +50,39 @@ def settings_of(layer: keras.layers.Layer, *, without: str = "") -> str:
         return name + json.dumps(config, sort_keys=True, default=str)
     except Exception:  # noqa: BLE001  layers without a configuration still have weights
         return name
+
+
+def code_digest(thing: Any) -> str:
+    """A hash of the code and the values of a function or object, of a user's own classes too.
+
+    Two functions of one name that do something else differ in it. What they call in other modules
+    is not looked into.
+    """
+    return digest(*(part.encode() for part in _parts_of(thing, set())))
+
+
+def _parts_of(thing: Any, seen: set[int]) -> list[str]:
+    if id(thing) in seen or isinstance(thing, (str, int, float, bool, type(None), bytes)):
+        return [repr(thing)]
+    if isinstance(thing, np.ndarray):
+        return [digest(repr((thing.shape, thing.dtype)).encode(), thing.tobytes())]
+    seen.add(id(thing))
+    if isinstance(thing, types.CodeType):
+        own = [thing.co_code.hex(), repr(thing.co_names)]
+        return own + [part for one in thing.co_consts for part in _parts_of(one, seen)]
+    if isinstance(thing, types.FunctionType):
+        cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+        values = [thing.__code__, thing.__defaults__, thing.__kwdefaults__, *cells]
+        return [part for one in values for part in _parts_of(one, seen)]
+    if isinstance(thing, dict):
+        return [part for key, one in thing.items() for part in [repr(key), *_parts_of(one, seen)]]
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return [part for one in thing for part in _parts_of(one, seen)]
+    name = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    parts = [name, *_parts_of(dict(getattr(thing, "__dict__", {})), seen)]
+    for kind in type(thing).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package not in ("keras_qusec", "builtins", "keras", "foolbox", "abc", "typing"):
+            methods = [one for one in vars(kind).values() if isinstance(one, types.FunctionType)]
+            parts += [part for one in methods for part in _parts_of(one, seen)]
+    return parts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -10,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.checks import Range, one_of
+from keras_qusec.graphs import Call, calls_of, has_graph
 from keras_qusec.sublayers import inside
 
 _FORMATS = ("channels_last", "channels_first")
@@ -29,7 +29,8 @@ class _Path:
         self.words: list[str] = []
         # The range that a layer states of itself, in units of the model's input.
         self.stated: Range | None = None
-        self.normalization: tuple[np.ndarray, np.ndarray] | None = None
+        # Mean and, if it is divided by one, standard deviation of the images it was adapted to.
+        self.normalization: tuple[np.ndarray, np.ndarray | None] | None = None
 
     def map(self, scale: Any, offset: Any, words: str) -> bool:
         """Apply an affine function of all pixels; False if it is not one number for all."""
@@ -86,8 +87,9 @@ def check_expected_range(model: keras.layers.Layer, value_range: Range, name: st
         mean, deviation = path.normalization
         ends = sorted((path.scale * low + path.offset, path.scale * high + path.offset))
         width = ends[1] - ends[0]
-        spread = float(deviation.mean())
-        if mean.min() < ends[0] or mean.max() > ends[1] or not 0.01 < spread / width < 0.51:
+        inside = ends[0] <= mean.min() and mean.max() <= ends[1]
+        spread = 0.25 * width if deviation is None else float(deviation.mean())
+        if not inside or not 0.01 < spread / width < 0.51:
             problem = (
                 f"whose Normalization was adapted to images of mean {float(mean.mean()):.3g} and "
                 f"standard deviation {spread:.3g}"
@@ -115,62 +117,80 @@ def _follow(model: Any, path: _Path) -> bool:
     """Follow a graph or a layer; True if what comes behind it still sees pixels."""
     if isinstance(model, keras.Sequential):
         return all(_follow_layer(layer, path) for layer in model.layers)
-    inputs = getattr(model, "inputs", None) if isinstance(model, keras.Model) else None
-    if not inputs:
-        return not isinstance(model, keras.Model) and _follow_layer(model, path)
-    tensor, operations = inputs[0], list(model.operations)
-    while True:
-        takers = [o for o in operations if any(tensor is t for t in _taken_by(o))]
+    if isinstance(model, keras.Model):
+        return has_graph(model) and _follow_graph(model, path)
+    return _follow_layer(model, path)
+
+
+def _follow_graph(model: keras.Model, path: _Path) -> bool:
+    calls, tensor = calls_of(model), model.inputs[0]
+    while tensor is not model.outputs[0]:
+        takers = [call for call in calls if any(tensor is parent for parent in call.parents)]
         if len(takers) != 1:
-            return not takers
-        if not _follow_layer(takers[0], path):
             return False
-        tensor = takers[0].output
-
-
-def _taken_by(operation: Any) -> list[Any]:
-    nodes = operation._inbound_nodes
-    return list(nodes[0].input_tensors) if len(nodes) == 1 else []
+        (call,) = takers
+        known = _follow_number(call, path)
+        if known is None:
+            known = _follow_layer(call.operation, path)
+        if not known:
+            return False
+        tensor = call.output
+    return True
 
 
 def _follow_layer(layer: Any, path: _Path) -> bool:
-    name = type(layer).__name__
+    name, module = type(layer).__name__, type(layer).__module__
     if isinstance(layer, keras.Model):
         return _follow(layer, path)
     if isinstance(layer, keras.layers.Rescaling):
         return path.map(layer.scale, layer.offset, "Rescaling")
     if isinstance(layer, keras.layers.Normalization):
-        if getattr(layer, "mean", None) is not None:
-            mean, variance = (
-                np.ravel(ops.convert_to_numpy(one)) for one in (layer.mean, layer.variance)
-            )
-            if (mean != 0).any() or (variance != 1).any():  # else it was never adapted
-                path.normalization = (mean, np.sqrt(variance))
-                path.words.append("Normalization")
-        return False
-    stated = getattr(layer, "value_range", None)
-    if stated is not None and isinstance(layer, keras.layers.Layer):
+        return _follow_normalization(layer, path)
+    if isinstance(layer, keras.layers.Pipeline):
+        return all(_follow_layer(inner, path) for inner in layer.layers)
+    if not module.startswith("keras."):
+        stated = getattr(layer, "value_range", None)
+        if stated is None:
+            return False
         ends = sorted(path.back(float(value)) for value in stated)
         path.stated = (ends[0], ends[1])
         path.words.append(name)
         return False
-    if name in ("Add", "Subtract", "Multiply", "Divide", "TrueDivide"):
-        return _follow_arithmetic(layer, name, path)
-    return name in _PASSING
+    # Augmentation rests in inference; the value_range of some is Keras' default and says nothing.
+    return name in _PASSING or ".layers.preprocessing." in module
 
 
-def _follow_arithmetic(operation: Any, name: str, path: _Path) -> bool:
-    """A pixel plus, minus, times or divided by a number."""
-    arguments = operation._inbound_nodes[0].arguments.args
-    if len(arguments) != 2 or not isinstance(arguments[1], (int, float)):
+def _follow_normalization(layer: keras.layers.Normalization, path: _Path) -> bool:
+    if getattr(layer, "mean", None) is None:
         return False
-    value = float(arguments[1])
-    scale, offset = {
-        "Add": (1.0, value),
-        "Subtract": (1.0, -value),
-        "Multiply": (value, 0.0),
-    }.get(name, (1.0 / value if value else math.inf, 0.0))
-    return math.isfinite(scale) and scale != 0 and path.map(scale, offset, name)
+    mean, variance = (np.ravel(ops.convert_to_numpy(one)) for one in (layer.mean, layer.variance))
+    if (mean == 0).all() and (variance == variance[0]).all():
+        return path.map(1 / max(float(variance[0]) ** 0.5, 1e-7), 0.0, "Normalization")
+    # Without a standard deviation it only takes a mean off.
+    deviation = None if (variance == 1).all() else np.sqrt(variance)
+    path.normalization = (mean, deviation)
+    path.words.append("Normalization")
+    return False
+
+
+def _follow_number(call: Call, path: _Path) -> bool | None:
+    """A pixel plus, minus, times or divided by a number; None for any other operation."""
+    name = type(call.operation).__name__
+    arithmetic = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide")
+    if name not in arithmetic or len(call.arguments) != 2 or len(call.parents) != 1:
+        return None
+    place = 1 if call.arguments[0] is call.parents[0] else 0
+    value = call.arguments[place]
+    if not isinstance(value, (int, float, np.number, np.ndarray)) or np.size(value) != 1:
+        return False
+    number = float(np.ravel(value)[0])
+    if name == "Add":
+        return path.map(1.0, number, name)
+    if name == "Subtract":
+        return path.map(*((1.0, -number) if place == 1 else (-1.0, number)), name)
+    if name == "Multiply":
+        return number != 0 and path.map(number, 0.0, name)
+    return place == 1 and number != 0 and path.map(1 / number, 0.0, name)
 
 
 def channels_first(model: keras.layers.Layer, shape: tuple[int, ...], said: str | None) -> bool:

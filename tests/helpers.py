@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec.backends import backend
+
 BACKEND = keras.backend.backend()
 
 
@@ -43,6 +45,12 @@ def value_and_gradients(
         y = f(*xs)
         gradients = torch.autograd.grad(y, xs, _ones(y, upstream))
     return ops.convert_to_numpy(y), [ops.convert_to_numpy(g) for g in gradients]
+
+
+def slope(f: Callable[..., Any], x: np.ndarray) -> np.ndarray:
+    """The gradient of a scalar function, zero also where no backend finds a path."""
+    gradient, _ = backend().input_gradient(lambda x: (f(x), ()), ops.convert_to_tensor(x))
+    return ops.convert_to_numpy(gradient)
 
 
 def _ones(y: Any, upstream: np.ndarray | None) -> Any:

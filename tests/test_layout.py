@@ -21,6 +21,7 @@ ROOMS = [
     "digests",
     "progress",
     "quantization",
+    "graphs",
     "classifiers",
     "expected_inputs",
     "models",

@@ -30,6 +30,7 @@ from keras_qusec import (
 from keras_qusec.attacks import (
     BIM,
     FGSM,
+    JSMA,
     PGD,
     AttackedModel,
     attack_from,
@@ -183,6 +184,60 @@ add("evaluate_robustness", "outputs", {
     "NaN": (lambda: evaluated(odd.ending(lambda z: z + NAN)), "finite outputs"),
     "regression": (lambda: evaluated(odd.dense(units=1), y=Y + 0.5), "integers"),
 }, "error")  # fmt: skip
+
+
+def second_of_two(index):
+    """A model with one output, taken from a nested model with two."""
+    inputs = keras.Input((FEATURES,))
+    inner = keras.Model(
+        inputs,
+        [
+            keras.layers.Dense(2, activation="softmax")(inputs),
+            keras.layers.Softmax()(odd.linear()(inputs)),
+        ],
+    )
+    outer = keras.Input((FEATURES,))
+    return keras.Model(outer, inner(outer)[index])
+
+
+def quantized(kind):
+    model = odd.dense(activation="softmax")
+    model.quantize(kind)
+    return model
+
+
+def deep():
+    """Twenty sums at the end, whose graph has a million paths."""
+
+    def add_up(z):
+        for _ in range(20):
+            z = z + 0.0 * ops.tanh(z)
+        return z
+
+    return odd.ending(add_up)
+
+
+add("evaluate_robustness", "outputs", {
+    "the second of two outputs": (lambda: same(second_of_two(1)),),
+    "weights in int8": (lambda: evaluated(quantized("int8")).clean_accuracy() > 0.9,),
+    "many sums": (lambda: same(deep()),),
+    "attention, then dense": (lambda: same(odd.ending(
+        lambda z: ops.matmul(ops.softmax(ops.zeros_like(z[:, :1, None])), z[:, None])[:, 0])),),
+}, "right")  # fmt: skip
+add("evaluate_robustness", "outputs", {
+    "softmax times a number of the image": (lambda: evaluated(keras.Model(*[
+        (i := keras.Input((FEATURES,))),
+        softmax(odd.linear(1e4)(i)) * ops.mean(i, axis=-1, keepdims=True)])), "probabilities"),
+    "softmax times a gate": (lambda: evaluated(keras.Model(*[(i := keras.Input((FEATURES,))),
+        keras.layers.Multiply()([softmax(odd.linear()(i)), keras.layers.Dense(1)(i)])])),
+        "computed from probabilities"),
+}, "error")  # fmt: skip
+add("attacks", "outputs", {
+    "two outputs": (lambda: FGSM(0.1)(keras.Model(*[(i := keras.Input((FEATURES,))),
+        [softmax(odd.linear()(i)), softmax(odd.linear()(i))]]), X, Y), "one output"),
+    "two inputs": (lambda: FGSM(0.1)(keras.Model(*[(i := [keras.Input((FEATURES,)),
+        keras.Input((FEATURES,))]), softmax(odd.linear()(i[0] + i[1]))]), X, Y), "one input"),
+}, "error")  # fmt: skip
 add("attacks", "outputs", {
     "softmax": (lambda: np.abs(FGSM(0.1)(odd.ending(softmax, 1e4), X, Y) - X).min() > 0.09,),
     "one logit": (lambda: np.abs(FGSM(0.1)(odd.dense(units=1), X, Y) - X).min() > 0.09,),
@@ -274,6 +329,67 @@ add("attacks", "images", {
     "dark for their range": (lambda: FGSM(8, value_range=(0, 255))(odd.linear(), X, Y), "hundredth"),
     "a model that expects bytes": (lambda: FGSM(0.1)(reads_bytes(), X, Y), r"\(0, 255\)"),
     "fewer labels": (lambda: FGSM(0.1)(odd.linear(), X, Y[:3]), "as many labels"),
+}, "error")  # fmt: skip
+
+
+def augmented(*layers, front=()):
+    """A linear model behind layers that rest in inference."""
+    inputs = keras.Input((6, 6, 1))
+    x = inputs
+    for layer in (*front, *layers):
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x)))
+
+
+def square(model, **settings):
+    x = np.random.default_rng(0).uniform(0.2, 0.8, (20, 6, 6, 1)).astype("float32")
+    low, high = settings.get("value_range", (0, 1))
+    x = (x * (high - low) + low).astype("float32")
+    y = predicted(model, x)
+    return evaluate_robustness(model, x, y, attacks=["fgsm"], **settings)
+
+
+def shared_with_another_model():
+    base = reads_bytes()
+    models = [keras.Model(i, base(i)) for i in (keras.Input((FEATURES,)), keras.Input((FEATURES,)))]
+    return evaluated(models[0])
+
+
+def normalization(**settings):
+    return odd.in_front(keras.layers.Normalization(**settings))
+
+
+layers = keras.layers
+add("evaluate_robustness", "images", {
+    "augmentation in front": (lambda: square(augmented(
+        layers.RandomFlip(), layers.RandomContrast(0.1), layers.RandomBrightness(0.1))),),
+    "augmentation behind a rescaling": (lambda: square(augmented(
+        layers.Rescaling(1 / 255), layers.RandomContrast(0.1)), value_range=(0, 255)),),
+    "a mean taken off": (lambda: evaluated(normalization(
+        mean=[120.0] * FEATURES, variance=[1.0] * FEATURES), x=BRIGHT, value_range=(0, 255),
+        epsilons=[8.0]),),
+    "divided by a deviation": (lambda: evaluated(normalization(mean=0.0, variance=255.0**2),
+        x=BRIGHT, value_range=(0, 255), epsilons=[8.0]),),
+    "the ends of a normalized range": (lambda: evaluated(
+        odd.in_front(), x=((np.round(X * 255) / 255).astype("float32") - np.float32(0.1307))
+        / np.float32(0.3081), value_range=((0 - 0.1307) / 0.3081, (1 - 0.1307) / 0.3081)),),
+    "black and white at the ends": (lambda: evaluated(
+        odd.in_front(), x=np.where(X > 0.5, np.float32((1 - 0.485) / 0.229),
+                                   np.float32(-0.485 / 0.229)),
+        value_range=(-0.485 / 0.229, (1 - 0.485) / 0.229)),),
+}, "right")  # fmt: skip
+add("evaluate_robustness", "images", {
+    "a model of bytes used in two models": (shared_with_another_model, r"\(0, 255\)"),
+    "bytes behind augmentation": (lambda: square(augmented(layers.Rescaling(1 / 255), front=[
+        keras.Sequential([keras.Input((6, 6, 1)), layers.RandomFlip()])])), r"\(0, 255\)"),
+    "bytes behind a functional model": (lambda: square(augmented(layers.Rescaling(1 / 255), front=[
+        keras.Model(*[(i := keras.Input((6, 6, 1))), layers.RandomFlip()(i)])])), r"\(0, 255\)"),
+    "bytes in a pipeline": (lambda: square(augmented(layers.Pipeline(
+        [layers.RandomFlip(), layers.Rescaling(1 / 255)]))), r"\(0, 255\)"),
+    "a number times bytes": (lambda: evaluated(keras.Model(*[
+        (i := keras.Input((FEATURES,))), odd.linear()((1 / 255) * i)])), r"\(0, 255\)"),
+    "bytes divided by a number of NumPy": (lambda: evaluated(keras.Model(*[
+        (i := keras.Input((FEATURES,))), odd.linear()(i / np.float32(255))])), r"\(0, 255\)"),
 }, "error")  # fmt: skip
 
 # --- Epsilons -------------------------------------------------------------------------
@@ -478,6 +594,32 @@ def noisy(**settings):
     return odd.in_front(odd.Noisy(**settings))
 
 
+def saturated_noise():
+    """A saturated softmax hides most of the randomness in front of it."""
+    inputs = keras.Input((FEATURES,))
+    return keras.Model(inputs, softmax(odd.linear(1e5)(odd.Noisy(size=0.001)(inputs))))
+
+
+class RejectsInColumns(odd.Subclassed):
+    """A classifier whose rejections are a column."""
+
+    def rejection(self, images):
+        return ops.mean(images, axis=-1, keepdims=True) - 0.9
+
+
+class NamesALayer(keras.Model):
+    """A classifier that cannot reject, but has a layer of that name."""
+
+    def __init__(self):
+        super().__init__()
+        self.core, self.rejection = odd.linear(), keras.layers.Dense(1)
+        self.output_kind = "logits"
+        self(X[:1])
+
+    def call(self, x):
+        return self.core(x)
+
+
 def averaged():
     """Draws averaged: near the truth of the mean, and not that of one fixed draw."""
     report = evaluated(noisy(size=0.05), draws=64)
@@ -486,6 +628,7 @@ def averaged():
 
 add("evaluate_robustness", "randomness", {
     "several draws": (averaged,),
+    "a layer called rejection": (lambda: same(NamesALayer()),),
     "dropout, which rests in inference": (
         lambda: same(odd.in_front(keras.layers.Dropout(0.5), keras.layers.GaussianNoise(0.5))),
     ),
@@ -493,6 +636,10 @@ add("evaluate_robustness", "randomness", {
 }, "right")  # fmt: skip
 add("evaluate_robustness", "randomness", {
     "noise in inference": (lambda: evaluated(noisy()), "which is random.*draws=20"),
+    "noise before a saturated softmax": (lambda: evaluated(saturated_noise()), "which is random"),
+    "probabilities with draws, said logits": (lambda: evaluated(odd.Subclassed(
+        lambda z: softmax(300 * odd.Noisy()(z))), outputs="logits", draws=4), "made in another way"),
+    "rejections in a column": (lambda: evaluated(RejectsInColumns(kind="logits")), "rejection"),
     "noise of a source": (lambda: evaluated(odd.linear(), threat_models=["black-box"],
                                             source_model=noisy()), "which is random"),
 }, "error")  # fmt: skip
@@ -539,6 +686,19 @@ def occupied(folder):
     return evaluated(odd.linear(), resume_dir=folder, attacks=[attack_from(again)]) is not None
 
 
+def shifted(size):
+    def shift(model, x, goal, *, epsilon, seed):  # noqa: ARG001
+        return x + size * epsilon * np.sign(WEIGHTS) * np.where(goal.labels == 1, -1, 1)[:, None]
+
+    return attack_from(shift, uses_gradients=False)
+
+
+def other_code(folder):
+    """Two functions of one name, of which one does more."""
+    evaluated({"m": odd.linear()}, attacks=[shifted(1e-4)], resume_dir=folder)
+    return evaluated({"m": odd.linear()}, attacks=[shifted(1.0)], resume_dir=folder)
+
+
 def restored(folder):
     a = evaluated({"m": odd.linear()}, resume_dir=folder)
     b = evaluated({"m": odd.linear()}, resume_dir=folder)
@@ -558,6 +718,7 @@ add("evaluate_robustness", "resume_dir", {
     "other images": (lambda f: resumed(odd.linear(), odd.linear(), f, x=X[::-1]), "differs in data"),
     "another seed": (lambda f: resumed(odd.linear(), odd.linear(), f, seed=1), "differs in seed"),
     "a unit copied over another": (renamed, "damaged file"),
+    "an attack of the same name": (other_code, "differs in code of attacks"),
 }, "error")  # fmt: skip
 
 
@@ -658,6 +819,10 @@ BAD_TRAINING = {
     "epsilon 8": ({"epsilon": 8}, "8 / 255"), "epsilon NaN": ({"epsilon": NAN}, "epsilon"),
     "no epsilon": ({"epsilon": None}, "Expected epsilon"),
     "targeted TRADES": ({"objective": "trades", "targeted": True}, "untargeted"),
+    "targeted": ({"attack": "pgd", "targeted": True}, "untargeted"),
+    "validation by a name that is none": ({"validation_attack": "pgdd"}, "Did you mean 'pgd'"),
+    "validation without epsilon": ({"validation_attack": PGD()}, "Expected epsilon"),
+    "validation by JSMA": ({"validation_attack": JSMA()}, "follows gradients"),
     "TRADES of a part": ({"objective": "trades", "ratio": 0.5}, "ratio=1"),
 }  # fmt: skip
 for name, (settings, match) in BAD_TRAINING.items():
@@ -671,6 +836,7 @@ BAD_FIT = {
     "infinite images": ({"x": np.where(X > 0.6, INF, X).astype("float32")}, "NaN or infinity"),
     "dark images": ({"epsilon": 8, "value_range": (0, 255)}, "less than a hundredth"),
     "validation labels out of range": ({"validation_data": (X, Y + 5)}, "from 0 to 1"),
+    "validation images above the range": ({"validation_data": (2 * X, Y)}, "inside value_range"),
     "fractional validation labels": ({"validation_data": (X, Y + 0.5)}, "integers"),
     "an unknown input": ({"attacked_input": "img"}, None),
 }  # fmt: skip
@@ -764,7 +930,81 @@ def weighed():
     return history["clean_accuracy"][0] == pytest.approx(16 / 17)
 
 
+def with_own_loss(function):
+    """A linear model whose `compute_loss` is a function of one's own."""
+    return type("Own", (odd.Subclassed,), {"compute_loss": function})(kind="logits")
+
+
+def loss_without_training(self, x=None, y=None, y_pred=None, sample_weight=None):
+    return keras.Model.compute_loss(self, x, y, y_pred, sample_weight)
+
+
+def loss_of_required(self, x, y, y_pred, sample_weight=None, training=True):  # noqa: ARG001
+    assert x is not None
+    return keras.Model.compute_loss(self, x, y, y_pred, sample_weight)
+
+
+def loss_of_images(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):  # noqa: ARG001
+    return ops.mean(ops.square(x)) + keras.Model.compute_loss(self, x, y, y_pred, sample_weight)
+
+
+def weighted(shape):
+    """TRADES with sample weights as a row and as a column."""
+    weights = np.where(np.median(NEAREST) > NEAREST, 0.0, 2.0).astype("float32")
+    return fitted(
+        odd.linear(),
+        objective="trades",
+        attack=BIM(RADIUS, steps=2),
+        fit_settings={"sample_weight": weights.reshape(shape), "batch_size": 60},
+    )["loss"][0]
+
+
+def compiled_again():
+    """The same optimizer and losses, other weights of the losses: the step is made anew."""
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, [odd.linear()(inputs), odd.linear()(inputs)])
+    optimizer, losses, callback = (
+        keras.optimizers.SGD(0.0),
+        ["mse", "mse"],
+        AdversarialTraining("fgsm", epsilon=RADIUS),
+    )
+    values = []
+    for weight in (1, 100):
+        model.compile(optimizer, losses, loss_weights=[weight, weight])
+        history = model.fit(X, [ONE_HOT, ONE_HOT], callbacks=[callback], verbose=0, shuffle=False)
+        values.append(history.history["loss"][0])
+    return values[1] == pytest.approx(100 * values[0], rel=1e-3)
+
+
+def two_output_trades():
+    inputs = keras.Input((FEATURES,))
+    model = keras.Model(inputs, [odd.linear()(inputs), odd.linear()(inputs)])
+    model.compile("sgd", ["mse", "mse"])
+    training = AdversarialTraining("fgsm", epsilon=RADIUS, objective="trades")
+    return model.fit(X, [ONE_HOT, ONE_HOT], callbacks=[training], verbose=0)
+
+
+def restarted():
+    """Restarts of an attack on a model go on with the images that stand."""
+    counts = []
+    for restarts in (1, 4):
+        model = AttackedModel(odd.linear())
+        PGD(RADIUS / 2, steps=2, restarts=restarts)(model, X, Y)
+        counts.append(model.counter.gradients)
+    return counts[1] > 2 * counts[0]
+
+
+add("attacks", "settings", {"restarts on a model": (restarted,)}, "right")
 add("AdversarialTraining", "outputs", {
+    "a loss without training": (lambda: fitted(with_own_loss(loss_without_training)),),
+    "a loss that needs its arguments": (lambda: fitted(with_own_loss(loss_of_required)),),
+    "a loss of the images": (lambda: fitted(with_own_loss(loss_of_images)),),
+    "a loss that ignores a class": (lambda: fitted(odd.linear(), y=np.where(Y == 0, -1, Y),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)),),
+    "weights in a column, TRADES": (lambda: weighted((60, 1)) == pytest.approx(weighted(60)),),
+    "compiled again": (compiled_again,),
+    "regression of several numbers": (lambda: "adversarial_accuracy" not in fitted(
+        odd.linear(), loss="mse", y=np.random.default_rng(0).normal(size=(60, 2))),),
     "one logit": (one_output_accuracy,),
     "one sigmoid": (lambda: one_output_accuracy(
         activation="sigmoid", loss=keras.losses.BinaryCrossentropy()),),
@@ -777,6 +1017,7 @@ add("AdversarialTraining", "outputs", {
         odd.Subclassed(), objective="trades", outputs="logits")["loss"][0] > 0,),
 }, "right")  # fmt: skip
 add("AdversarialTraining", "outputs", {
+    "two outputs, TRADES": (lambda: two_output_trades(), "one output"),
     "subclassed TRADES": (lambda: fitted(odd.Subclassed(), objective="trades"), "Say outputs="),
     "100 * softmax, TRADES": (lambda: fitted(
         odd.ending(lambda z: 100 * softmax(z)), objective="trades"), "Say outputs="),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -103,7 +104,9 @@ class AttackedModel:
                 "layers one, as Keras' own have."
             )
         self.defenses = find_defenses(model)
-        self.rejects = isinstance(model, RejectingClassifier)
+        # A layer that is called so is no method.
+        own = getattr(model, "rejection", None)
+        self.rejects = isinstance(model, RejectingClassifier) and inspect.ismethod(own)
         self.counter = Counter()
         self.variables = [*model.trainable_variables, *model.non_trainable_variables]
         self._logits = logits_function(model, outputs)
@@ -141,7 +144,13 @@ class AttackedModel:
         """Which images the model rejects, ``(n,)`` bool."""
         if not self.rejects:
             return np.zeros(len(x), bool)
-        return self._call(self._traced_rejection, x) > 0
+        suspicion = self._call(self._traced_rejection, x)
+        if suspicion.shape != (len(x),):
+            raise ValueError(
+                f"Expected {self.model.name!r}.rejection(images) to return numbers (n,). Received: "
+                f"shape {suspicion.shape} for {len(x)} images. Sum or squeeze them."
+            )
+        return suspicion > 0
 
     def is_adversarial(self, x: np.ndarray, goal: Goal) -> np.ndarray:
         """Which images reach the goal, ``(n,)`` bool; counted as queries."""
@@ -303,17 +312,25 @@ class AttackedModel:
         )
         return np.array(ops.convert_to_numpy(compiled(*padded_tensors(x)))[: len(x)])
 
-    def outputs(self, x: np.ndarray, calls: int = 1) -> list[np.ndarray]:
-        """What the model itself gives in some calls, one after the other; not counted.
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """What the model itself gives, softmax and all; not counted."""
+        return self._called(lambda images: self.model(images, training=False), x, 1)[0]
 
-        A model that draws random numbers gives something else at each call; its generators are
-        put back afterwards.
+    def repeated(self, x: np.ndarray, calls: int) -> list[np.ndarray]:
+        """Logits from several calls, one after the other; not counted.
+
+        A model that draws random numbers gives others at each call, though a saturated softmax
+        may hide it.
         """
+        return self._called(self._logits, x, calls)
+
+    def _called(self, function: Callable[..., Any], x: np.ndarray, calls: int) -> list[np.ndarray]:
+        """A function of images called as it is; random generators are put back afterwards."""
         images, outputs = self.as_given(ops.convert_to_tensor(x)), []
         before = [np.array(ops.convert_to_numpy(seed)) for seed in self._seeds]
         try:
             for _ in range(calls):
-                output = keras.tree.flatten(self.model(images, training=False))[0]
+                output = keras.tree.flatten(function(images))[0]
                 outputs.append(ops.convert_to_numpy(ops.cast(ops.stop_gradient(output), "float32")))
         finally:
             for seed, state in zip(self._seeds, before, strict=True):

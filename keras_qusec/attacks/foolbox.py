@@ -45,8 +45,6 @@ class Facts(NamedTuple):
 
     Attributes:
         needs_start: wants adversarial images to start from.
-        unit_range: needs pixels in [0, 1]: HopSkipJump clips to it whatever the bounds are, and
-            the constants of CW and EAD weigh a loss against squared distances.
     """
 
     cost: str = ""
@@ -54,24 +52,21 @@ class Facts(NamedTuple):
     is_random: bool = True
     can_be_targeted: bool = True
     needs_start: bool = False
-    unit_range: bool = False
     trial_radii: tuple[float, ...] = ()
 
 
 _QUERIES = Facts(uses_gradients=False)
 # By the name of the class or of one that it derives from; all others have the defaults of Facts.
 _FACTS: dict[str, Facts] = {
-    "L2CarliniWagnerAttack": Facts(
-        "binary_search_steps x steps gradients", is_random=False, unit_range=True
-    ),
-    "EADAttack": Facts("binary_search_steps x steps gradients", is_random=False, unit_range=True),
+    "L2CarliniWagnerAttack": Facts("binary_search_steps x steps gradients", is_random=False),
+    "EADAttack": Facts("binary_search_steps x steps gradients", is_random=False),
     "DDNAttack": Facts("1 gradient a step", is_random=False),
     "DeepFoolAttack": Facts(
         "1 gradient a class and step", is_random=False, can_be_targeted=False
     ),
     "BoundaryAttack": Facts("1 query a step", uses_gradients=False, needs_start=True),
     "HopSkipJumpAttack": Facts(
-        "100 queries a step and more", uses_gradients=False, needs_start=True, unit_range=True
+        "100 queries a step and more", uses_gradients=False, needs_start=True
     ),
     "SaltAndPepperNoiseAttack": Facts("1 query a step", uses_gradients=False),
     "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": Facts(
@@ -173,10 +168,14 @@ class FoolboxAttack(Attack):
             criterion = criteria.Misclassification(to_tensor(goal.labels))
         else:
             criterion = criteria.TargetedMisclassification(to_tensor(goal.targets))
-        settings: dict[str, Any] = {} if self.minimizes else {"epsilon": epsilon}
         wrapped = model.kept("foolbox", lambda: foolbox_model(model))
+        # Always pixels in [0, 1]: many attacks have constants that suit no other range, such as
+        # step sizes, weights of a loss against a distance, and HopSkipJump's clip.
         low, high = model.value_range
-        rescaled = self.facts.unit_range and (low, high) != (0.0, 1.0)
+        rescaled = (low, high) != (0.0, 1.0)
+        if epsilon is not None and rescaled and self.norm != "l0":
+            epsilon = epsilon / (high - low)
+        settings: dict[str, Any] = {} if self.minimizes else {"epsilon": epsilon}
         images, starts = to_tensor(x), None if starts is None else to_tensor(starts)
         if rescaled:
             wrapped = wrapped.transform_bounds((0.0, 1.0))

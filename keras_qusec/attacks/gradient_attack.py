@@ -184,7 +184,8 @@ class GradientAttack(Attack):
     ) -> np.ndarray:
         """Adversarial images for a model, white-box, as a NumPy array.
 
-        All steps are taken, also by images that fool the model before the last one.
+        All steps are taken, also by images that fool the model before the last one. Restarts go
+        on with the images that do not fool it.
 
         Args:
             model: built Keras classifier, logits ``(n, classes)`` or softmax probabilities,
@@ -224,7 +225,15 @@ class GradientAttack(Attack):
         for index, start in enumerate(range(0, len(x), batch_size)):
             rows = np.arange(start, min(start + batch_size, len(x)))
             state = seed_state(seed, index)
-            parts.append(self._search(model, x[rows], goal.take(rows), self.epsilon, state))
+            images = self._search(model, x[rows], goal.take(rows), self.epsilon, state)
+            for restart in range(1, self.restarts):
+                left = np.flatnonzero(~model.is_adversarial(images, goal.take(rows)))
+                if not len(left):
+                    break
+                state = seed_state(seed + restart, index)
+                part = rows[left]
+                images[left] = self._search(model, x[part], goal.take(part), self.epsilon, state)
+            parts.append(images)
         return np.concatenate(parts)
 
     def on_batch(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> BatchSearch:

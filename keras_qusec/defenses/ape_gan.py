@@ -43,10 +43,13 @@ def ape_generator(
         [
             keras.Input((height, width, channels)),
             layers.Conv2D(filters, 3, 2, "same", kernel_initializer=next(start)),
+            layers.BatchNormalization(),
             layers.LeakyReLU(0.2),
             layers.Conv2D(2 * filters, 3, 2, "same", kernel_initializer=next(start)),
+            layers.BatchNormalization(),
             layers.LeakyReLU(0.2),
             layers.Conv2DTranspose(filters, 3, 2, "same", kernel_initializer=next(start)),
+            layers.BatchNormalization(),
             layers.LeakyReLU(0.2),
             layers.Conv2DTranspose(channels, 3, 2, "same", kernel_initializer=next(start)),
             layers.Activation("sigmoid"),

@@ -39,7 +39,7 @@ def median_filter(x: Tensor, size: int) -> Tensor:
         return x
     before, after = size // 2, size - 1 - size // 2
     height, width = x.shape[1:3]
-    padded = ops.pad(x, [[0, 0], [before, after], [before, after], [0, 0]], mode="symmetric")
+    padded = mirrored(x, before, after)
     values = [
         padded[:, dy : dy + height, dx : dx + width] for dy in range(size) for dx in range(size)
     ]
@@ -52,6 +52,20 @@ def median_filter(x: Tensor, size: int) -> Tensor:
         )
         return ops.maximum(low, high)
     return ops.sort(ops.stack(values), axis=0)[size * size // 2]
+
+
+def mirrored(x: Tensor, before: int, after: int) -> Tensor:
+    """Images ``(n, height, width, channels)`` continued beyond their edges, as in a mirror.
+
+    Written here since Keras pads so on PyTorch by one pixel only.
+    """
+    for axis in (1, 2):
+        turned = ops.flip(x, axis=axis)
+        size = x.shape[axis]
+        first = ops.take(turned, range(size - before, size), axis=axis)
+        last = ops.take(turned, range(after), axis=axis)
+        x = ops.concatenate([first, x, last], axis=axis)
+    return x
 
 
 @keras.saving.register_keras_serializable(package="keras_qusec")

@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_qusec import checks
 from keras_qusec.defenses.base import current_surrogate, straight_through
-from keras_qusec.defenses.median_smoothing import check_image_shape
+from keras_qusec.defenses.median_smoothing import check_image_shape, mirrored
 
 Tensor = Any
 
@@ -41,7 +41,7 @@ def non_local_means(x: Tensor, search: int, patch: int, strength: float) -> Tens
     height, width, channels = x.shape[1:]
     count = ops.shape(x)[0]
     edge = reach + radius
-    padded = ops.pad(x, [[0, 0], [edge, edge], [edge, edge], [0, 0]], mode="symmetric")
+    padded = mirrored(x, edge, edge)
     tall, wide = height + 2 * radius, width + 2 * radius
     centre = padded[:, reach : reach + tall, reach : reach + wide]
 

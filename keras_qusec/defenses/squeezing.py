@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_qusec import checks
 from keras_qusec.classifiers import LOGITS, logits_function
+from keras_qusec.defenses.base import current_surrogate, straight_through
 
 Tensor = Any
 
@@ -96,15 +97,33 @@ class SqueezingDetector(keras.Model):
         hint = "Two distributions differ by at most 2 in L1."
         self._threshold.assign(checks.number(value, "threshold", least=0, most=2, hint=hint))
 
+    def surrogates(self, hardnesses: Sequence[float]) -> list[str]:
+        """What an adaptive attacker differentiates: all predictions together.
+
+        The mean of the logits on the image and on its squeezed versions, through each squeezer as
+        through the identity. Where they all go to the same wrong class, nothing is rejected.
+        """
+        return ["joint"]
+
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        return self._classify[0](inputs)
+        logits = self._classify[0](inputs)
+        if current_surrogate(self) is None:
+            return logits
+        together = ops.mean(ops.stack([logits, *self._squeezed_logits(inputs)]), axis=0)
+        return straight_through(logits, together)
+
+    def _squeezed_logits(self, images: Tensor) -> list[Tensor]:
+        squeezed = [squeezer(images) for squeezer in self.squeezers]
+        if current_surrogate(self) is not None:
+            squeezed = [straight_through(one, images) for one in squeezed]
+        return [self._classify[0](one) for one in squeezed]
 
     def traced_score(self, images: Tensor) -> Tensor:
         """The score of each image ``(n,)``, in `keras.ops`."""
         own = ops.softmax(self._classify[0](images))
         gaps = [
-            ops.sum(ops.absolute(own - ops.softmax(self._classify[0](squeezer(images)))), axis=-1)
-            for squeezer in self.squeezers
+            ops.sum(ops.absolute(own - ops.softmax(logits)), axis=-1)
+            for logits in self._squeezed_logits(images)
         ]
         return ops.max(ops.stack(gaps), axis=0)
 

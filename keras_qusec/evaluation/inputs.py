@@ -12,7 +12,12 @@ import numpy as np
 
 from keras_qusec import checks, norms
 from keras_qusec.attacks import Attack, AttackedModel
-from keras_qusec.classifiers import check_logits, check_logits_reached
+from keras_qusec.classifiers import (
+    check_logits,
+    check_logits_reached,
+    check_not_probabilities,
+    check_one_of_each,
+)
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import channels_first, check_expected_range
@@ -38,14 +43,7 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model]:
                 f"Expected {name} to be built. Received: {key!r}, which has no weights yet. "
                 "Train it, or start it with keras.Input(shape)."
             )
-        for kind in ("inputs", "outputs"):
-            count = len(getattr(value, kind, None) or [0])
-            if count > 1:
-                raise ValueError(
-                    f"Expected {name} to have one {kind[:-1]}. Received: {key!r} with {count} "
-                    f"{kind}. Make a model of the classifier alone, from images to classes: "
-                    "keras.Model(model.inputs[0], model.outputs[0])."
-                )
+        check_one_of_each(value)
     return {str(key): value for key, value in models.items()}
 
 
@@ -156,6 +154,7 @@ def images_of(
         )
     checks.images_inside(x, value_range)
     checks.pixels_used(x, value_range)
+    x = np.clip(x, *value_range)
     for name, model in models:
         check_shape(x, model, name)
         check_expected_range(model, value_range, name)
@@ -244,7 +243,7 @@ def attacked_model(
     attacked = AttackedModel(model, value_range, **{**settings, "draws": 1})
     noise = np.random.default_rng(0).uniform(*value_range, (8, *x.shape[1:]))
     probe = np.concatenate([x[:8], noise.astype("float32")])
-    first, second = attacked.outputs(probe, calls=2)
+    first, second = attacked.repeated(probe, calls=2)
     if not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
         if settings["draws"] == 1:
             raise ValueError(
@@ -252,10 +251,11 @@ def attacked_model(
                 "two calls on the same images differ. Attack the mean of several draws: draws=20, "
                 "at that many times the cost."
             )
+        check_not_probabilities(first, name)
         return AttackedModel(model, value_range, **settings)
     logits = attacked.logits(probe)
     check_logits(logits, name)
-    check_logits_reached(logits, first, name)
+    check_logits_reached(logits, attacked.outputs(probe), name)
     return attacked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from keras_qusec.attacks import AttackedModel
-from keras_qusec.digests import digest
+from keras_qusec.digests import code_digest, digest
 from keras_qusec.evaluation.plan import Plan
 from keras_qusec.version import __version__
 
@@ -44,8 +44,10 @@ def provenance_of(
             "images": len(x),
             "targets": "untargeted" if goal.targets is None else digest(goal.targets.tobytes()),
             "attacks": {name: repr(attack) for name, attack in plan.attacks.items()},
+            "code of attacks": {name: code_digest(attack) for name, attack in plan.attacks.items()},
             "radii": {name: list(radii) for name, radii in plan.radii.items()},
             "threat models": [threat.name for threat in plan.threat_models],
+            "code of threat models": [code_digest(threat) for threat in plan.threat_models],
             "surrogate hardnesses": list(plan.hardnesses),
             "value range": list(plan.value_range),
             "batch size": plan.batch_size,

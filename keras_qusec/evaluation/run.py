@@ -251,8 +251,16 @@ def _unpack(name: str, parcel: Parcel) -> AttackedModel:
     content = parcel.content.tobytes()
     key = (digest(content), repr(parcel.settings))
     if key not in cache:
-        # The bytes are the user's own model, sent by this package from the user's process.
-        cache[key] = AttackedModel(pickle.loads(content), **parcel.settings)
+        try:
+            # The bytes are the user's own model, sent by this package from the user's process.
+            model = pickle.loads(content)
+        except Exception as error:
+            raise ValueError(
+                f"Expected a model that another process can load. Received: {name!r}, which fails "
+                f"with: {str(error)[:300]}. Put its custom layers into a module that the process "
+                "can import, and not into the script itself, or use n_jobs=1."
+            ) from error
+        cache[key] = AttackedModel(model, **parcel.settings)
     logits = cache[key].logits(parcel.images)
     if not np.allclose(logits, parcel.logits, rtol=1e-2, atol=1e-2 * np.abs(parcel.logits).max()):
         raise RuntimeError(

@@ -22,6 +22,7 @@ from keras_qusec.training.step import (
     BAD_LABELS,
     CLEAN_COUNT,
     LARGEST_GRADIENT,
+    NUMBER,
     OUTSIDE_RANGE,
     RANGE_USED,
     REPORTED,
@@ -130,11 +131,6 @@ class AdversarialTraining(keras.callbacks.Callback):
                 'Expected ratio=1 with objective="trades", which uses every image clean and '
                 f"adversarial. Received: ratio={ratio!r}. Weigh the two with beta."
             )
-        if objective == "trades" and self.attack.targeted:
-            raise ValueError(
-                'Expected an untargeted attack with objective="trades", which has no target '
-                f"labels. Received: {self.attack!r}."
-            )
         self.objective = objective
         self.beta = checks.number(beta, "beta", above=0, hint="Zhang et al. use 1 to 6.")
         self.warmup_epochs = checks.number(warmup_epochs, "warmup_epochs", least=0)
@@ -151,7 +147,9 @@ class AdversarialTraining(keras.callbacks.Callback):
             else check_hardness(gradient_hardness, "gradient_hardness")
         )
         self.validation_data = _validation_pair(validation_data)
-        self.validation_attack = validation_attack or self.attack
+        self.validation_attack = self.attack
+        if validation_attack is not None:
+            self.validation_attack = _ball_attack(validation_attack, {}, "validation_attack")
         self.attacked_input = attacked_input
         if outputs is not None:
             checks.one_of(outputs, "outputs", (LOGITS, PROBABILITIES))
@@ -212,12 +210,12 @@ class AdversarialTraining(keras.callbacks.Callback):
         report = {name: float(ops.convert_to_numpy(value)) for name, value in tensors.items()}
         self._check_images(report)
         self._warn_of_masked_gradients(report)
-        self._reports.append({**report, "batch": batch})
+        self._reports.append(report)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
             return
-        reports = sorted(self._reports, key=lambda report: report["batch"])
+        reports = sorted(self._reports, key=lambda report: report[NUMBER])
         for name in REPORTED:
             chosen = [report for report in reports if name in report]
             if not chosen:
@@ -336,6 +334,8 @@ class AdversarialTraining(keras.callbacks.Callback):
     def _prepare_validation(self, x: Any, y: Any) -> None:
         """Compile the attack of the validation, and check its data before the first epoch."""
         own = self.validation_attack.value_range
+        checks.float_images(x)
+        checks.images_inside(x, own)
         attacked = AttackedModel(self.model, own, outputs=self.outputs)
         classes = attacked.logits(np.asarray(x[:1])).shape[1]
         checks.class_labels(y, len(x), classes=classes, name="labels of validation_data")
@@ -382,21 +382,32 @@ def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:
     """The attack of a training step: in a ball with an epsilon, along gradients."""
     if isinstance(attack, str):
         settings = {**_TRAINING_SETTINGS.get(attack.lower(), {}), **settings}
-    made = attacks.get(attack, **settings)
-    if not isinstance(made, GradientAttack):
-        raise ValueError(
-            "Expected an attack that follows gradients inside a ball, for it is compiled into "
-            f"the training step: one of 'fgsm', 'bim', 'pgd', or an object of a subclass of "
-            f"keras_qusec.attacks.GradientAttack. Received: {attack!r}."
-        )
+    made = _ball_attack(attack, settings, "attack")
     if made.restarts != 1:
         raise ValueError(
             f"Expected an attack without restarts, since a training step runs it once. Received: "
             f"{made!r}. Use more steps instead."
         )
+    return made
+
+
+def _ball_attack(attack: Any, settings: dict[str, Any], name: str) -> GradientAttack:
+    """An untargeted attack that follows gradients in a ball with an epsilon."""
+    made = attacks.get(attack, **settings)
+    if not isinstance(made, GradientAttack):
+        raise ValueError(
+            f"Expected {name} to be one that follows gradients inside a ball, for it is compiled: "
+            "one of 'fgsm', 'bim', 'pgd', or an object of a subclass of "
+            f"keras_qusec.attacks.GradientAttack. Received: {attack!r}."
+        )
     if made.epsilon is None:
         raise ValueError(
-            f"Expected epsilon for the attack {attack!r}. Received: none. "
+            f"Expected epsilon for the {name} {attack!r}. Received: none. "
             'Example: AdversarialTraining("pgd", epsilon=0.3)'
+        )
+    if made.targeted:
+        raise ValueError(
+            f"Expected an untargeted {name}, since the labels are those to leave and there are no "
+            f"target labels. Received: {made!r}. Leave targeted out."
         )
     return made

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed, noise
@@ -17,6 +19,7 @@ from keras_qusec.checks import float_images
 from keras_qusec.classifiers import PROBABILITIES, known_kind, log_probabilities, output_kind
 from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
 from keras_qusec.digests import settings_of
+from keras_qusec.sublayers import inside
 
 Tensor = Any
 
@@ -35,6 +38,8 @@ RANGE_USED = "_share_of_value_range"
 BAD_LABELS = "_labels_that_are_no_class"
 CLEAN_COUNT = "_clean_count"
 ADVERSARIAL_COUNT = "_adversarial_count"
+# Which step of the fit a report is of; callbacks may see them in another order.
+NUMBER = "_number"
 _COUNTS = {"clean": CLEAN_COUNT, "adversarial": ADVERSARIAL_COUNT}
 _PRIVATE = (
     LARGEST_GRADIENT,
@@ -87,7 +92,7 @@ class AdversarialStep:
         self.output_kind = read(model, settings.outputs)
         # Bound before the replacement: a custom train_step is used like Keras' own.
         self.train_step = model.train_step
-        self.compute_loss = model.compute_loss
+        self.compute_loss = _flexible(model.compute_loss)
         self.compute_metrics = model.compute_metrics
         # A replica of a distribution strategy traces in a thread of its own.
         self.local = threading.local()
@@ -158,7 +163,7 @@ class AdversarialStep:
         first = None if settings.attack.random_start else perturbed.first_output
 
         def logs(mapping: Any) -> dict[str, Tensor]:
-            return {**extra, **self.part_logs(y, part_y, first, mapping)}
+            return {**extra, **self.part_logs((x, y), (part_x, part_y), first, mapping)}
 
         return keras.utils.pack_x_y_sample_weight(x, y, weights), logs
 
@@ -189,8 +194,8 @@ class AdversarialStep:
                     x=inputs, y=y, y_pred=outputs, sample_weight=None, training=False
                 )
                 # The sum over the batch: gradients of the mean underflow in float16.
-                height = ops.cast(loss, "float32") * size
-                return -height if attack.targeted else height, outputs
+                # A loss without reduction is one number an image.
+                return ops.mean(ops.cast(loss, "float32")) * size, outputs
 
         state = ops.stack([ops.cast(settings.seed % 2**31, "int32"), ops.cast(steps_done, "int32")])
         # TRADES starts beside the clean image: on it the divergence has no gradient.
@@ -212,6 +217,12 @@ class AdversarialStep:
             return self.model(x, training=False)
 
     def log_probabilities(self, outputs: Any) -> Tensor:
+        if keras.tree.is_nested(outputs):
+            raise ValueError(
+                'Expected a model with one output for objective="trades". Received: '
+                f"{self.model.name!r} with outputs {keras.tree.map_structure(np.shape, outputs)}. "
+                'Use objective="loss", or a model of the classifier alone.'
+            )
         if outputs.shape[-1] == 1 and self.threshold is None:
             raise ValueError(
                 'Expected a classifier for objective="trades", which compares probabilities. '
@@ -232,6 +243,29 @@ class AdversarialStep:
         said = self.settings.outputs or getattr(self.model, "output_kind", None)
         return 0.0 if two_classes or said is not None else None
 
+    def accuracy(self, y: Any, outputs: Any) -> Tensor | None:
+        """Share of the largest output at the label, or None where that has no meaning."""
+        if keras.tree.is_nested(outputs) or keras.tree.is_nested(y) or y is None:
+            return None
+        if len(outputs.shape) != 2:
+            return None
+        if len(y.shape) == 2 and y.shape[-1] > 1:
+            # Rows of numbers may be the targets of a regression.
+            name, kind = _loss_name(self.model), self.output_kind
+            if kind != PROBABILITIES and not any(word in name for word in _CLASS_LOSSES):
+                return None
+            y = ops.argmax(y, axis=-1)
+        elif len(y.shape) == 2:
+            y = y[:, 0]
+        if outputs.shape[-1] == 1:
+            if self.threshold is None:
+                return None
+            # A hinge loss has labels -1 and 1.
+            right = ops.equal(outputs[:, 0] > self.threshold, ops.cast(y, "float32") > 0.5)
+        else:
+            right = ops.equal(ops.cast(ops.argmax(outputs, axis=-1), "int32"), ops.cast(y, "int32"))
+        return ops.mean(ops.cast(right, "float32"))
+
     def bad_labels(self, y: Any, outputs: Any) -> Tensor:
         """How many labels are no class of the outputs, for a loss that takes class numbers."""
         none = ops.zeros((), "float32")
@@ -243,7 +277,11 @@ class AdversarialStep:
         classes = ops.cast(y, "float32")
         whole = ops.equal(classes, ops.round(classes))
         inside = ops.logical_and(classes >= 0, classes <= outputs.shape[1] - 1)
-        good = ops.cast(ops.logical_and(whole, inside), "float32")
+        good = ops.logical_and(whole, inside)
+        ignored = getattr(self.model.loss, "ignore_class", None)
+        if ignored is not None:
+            good = ops.logical_or(good, ops.equal(classes, float(ignored)))
+        good = ops.cast(good, "float32")
         return ops.sum(1.0 - good)
 
     # The model's own methods, observed while its step runs.
@@ -274,38 +312,53 @@ class AdversarialStep:
             self.log_probabilities(clean(y_pred)), self.log_probabilities(attacked(y_pred))
         )
         if sample_weight is not None:
-            divergence = divergence * ops.cast(clean(sample_weight), divergence.dtype)
-        return loss + self.settings.beta * ops.cast(ops.mean(divergence), loss.dtype)
+            weight = ops.cast(clean(sample_weight), divergence.dtype)
+            # As Keras' losses do: a column is one weight an image.
+            divergence = divergence * ops.reshape(weight, ops.shape(divergence))
+        return ops.mean(loss) + self.settings.beta * ops.cast(ops.mean(divergence), loss.dtype)
 
     def observed_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """`compute_metrics` of the model; keeps the predictions of the training pass."""
         self.local.outputs = y_pred
         return self.compute_metrics(x, y, y_pred, sample_weight)
 
-    def part_logs(self, y: Any, part_y: Any, first: Any, mapping: Any) -> dict[str, Tensor]:
-        """Loss and accuracy of the clean and the adversarial part, from passes already made."""
+    def part_logs(
+        self, data: tuple[Any, Any], clean: tuple[Any, Any], first: Any, mapping: Any
+    ) -> dict[str, Tensor]:
+        """Loss and accuracy of the clean and the adversarial part, from passes already made.
+
+        Args:
+            data: inputs and labels that were trained on.
+            clean: inputs and labels of the part that was attacked, before it was.
+            first: what the model gave for them, or None.
+            mapping: pairs of variables and values.
+        """
         outputs, count, size = self.local.outputs, self.local.count, self.local.size
         self.local.outputs = None
-        parts: dict[str, tuple[Any, Any]] = {}
+        parts: dict[str, tuple[Any, Any, Any]] = {}
         if outputs is not None:
-            outputs = _map(ops.stop_gradient, outputs)
-            head, tail = _rows(None, count), _rows(count, None)
+            trained = (*data, _map(ops.stop_gradient, outputs))
+            head, tail = (
+                tuple(_map(_rows(*ends), part) for part in trained)
+                for ends in ((None, count), (count, None))
+            )
             if self.settings.objective == "trades":
-                parts["clean"] = _map(head, y), _map(head, outputs)
-                parts["adversarial"] = _map(tail, y), _map(tail, outputs)
+                parts = {"clean": head, "adversarial": tail}
             else:
-                parts["adversarial"] = part_y, _map(head, outputs)
+                parts["adversarial"] = head
                 # A last batch of a single image has no clean part.
                 if self.settings.ratio < 1 and not (isinstance(size, int) and count == size):
-                    parts["clean"] = _map(tail, y), _map(tail, outputs)
+                    parts["clean"] = tail
         if "clean" not in parts and first is not None and self.settings.ratio == 1:
-            parts["clean"] = part_y, first
+            parts["clean"] = (*clean, first)
         logs = {}
-        for name, (labels, predictions) in parts.items():
+        for name, (inputs, labels, predictions) in parts.items():
             with keras.StatelessScope(state_mapping=mapping):
-                loss = self.compute_loss(y=labels, y_pred=predictions, training=False)
-            logs[f"{name}_loss"] = ops.cast(ops.stop_gradient(loss), "float32")
-            accuracy = _accuracy(labels, predictions, self.threshold)
+                loss = self.compute_loss(
+                    x=inputs, y=labels, y_pred=predictions, sample_weight=None, training=False
+                )
+            logs[f"{name}_loss"] = ops.mean(ops.cast(ops.stop_gradient(loss), "float32"))
+            accuracy = self.accuracy(labels, predictions)
             if accuracy is not None:
                 logs[f"{name}_accuracy"] = accuracy
             rows = ops.shape(keras.tree.flatten(predictions)[0])[0]
@@ -350,6 +403,7 @@ class AdversarialFunction:
         # Keras makes a new history for each fit, also for one without the callback.
         self.history = getattr(self.model, "history", None)
         self.reports.clear()
+        self.count = 0
         self.model.train_function = self
 
     def arm(self) -> None:
@@ -364,7 +418,9 @@ class AdversarialFunction:
         with self.step.installed():
             result = self.function(*arguments)
         logs = result[0] if backend().passes_state else result
+        self.count += 1
         report = {name: logs.pop(name) for name in _PRIVATE if name in logs}
+        report[NUMBER] = self.count
         self.reports.append(report | {name: logs[name] for name in REPORTED if name in logs})
         return result
 
@@ -373,12 +429,32 @@ class AdversarialFunction:
             self.model.train_function = None
 
 
+# Words in the names of losses that compare classes.
+_CLASS_LOSSES = ("crossentropy", "hinge", "focal", "divergence")
+
+
+def _flexible(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's `compute_loss`, called with those of its arguments that it takes."""
+    parameters = inspect.signature(compute_loss).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return compute_loss
+
+    def called(x: Any = None, y: Any = None, y_pred: Any = None, **others: Any) -> Any:
+        given = {"x": x, "y": y, "y_pred": y_pred, **others}
+        return compute_loss(**{name: value for name, value in given.items() if name in parameters})
+
+    return called
+
+
 def _signature(settings: StepSettings, model: keras.Model) -> Any:
     """What a compiled step was traced with; a step of another signature cannot be used."""
     return (
         settings,
         vars(settings.attack).copy(),
+        # Keras makes the last two anew in each `compile`, and says it nowhere else.
         (model.optimizer, model.loss, type(model)),
+        (model._compile_loss, model._compile_metrics),
+        tuple(layer.trainable for layer in inside(model, keras.layers.Layer)),
         (model.run_eagerly, model.jit_compile, model.steps_per_execution),
         tuple((id(variable), variable.trainable) for variable in model.variables),
         tuple(settings_of(d, without="hardness") for d in find_defenses(model)),
@@ -477,25 +553,3 @@ def _select(
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Kullback-Leibler divergence of q from p, one number a sample."""
     return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def _accuracy(y: Any, outputs: Any, threshold: float | None) -> Tensor | None:
-    """Share of the largest output at the label, or None where that has no meaning.
-
-    Args:
-        y: labels.
-        outputs: what the model gave.
-        threshold: from which on a single output means class 1, or None.
-    """
-    if keras.tree.is_nested(outputs) or keras.tree.is_nested(y) or len(outputs.shape) != 2:
-        return None
-    if len(y.shape) == 2:
-        y = ops.argmax(y, axis=-1) if y.shape[-1] > 1 else y[:, 0]
-    if outputs.shape[-1] == 1:
-        if threshold is None:
-            return None
-        # A hinge loss has labels -1 and 1.
-        right = ops.equal(outputs[:, 0] > threshold, ops.cast(y, "float32") > 0.5)
-        return ops.mean(ops.cast(right, "float32"))
-    right = ops.equal(ops.cast(ops.argmax(outputs, axis=-1), "int32"), ops.cast(y, "int32"))
-    return ops.mean(ops.cast(right, "float32"))

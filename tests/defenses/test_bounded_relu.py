@@ -31,7 +31,7 @@ def test_values_and_gradient():
 def test_all_relus_are_bounded_and_weights_copied():
     model = network()
     bounded = with_bounded_relus(model, 0.5)
-    hidden = keras.Model(bounded.inputs, [layer.output for layer in bounded.layers[1:-1]])
+    hidden = keras.Model(bounded.inputs[0], [layer.output for layer in bounded.layers[1:-1]])
     outputs = [ops.convert_to_numpy(part) for part in hidden(X)]
     assert max(outputs[index].max() for index in (0, 2, 4)) <= 0.5
     assert bounded.layers[-1].activation is keras.activations.tanh

@@ -45,16 +45,13 @@ def test_median_gradient_is_the_finite_difference():
     weights = RNG.normal(size=IMAGES.shape).astype("float32")
 
     def weighed(x):
-        return ops.sum(median_filter(x, 2) * weights)
+        return ops.sum(median_filter(x, 2) * ops.convert_to_tensor(weights))
 
     _, (gradient,) = value_and_gradients(weighed, IMAGES)
     for place in [(0, 0, 0, 0), (1, 4, 3, 2), (0, 8, 6, 1)]:
         step = np.zeros_like(IMAGES)
         step[place] = 1e-4
-        up, down = (
-            float(ops.convert_to_numpy(weighed(ops.convert_to_tensor(x))))
-            for x in (IMAGES + step, IMAGES - step)
-        )
+        up, down = (float(compiled_value(weighed, x)) for x in (IMAGES + step, IMAGES - step))
         assert gradient[place] == pytest.approx((up - down) / 2e-4, abs=2e-2)
 
 
@@ -117,12 +114,12 @@ class TestDetector:
     def test_the_joint_adaptive_attack_evades_it(self, digits, detector):
         x, y = digits.x_test[:40], digits.y_test[:40]
         report = evaluate_robustness(
-            {"detector": detector}, x, y, attacks=[("pgd", {"steps": 30})], epsilons=[0.3]
+            {"detector": detector}, x, y, attacks=[("pgd", {"steps": 60})], epsilons=[0.2]
         )
         predictions = AttackedModel(detector).predictions(x)
         assert report.clean_accuracy() == (predictions == y).mean() > 0.75
         white = report.robust_accuracy(threat_model="white-box")
-        assert report.robust_accuracy(threat_model="adaptive") < min(white, 0.15)
+        assert report.robust_accuracy(threat_model="adaptive") < white - 0.2
 
     def test_saved_and_loaded(self, digits, detector, tmp_path):
         detector.save(tmp_path / "d.keras")
