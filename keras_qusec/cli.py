@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands)
     _add_evaluate(commands)
+    _add_compare(commands)
     return parser
 
 
@@ -114,6 +115,38 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--plot", metavar="FILE", help="draw accuracy against epsilon")
     evaluate.add_argument("--gallery", metavar="FILE", help="draw adversarial examples")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="train defences on the same network and put them in one table",
+        description="Train defences on the paper's network with the same data and seed, attack "
+        "each white-box, adaptively and black-box, and print one table.",
+    )
+    _add_data(compare)
+    compare.add_argument(
+        "--defenses", nargs="+", metavar="NAME",
+        help="names (default: all); a wrong one lists them",
+    )  # fmt: skip
+    compare.add_argument(
+        "--epsilons", nargs="+", type=_radius, default=[0.1, 0.2, 0.3], metavar="EPS",
+        help="L-infinity radii in rising order (default: 0.1 0.2 0.3); the largest in training",
+    )  # fmt: skip
+    compare.add_argument(
+        "--images", type=int, default=100, help="test images attacked (default: 100)"
+    )
+    compare.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
+    compare.add_argument("--steps", type=int, default=40, help="PGD steps (default: 40)")
+    compare.add_argument("--seed", type=int, default=0, help="default: 0")
+    compare.add_argument("--jobs", type=int, help="processes (default: 1)")
+    compare.add_argument(
+        "--resume", metavar="FOLDER",
+        help="keep trained models and finished evaluations here, and go on from them",
+    )  # fmt: skip
+    compare.add_argument("--markdown", metavar="FILE", help="write the tables in Markdown")
+    compare.add_argument("--html", metavar="FILE", help="write one page with all of it")
+    compare.set_defaults(run=_compare)
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
@@ -201,6 +234,29 @@ def _evaluate(options: argparse.Namespace) -> None:
             print(f"Written: {path}")
         except (OSError, ValueError, ImportError) as error:
             print(f"keras-qusec: {path} not written: {error}", file=sys.stderr)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from keras_qusec import comparison
+
+    _greet()
+    result = comparison.compare(
+        options.data,
+        options.defenses,
+        epsilons=options.epsilons,
+        attacks=["fgsm", ("pgd", {"steps": options.steps})],
+        images=options.images,
+        epochs=options.epochs,
+        seed=options.seed,
+        folder=options.resume,
+        n_jobs=options.jobs,
+    )
+    print(result)
+    if options.markdown:
+        Path(options.markdown).write_text(result.to_markdown(), encoding="utf-8")
+        print(f"Written: {options.markdown}")
+    if options.html:
+        print(f"Written: {result.to_html(options.html)}")
 
 
 def _radius(text: str) -> float:

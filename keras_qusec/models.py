@@ -11,6 +11,7 @@ def paper_cnn(
     *,
     input_shape: tuple[int, int, int] = (28, 28, 1),
     classes: int = 10,
+    first_activation: keras.layers.Layer | None = None,
     seed: int | None = None,
 ) -> keras.Sequential:
     """The basic CNN of CleverHans that the paper uses, with an optional quantizer in front.
@@ -23,6 +24,7 @@ def paper_cnn(
         quantizer: layer put in front of the first convolution, or None for undefended.
         input_shape: image height, width and channels; at least 26x26 for the kernels.
         classes: number of classes.
+        first_activation: layer in place of the ReLU after the first convolution, or None.
         seed: seed of the initial weights; the same seed gives the same network.
 
     Returns:
@@ -52,13 +54,15 @@ def paper_cnn(
     def initializer() -> keras.initializers.Initializer:
         return keras.initializers.GlorotUniform(seed=next(seeds))
 
-    def conv(filters: int, size: int, strides: int, padding: str) -> keras.layers.Layer:
+    def conv(
+        filters: int, size: int, strides: int, padding: str, activation: str = "relu"
+    ) -> keras.layers.Layer:
         return keras.layers.Conv2D(
             filters,
             size,
             strides=strides,
             padding=padding,
-            activation="relu",
+            activation=activation,
             kernel_initializer=initializer(),
         )
 
@@ -66,7 +70,8 @@ def paper_cnn(
         [
             keras.Input(input_shape),
             *([] if quantizer is None else [quantizer]),
-            conv(64, 8, 2, "same"),
+            conv(64, 8, 2, "same", "relu" if first_activation is None else "linear"),
+            *([] if first_activation is None else [first_activation]),
             conv(128, 6, 2, "valid"),
             conv(128, 5, 1, "valid"),
             keras.layers.Flatten(),

@@ -33,6 +33,7 @@ ROOMS = [
     "evaluation",
     "report",
     "evaluate",
+    "comparison",
     "demo",
     "cli",
 ]

@@ -600,6 +600,18 @@ def saturated_noise():
     return keras.Model(inputs, softmax(odd.linear(1e5)(odd.Noisy(size=0.001)(inputs))))
 
 
+class NoisyShares(keras.Model):
+    """Random probabilities, without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.core, self.noise = odd.linear(300.0), odd.Noisy()
+        self(X[:1])
+
+    def call(self, x):
+        return softmax(self.core(self.noise(x)))
+
+
 class RejectsInColumns(odd.Subclassed):
     """A classifier whose rejections are a column."""
 
@@ -637,8 +649,10 @@ add("evaluate_robustness", "randomness", {
 add("evaluate_robustness", "randomness", {
     "noise in inference": (lambda: evaluated(noisy()), "which is random.*draws=20"),
     "noise before a saturated softmax": (lambda: evaluated(saturated_noise()), "which is random"),
-    "probabilities with draws, said logits": (lambda: evaluated(odd.Subclassed(
-        lambda z: softmax(300 * odd.Noisy()(z))), outputs="logits", draws=4), "made in another way"),
+    "probabilities with draws, said logits": (
+        lambda: evaluated(NoisyShares(), outputs="logits", draws=4),
+        "made in another way",
+    ),
     "rejections in a column": (lambda: evaluated(RejectsInColumns(kind="logits")), "rejection"),
     "noise of a source": (lambda: evaluated(odd.linear(), threat_models=["black-box"],
                                             source_model=noisy()), "which is random"),

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_qusec import checks
 from keras_qusec.defenses.base import current_surrogate, straight_through
+from keras_qusec.quantization import check_hardness, soft_quantize
 
 Tensor = Any
 
@@ -41,8 +43,8 @@ class BitDepthReduction(keras.layers.Layer):
     """Round pixels to a few bits, as a layer in front of a classifier.
 
     ``y = rint(x (2^b - 1)) / (2^b - 1)`` for pixels in [0, 1]. The derivative is zero wherever
-    there is one, so that attacks which follow it fail; adaptive attacks take the identity
-    instead (BPDA).
+    there is one, so that attacks which follow it fail; adaptive attacks take that of sigmoids at
+    the steps instead (BPDA).
 
     Args:
         bits: bits of a pixel, from 1 up; the authors take 1 for MNIST and 5 for CIFAR-10.
@@ -73,14 +75,23 @@ class BitDepthReduction(keras.layers.Layer):
         self.bits = checks.whole_number(bits, "bits", hint="8 bits change no usual image.")
         self.value_range = checks.value_range(value_range)
 
-    def surrogates(self, hardnesses: Sequence[float]) -> list[str]:
-        """What an adaptive attacker differentiates instead: the identity."""
-        return ["identity"]
+    def surrogates(self, hardnesses: Sequence[float]) -> list[float]:
+        """What an adaptive attacker differentiates instead: sigmoids at the steps."""
+        return [check_hardness(hardness) for hardness in hardnesses]
 
     def call(self, inputs: Tensor) -> Tensor:
         checks.float_images(inputs)
         y = reduce_bit_depth(inputs, self.bits, self.value_range)
-        return y if current_surrogate(self) is None else straight_through(y, inputs)
+        surrogate = current_surrogate(self)
+        if surrogate is None:
+            return y
+        (low, high), steps = self.value_range, 2**self.bits - 1
+        middles = (low + (np.arange(steps) + 0.5) * (high - low) / steps).astype("float32")
+        share = soft_quantize(
+            inputs, middles, hardness=surrogate, value_range=(low, high),
+            differentiate_thresholds=False,
+        )  # fmt: skip
+        return straight_through(y, ops.cast(low + (high - low) * share, y.dtype))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape

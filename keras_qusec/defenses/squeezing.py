@@ -11,7 +11,14 @@ from keras import ops
 
 from keras_qusec import checks
 from keras_qusec.classifiers import LOGITS, logits_function
-from keras_qusec.defenses.base import current_surrogate, straight_through
+from keras_qusec.defenses.base import (
+    Defense,
+    current_choice,
+    current_surrogate,
+    straight_through,
+    surrogate_choices,
+    surrogates_in_force,
+)
 
 Tensor = Any
 
@@ -97,13 +104,13 @@ class SqueezingDetector(keras.Model):
         hint = "Two distributions differ by at most 2 in L1."
         self._threshold.assign(checks.number(value, "threshold", least=0, most=2, hint=hint))
 
-    def surrogates(self, hardnesses: Sequence[float]) -> list[str]:
+    def surrogates(self, hardnesses: Sequence[float]) -> list[float]:
         """What an adaptive attacker differentiates: all predictions together.
 
-        The mean of the logits on the image and on its squeezed versions, through each squeezer as
-        through the identity. Where they all go to the same wrong class, nothing is rejected.
+        The mean of the logits on the image and on its squeezed versions, through what each squeezer
+        offers for a hardness. Where they all go to the same wrong class, nothing is rejected.
         """
-        return ["joint"]
+        return list(hardnesses)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         logits = self._classify[0](inputs)
@@ -113,10 +120,14 @@ class SqueezingDetector(keras.Model):
         return straight_through(logits, together)
 
     def _squeezed_logits(self, images: Tensor) -> list[Tensor]:
-        squeezed = [squeezer(images) for squeezer in self.squeezers]
-        if current_surrogate(self) is not None:
-            squeezed = [straight_through(one, images) for one in squeezed]
-        return [self._classify[0](one) for one in squeezed]
+        hardness, choice = current_surrogate(self), dict(current_choice())
+        if hardness is not None:
+            choices = surrogate_choices(
+                [s for s in self.squeezers if isinstance(s, Defense)], [hardness]
+            )
+            choice |= choices[0] if choices else {}
+        with surrogates_in_force(choice):
+            return [self._classify[0](squeezer(images)) for squeezer in self.squeezers]
 
     def traced_score(self, images: Tensor) -> Tensor:
         """The score of each image ``(n,)``, in `keras.ops`."""

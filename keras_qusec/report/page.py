@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from keras_qusec.plots import close
@@ -43,11 +44,15 @@ figcaption, .small { color: var(--muted); font-size: 0.85rem; overflow-wrap: any
 """
 
 
-def html_page(report: Figures) -> str:
+def html_page(
+    report: Figures, *, first: Sequence[Table] = (), remarks_first: Sequence[str] = ()
+) -> str:
     """The whole report as HTML, its figures inside.
 
     Args:
         report: what `evaluate_robustness` returned.
+        first: tables above all others.
+        remarks_first: what must be known to read them.
 
     Raises:
         ImportError: without matplotlib.
@@ -56,6 +61,8 @@ def html_page(report: Figures) -> str:
     names = ", ".join(report.models) if few else f"{len(report.models)} models"
     body = [
         f"<h1>Robustness of {html.escape(names)}</h1>",
+        *map(_table, first),
+        *(f'<p class="small">{html.escape(remark)}</p>' for remark in remarks_first),
         *map(_table, headline(report)),
         *(f'<p class="note">{html.escape(note)}</p>' for note in report.notes),
         "<h2>Accuracy against epsilon</h2>",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,46 @@ class RobustnessReport(Figures):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page.html_page(self), encoding="utf-8")
         return path
+
+    @classmethod
+    def joined(cls, reports: Sequence[RobustnessReport]) -> RobustnessReport:
+        """Reports of other models on the same images with the same attacks, as one.
+
+        Args:
+            reports: at least one.
+
+        Raises:
+            ValueError: for reports that differ in more than their models, or share a name.
+        """
+        first = reports[0]
+        identity = {
+            name: value
+            for name, value in first.provenance["identity"].items()
+            if name not in ("models", "sources")
+        }
+        named = [name for report in reports for name in report.models]
+        alike = [
+            all(r.provenance["identity"][n] == v for n, v in identity.items()) for r in reports
+        ]
+        if len(set(named)) < len(named) or not all(alike):
+            raise ValueError(
+                "Expected reports of other models on the same images, with the same attacks and "
+                f"settings. Received: models {', '.join(named)}. Evaluate them together instead."
+            )
+        for part in ("models", "sources"):
+            both = [report.provenance["identity"][part] for report in reports]
+            identity[part] = {name: value for one in both for name, value in one.items()}
+        return cls(
+            correct={name: rows for report in reports for name, rows in report.correct.items()},
+            results=[result for report in reports for result in report.results],
+            epsilons=first.epsilons,
+            norms=first.norms,
+            provenance={**first.provenance, "identity": identity},
+            failures=[failure for report in reports for failure in report.failures],
+            notes=[note for report in reports for note in report.notes],
+            gallery=[example for report in reports for example in report.gallery],
+            certificates=[proof for report in reports for proof in report.certificates],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All of the report as JSON values; arrays are compressed text.

@@ -140,7 +140,7 @@ def remarks(report: Figures) -> list[str]:
 
 def plain_text(report: Figures) -> str:
     """The whole report as text of at most 80 columns."""
-    first, *rest = ("\n\n".join(_plain(table) for table in part) for part in _parts(report))
+    first, *rest = ("\n\n".join(text_table(table) for table in part) for part in _parts(report))
     notes = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in report.notes)
     lines = "\n".join(textwrap.fill(remark, WIDTH) for remark in remarks(report))
     return "\n\n".join(block for block in (first, notes, *rest, lines) if block)
@@ -151,11 +151,12 @@ def markdown(report: Figures) -> str:
     first, rest = _parts(report)
     notes = "\n".join(f"> {note}" for note in report.notes)
     lines = "\n".join(f"- {remark}" for remark in remarks(report))
-    blocks = [*map(_markdown, first), notes, *map(_markdown, rest), lines]
+    blocks = [*map(markdown_table, first), notes, *map(markdown_table, rest), lines]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _markdown(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, its names escaped."""
     head = f"| {' | '.join(map(_escaped, table.columns))} |"
     rule = f"| --- |{' ---: |' * (len(table.columns) - 1)}"
     body = []
@@ -178,7 +179,7 @@ def one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _plain(table: Table) -> str:
+def text_table(table: Table) -> str:
     """A table in text; columns that do not fit go below, with the labels again."""
     columns = [one_line(cell) for cell in table.columns]
     rows = [[one_line(cell) for cell in row] for row in table.rows]

@@ -55,7 +55,7 @@ class TestAPEGAN:
             defended, x, y, attacks=[("bim", {"steps": 10})], epsilons=[0.2]
         )
         assert report.clean_accuracy() > 0.75
-        assert report.robust_accuracy(threat_model="adaptive") < 0.15
+        assert report.robust_accuracy(threat_model="adaptive") < 0.25
 
     def test_each_loss_reaches_one_network(self, digits):
         """Without an error, and without a weight on fooling, the generator stands."""

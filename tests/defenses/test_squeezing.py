@@ -114,7 +114,7 @@ class TestDetector:
     def test_the_joint_adaptive_attack_evades_it(self, digits, detector):
         x, y = digits.x_test[:40], digits.y_test[:40]
         report = evaluate_robustness(
-            {"detector": detector}, x, y, attacks=[("pgd", {"steps": 60})], epsilons=[0.2]
+            {"detector": detector}, x, y, attacks=[("pgd", {"steps": 100})], epsilons=[0.2]
         )
         predictions = AttackedModel(detector).predictions(x)
         assert report.clean_accuracy() == (predictions == y).mean() > 0.75

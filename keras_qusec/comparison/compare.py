@@ -1,0 +1,225 @@
+"""compare: train each defence on the same network, attack it, and put all in one table."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from keras_qusec import datasets
+from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.checks import whole_number
+from keras_qusec.comparison import contenders
+from keras_qusec.comparison.contenders import Training
+from keras_qusec.comparison.results import Comparison, Measured
+from keras_qusec.digests import code_digest, digest
+from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.progress import Progress, shown
+from keras_qusec.version import __version__
+
+# Rounds of the timing of `predict`, in which both models take turns.
+_ROUNDS = 7
+
+
+class Settings(NamedTuple):
+    """What one unit of a comparison needs, besides its defence; all of it can be sent.
+
+    Attributes:
+        data: name or path of a data set.
+        epsilons: radii, L-infinity.
+        attacks: of the evaluation.
+        images: number of test images.
+        epochs: epochs of a classifier.
+        seed: seed of all that is random.
+        folder: where finished work is kept.
+    """
+
+    data: str
+    epsilons: tuple[float, ...]
+    attacks: tuple[Any, ...]
+    images: int
+    epochs: int
+    seed: int
+    folder: str
+
+    def training(self, *, seed: int | None = None) -> Training:
+        """The training settings, with the data loaded."""
+        data = datasets.load(self.data)
+        own = self.seed if seed is None else seed
+        return Training(data, self.epsilons[-1], self.epochs, own)
+
+
+def compare(
+    data: str | os.PathLike = "mnist5k",
+    defenses: Sequence[str] | None = None,
+    *,
+    epsilons: Sequence[float] = (0.1, 0.2, 0.3),
+    attacks: Any = ("fgsm", "pgd"),
+    images: int = 100,
+    epochs: int = 4,
+    seed: int = 0,
+    folder: str | os.PathLike | None = None,
+    n_jobs: int | None = None,
+    progress: bool | Progress | None = None,
+) -> Comparison:
+    """Train defences on the paper's network, the same data and seed, and attack each.
+
+    Each is attacked white-box, adaptively, and by examples made on an undefended network of
+    another seed (black-box).
+
+    Args:
+        data: name of a data set, or the path of an ``.npz`` file.
+        defenses: names of `keras_qusec.comparison.names`, default all.
+        epsilons: radii in rising order, L-infinity; the largest is that of training.
+        attacks: as in `evaluate_robustness`.
+        images: test images attacked, the first.
+        epochs: epochs of each classifier.
+        seed: seed of all that is random.
+        folder: where trained models and finished evaluations are kept. Called again, a defence
+            that is there already is not trained again; one is a unit of its own, so that
+            adding one trains that one alone. Default: nowhere.
+        n_jobs: processes, over joblib; None for one, or for what `joblib.parallel_config` says.
+        progress: as in `evaluate_robustness`.
+
+    Returns:
+        `Comparison`.
+
+    Raises:
+        ValueError: for unusable arguments, or a folder of other settings.
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+
+    Example: ``print(compare("mnist5k", ["undefended", "constant"]))``
+    """
+    import_foolbox()
+    import joblib
+
+    chosen = list(contenders.names() if defenses is None else defenses)
+    for name in chosen:
+        contenders.get(name)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"Expected defenses, each once. Received: {defenses!r}. The names are "
+            f"{', '.join(contenders.names())}."
+        )
+    for name, value in {"images": images, "epochs": epochs}.items():
+        whole_number(value, name)
+    whole_number(seed, "seed", least=0)
+    loaded = datasets.load(data)
+    with tempfile.TemporaryDirectory() as temporary, shown(progress, "training") as report:
+        settings = Settings(
+            str(data), tuple(map(float, np.ravel(epsilons))), tuple(attacks), images, epochs, seed,
+            str(folder or temporary),
+        )  # fmt: skip
+        report("source of black-box examples", 0.0)
+        _trained("source", settings, seed=seed + 1, make=contenders.get("undefended").make)
+        measured: dict[str, Measured] = {}
+        if joblib.effective_n_jobs(n_jobs) == 1:
+            for name in chosen:
+                report(name, (1 + len(measured)) / (2 + len(chosen)))
+                measured[name] = run_unit(name, settings, contenders.get(name))
+        else:
+            calls = [joblib.delayed(run_unit)(n, settings, contenders.get(n)) for n in chosen]
+            streams = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
+            for one in streams:
+                measured[one.name] = one
+                report(one.name, (1 + len(measured)) / (2 + len(chosen)))
+    made_with = {
+        "data": loaded.name,
+        "training images": len(loaded.x_train),
+        "epochs": epochs,
+        "seed": seed,
+    }
+    return Comparison([measured[name] for name in chosen], made_with)
+
+
+def run_unit(name: str, settings: Settings, contender: contenders.Contender) -> Measured:
+    """Train, time and evaluate one defence, or read what is finished.
+
+    Args:
+        name: its name.
+        settings: of the comparison.
+        contender: how it is made.
+    """
+    model, seconds = _trained(name, settings, make=contender.make)
+    source, _ = _trained("source", settings, seed=settings.seed + 1, make=contender.make)
+    data = datasets.load(settings.data)
+    x, y = data.x_test[: settings.images], data.y_test[: settings.images]
+    evaluated = evaluate_robustness(
+        {name: model}, x, y, attacks=list(settings.attacks), epsilons=settings.epsilons,
+        threat_models=["white-box", "adaptive", "black-box"],
+        source_model={"undefended, another seed": source}, seed=settings.seed,
+        resume_dir=Path(settings.folder) / f"{name}-evaluation", progress=False,
+    )  # fmt: skip
+    return Measured(
+        name=name,
+        settings=contender.settings,
+        report=evaluated,
+        training_seconds=seconds,
+        inference=_inference_ratio(model, source, x),
+        parameters=model.count_params(),
+    )
+
+
+def _trained(
+    name: str,
+    settings: Settings,
+    *,
+    make: Callable[[Training], keras.Model],
+    seed: int | None = None,
+) -> tuple[keras.Model, float]:
+    """A trained model and the seconds it took, from disk or trained now."""
+    folder = Path(settings.folder)
+    path, description = folder / f"{name}.keras", folder / f"{name}.json"
+    identity = {
+        "data": _data_digest(settings.data),
+        "epsilon": settings.epsilons[-1],
+        "epochs": settings.epochs,
+        "seed": settings.seed if seed is None else seed,
+        "keras-qusec": __version__,
+        "code": "" if name == "source" else code_digest(make),
+    }
+    if path.exists() and description.exists():
+        earlier = json.loads(description.read_text())
+        if earlier["identity"] == identity:
+            return keras.saving.load_model(path), float(earlier["seconds"])
+        different = [
+            key for key, value in identity.items() if earlier["identity"].get(key) != value
+        ]
+        raise ValueError(
+            f"Expected a folder of the same comparison. Received: {folder}, whose {name!r} differs "
+            f"in {', '.join(different)}. Give a new folder, or the settings of the earlier one."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    model = make(settings.training(seed=seed))
+    seconds = time.perf_counter() - start
+    model.save(path)
+    description.write_text(json.dumps({"identity": identity, "seconds": seconds}))
+    # As it will be after a restart: what is evaluated is what was saved.
+    return keras.saving.load_model(path), seconds
+
+
+def _data_digest(data: str) -> str:
+    loaded = datasets.load(data)
+    return digest(loaded.x_train.tobytes(), loaded.y_train.tobytes(), loaded.x_test.tobytes())
+
+
+def _inference_ratio(model: keras.Model, floor: keras.Model, x: np.ndarray) -> float:
+    """The median time of `predict`, in multiples of another model's; both take turns."""
+    # A batch as large as those of `predict` usually are, so that its overhead does not decide.
+    x = np.resize(x, (256, *x.shape[1:]))
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(_ROUNDS):
+        for place, one in enumerate((model, floor)):
+            start = time.perf_counter()
+            one.predict(x, verbose=0)
+            times[place].append(time.perf_counter() - start)
+    # The first round compiles.
+    return float(np.median(times[0][1:]) / np.median(times[1][1:]))

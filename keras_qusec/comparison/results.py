@@ -1,0 +1,125 @@
+"""What a comparison measured, and its table as text, Markdown and page."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_qusec.report import RobustnessReport
+from keras_qusec.report.page import html_page
+from keras_qusec.report.tables import WIDTH, Table, markdown_table, text_table
+
+_THREATS = ("white-box", "adaptive", "black-box")
+
+
+class Measured(NamedTuple):
+    """One defence: its evaluation, and what it costs.
+
+    Attributes:
+        name: name of the defence.
+        settings: what it is, in a few words.
+        report: its evaluation.
+        training_seconds: time of all of its training.
+        inference: time of `predict` for an image, as a multiple of the undefended network's.
+        parameters: number of weights.
+    """
+
+    name: str
+    settings: str
+    report: RobustnessReport
+    training_seconds: float
+    inference: float
+    parameters: int
+
+
+class Comparison:
+    """Defences side by side, made by `compare`.
+
+    Attributes:
+        measured: one for each defence, in the order asked for.
+        provenance: what the comparison was made with.
+    """
+
+    def __init__(self, measured: Sequence[Measured], provenance: Mapping[str, Any]) -> None:
+        self.measured = list(measured)
+        self.provenance = dict(provenance)
+
+    def tables(self) -> list[Table]:
+        """One table an epsilon, accuracies in %."""
+        tables = []
+        norm, radii = next(iter(self.measured[0].report.epsilons.items()))
+        for epsilon in radii:
+            columns = ["defence", "clean", "white", "adapt.", "black", "worst", "95 %",
+                       "train", "infer", "params"]  # fmt: skip
+            rows = [self._row(one, norm, epsilon) for one in self.measured]
+            title = f"Accuracy in % at epsilon {epsilon:g} ({norm}), and cost"
+            tables.append(Table(title, columns, rows, ()))
+        return tables
+
+    def _row(self, one: Measured, norm: str, epsilon: float) -> list[str]:
+        report = one.report
+        shares = [report.clean_accuracy()]
+        shares += [report.robust_accuracy(epsilon=epsilon, threat_model=t) for t in _THREATS]
+        case = report.worst_case(report.models[0], norm, epsilon)
+        return [
+            one.name,
+            *(f"{100 * share:.1f}" for share in [*shares, case.robust_accuracy]),
+            f"{100 * case.low:.0f}-{100 * case.high:.0f}",
+            f"{one.training_seconds:.0f}s",
+            f"{one.inference:.1f}x",
+            f"{one.parameters / 1000:.0f}k",
+        ]
+
+    def remarks(self) -> list[str]:
+        """What the columns mean, and what was compared."""
+        made = self.provenance
+        identity = self.measured[0].report.provenance["identity"]
+        attacks = "; ".join(identity["attacks"].values())
+        versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+        settings = "; ".join(f"{one.name}: {one.settings}" for one in self.measured)
+        return [
+            "Worst is what stands against every attack of every threat model: the figure to read. "
+            "White-box alone is no evidence for a defence that masks gradients. A detector's "
+            "rejected clean image is an error, and an adversarial example must be accepted.",
+            f"{identity['images']} test images of {made['data']}, {made['epochs']} epochs on "
+            f"{made['training images']} images, seed {made['seed']}, one training each; attacks: "
+            f"{attacks}. Black-box examples are made on an undefended network of another seed.",
+            f"Settings: {settings}.",
+            "95 %: interval of the worst case. Train: all training. Infer: time of an image in "
+            "predict, in multiples of the undefended network's. Params: weights, in thousands.",
+            f"Versions: {versions}; backend {identity['backend']}.",
+        ]
+
+    def __str__(self) -> str:
+        tables = "\n\n".join(map(text_table, self.tables()))
+        return f"{tables}\n\n" + "\n".join(textwrap.fill(r, WIDTH) for r in self.remarks())
+
+    def to_markdown(self) -> str:
+        """The tables in Markdown."""
+        tables = [markdown_table(table) for table in self.tables()]
+        return "\n\n".join([*tables, "\n".join(f"- {r}" for r in self.remarks())]) + "\n"
+
+    def report(self) -> RobustnessReport:
+        """The evaluations of all defences as one report."""
+        return RobustnessReport.joined([one.report for one in self.measured])
+
+    def to_html(self, path: str | os.PathLike) -> Path:
+        """Write one page: the tables, and then the evaluations in full.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page = html_page(self.report(), first=self.tables(), remarks_first=self.remarks())
+        path.write_text(page, encoding="utf-8")
+        return path
