@@ -36,6 +36,7 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	$(BIN)/python benchmarks/quantizer.py
 	$(BIN)/python benchmarks/adversarial_training.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/defenses.py
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info

@@ -67,7 +67,19 @@ def test_examples_in_docstrings(module):
 
 @pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/adversarial_training.md", "docs/evaluation.md"]
+    "page",
+    [
+        "README.md",
+        "docs/adversarial_training.md",
+        "docs/evaluation.md",
+        "docs/defenses/feature_squeezing.md",
+        "docs/defenses/brelu_gda.md",
+        "docs/defenses/distillation.md",
+        "docs/defenses/quantized_activation.md",
+        "docs/defenses/ape_gan.md",
+        "docs/defenses/defense_gan.md",
+        "docs/defenses/thermometer.md",
+    ],
 )
 def test_examples_of_the_pages_run(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # examples write files

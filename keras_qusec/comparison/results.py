@@ -93,14 +93,21 @@ class Comparison:
             f"Versions: {versions}; backend {identity['backend']}.",
         ]
 
+    def notes(self) -> list[str]:
+        """What stands on top of the evaluations, each once."""
+        return list(dict.fromkeys(note for one in self.measured for note in one.report.notes))
+
     def __str__(self) -> str:
         tables = "\n\n".join(map(text_table, self.tables()))
-        return f"{tables}\n\n" + "\n".join(textwrap.fill(r, WIDTH) for r in self.remarks())
+        lines = [*(f"NOTE: {note}" for note in self.notes()), *self.remarks()]
+        return f"{tables}\n\n" + "\n".join(textwrap.fill(line, WIDTH) for line in lines)
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
         tables = [markdown_table(table) for table in self.tables()]
-        return "\n\n".join([*tables, "\n".join(f"- {r}" for r in self.remarks())]) + "\n"
+        notes = "\n".join(f"> {note}" for note in self.notes())
+        remarks = "\n".join(f"- {remark}" for remark in self.remarks())
+        return "\n\n".join(block for block in (*tables, notes, remarks) if block) + "\n"
 
     def report(self) -> RobustnessReport:
         """The evaluations of all defences as one report."""

@@ -1,0 +1,120 @@
+"""Defences side by side: units that are kept, the table, the command line."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+from digit_networks import small_network, trained
+
+from keras_qusec import QuSecQuantization, cli, comparison, datasets
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+
+# How often a contender of this test was trained; what a function closes over is part of its code.
+MADE: Counter = Counter()
+SETTINGS = {"images": 16, "epochs": 1, "epsilons": (0.1, 0.3), "attacks": ["fgsm"]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A file of few images, which compare loads by its path."""
+    all_images = datasets.mnist5k()
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    np.savez(
+        path, x_train=all_images.x_train[:256], y_train=all_images.y_train[:256],
+        x_test=all_images.x_test[:32], y_test=all_images.y_test[:32],
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def small():
+    """Contenders of this test's own, small and quick; how often each was trained is counted."""
+    MADE.clear()
+
+    def make(name, *front):
+        def trained_once(training):
+            MADE[name] += 1
+            return trained(small_network(*front), training.data, images=256, epochs=1)
+
+        return trained_once
+
+    comparison.register("small", make("small"), settings="a small network")
+    comparison.register("small-quantized", make("small-quantized", QuSecQuantization(2)))
+    yield MADE
+    for name in ("small", "small-quantized"):
+        comparison.unregister(name)
+
+
+def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
+    first = comparison.compare(data, ["small"], folder=tmp_path / "run", **SETTINGS)
+    again = comparison.compare(data, ["small"], folder=tmp_path / "run", **SETTINGS)
+    assert small == {"small": 1}
+    assert again.measured[0].training_seconds == first.measured[0].training_seconds
+    accuracies = [c.measured[0].report.robust_accuracy() for c in (first, again)]
+    assert accuracies[0] == accuracies[1]
+    both = comparison.compare(
+        data, ["small", "small-quantized"], folder=tmp_path / "run", **SETTINGS
+    )
+    assert small == {"small": 1, "small-quantized": 1}
+    lines = str(both).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "small-quantized" in both.to_markdown()
+    report = both.report()
+    assert report.models == ("small", "small-quantized")
+    assert report.robust_accuracy(model="small") == accuracies[0]
+    page = both.to_html(tmp_path / "page.html").read_text()
+    assert "Accuracy in % at epsilon 0.3" in page
+    assert "Each attack" in page
+    rows = [cells for table in both.tables() for cells in table.rows]
+    worst = [float(cells[5]) for cells in rows]
+    assert all(w <= min(map(float, cells[2:5])) for w, cells in zip(worst, rows, strict=True))
+    with pytest.raises(ValueError, match="differs in epochs"):
+        comparison.compare(data, ["small"], folder=tmp_path / "run", **{**SETTINGS, "epochs": 2})
+
+
+@pytest.mark.parametrize("name", [n for n in comparison.names() if n != "defense-gan"])
+def test_each_contender_trains_saves_and_can_be_attacked(data, name):
+    if keras.backend.backend() == "jax" and name in ("distillation", "ape-gan", "squeezing"):
+        pytest.skip("slow to compile there; their own tests run on JAX")
+    result = comparison.compare(data, [name], **{**SETTINGS, "images": 4, "epsilons": (0.3,)})
+    (measured,) = result.measured
+    assert not measured.report.failures
+    assert measured.parameters > 100_000
+    assert measured.settings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"defenses": ["squeeze"]}, "Did you mean 'squeezing'"),
+        ({"defenses": []}, "each once"),
+        ({"defenses": ["constant", "constant"]}, "each once"),
+        ({"images": 0}, "images"),
+        ({"epochs": 0}, "epochs"),
+        ({"seed": -1}, "seed"),
+        ({"data": "imagenet"}, "mnist5k"),
+    ],
+)
+def test_bad_arguments(change, message):
+    with pytest.raises(ValueError, match=message):
+        comparison.compare(**{"data": "mnist5k", **change})
+    with pytest.raises(ValueError, match="lower case"):
+        comparison.register("Mine", lambda training: training)
+
+
+def test_command_line(data, small, tmp_path, capsys):
+    words = ["compare", "--data", str(data), "--defenses", "small", "--images", "8", "--epochs", "1",
+             "--epsilons", "0.1", "77/255", "--steps", "2", "--html", str(tmp_path / "c.html"),
+             "--markdown", str(tmp_path / "c.md")]  # fmt: skip
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "Accuracy in % at epsilon 0.301961" in out
+    assert (tmp_path / "c.html").stat().st_size > 10_000
+    assert "| small |" in (tmp_path / "c.md").read_text()
+    assert small["small"] == 1
+    assert cli.main(["compare", "--defenses", "smal"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
