@@ -668,6 +668,11 @@ add("evaluate_robustness", "randomness", {
         odd.in_front(odd.BatchCentred())), "in a batch than alone"),
     "a gradient of zero": (lambda: evaluated(odd.in_front(
         QuSecQuantization(2, hardness=1e6)), threat_models=["white-box"]), "exactly zero"),
+    "a gradient of zero at several radii": (
+        lambda: no_failures(evaluated(odd.in_front(QuSecQuantization(2, hardness=1e6)),
+                                      epsilons=[0.05, 0.1], threat_models=["white-box"])),
+        "exactly zero",
+    ),
     "a gradient that is cut": (lambda: evaluated(keras.Model(*[(i := keras.Input((FEATURES,))),
         odd.linear()(ops.round(4 * i) / 4)])), "exactly zero"),
 }, "note")  # fmt: skip
@@ -711,6 +716,12 @@ def other_code(folder):
     """Two functions of one name, of which one does more."""
     evaluated({"m": odd.linear()}, attacks=[shifted(1e-4)], resume_dir=folder)
     return evaluated({"m": odd.linear()}, attacks=[shifted(1.0)], resume_dir=folder)
+
+
+def no_failures(report):
+    """A gradient of zero is no failure of the attack, but is noted."""
+    assert not report.failures
+    return report
 
 
 def restored(folder):

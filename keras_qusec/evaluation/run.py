@@ -73,8 +73,9 @@ def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
             rows = run.closest.standing(turn.epsilon)
             if len(rows):
                 with run.metered(turn, model):
-                    candidates = _tried(turn, rows, plan.x, model)
+                    candidates = run.tried(turn, rows, plan.x, model)
                     run.closest.offer(rows, candidates, turn.epsilon)
+        run.check_that_it_acted()
     return [run.result(threat, None) for threat, run in runs.items()]
 
 
@@ -90,7 +91,8 @@ def attack_by_transfer(
         runs = {name: _Run(unit, plan, name, m, plan.seed) for name, m in models.items()}
         followed = threat.models(source, attack, plan.hardnesses, False)
         searches = [attack.on_batch(m, plan.x, goal) for m in followed]
-        for turn in next(iter(runs.values())).turns(searches):
+        any_run = next(iter(runs.values()))
+        for turn in any_run.turns(searches):
             standing = [run.closest.standing(turn.epsilon) for run in runs.values()]
             rows = np.unique(np.concatenate(standing))
             if not len(rows):
@@ -98,26 +100,15 @@ def attack_by_transfer(
             with contextlib.ExitStack() as meters:
                 for run in runs.values():
                     meters.enter_context(run.metered(turn, source))
-                candidates = _tried(turn, rows, plan.x, source)
+                candidates = any_run.tried(turn, rows, plan.x, source)
             for name, run in runs.items():
                 right = run.closest.correct[rows]  # other rows stand for another model only
                 if right.any():
                     with run.metered(turn, models[name]):
                         run.closest.offer(rows[right], candidates[right], turn.epsilon)
+        any_run.check_that_it_acted()
         results += [run.result(threat.name, unit.source) for run in runs.values()]
     return results
-
-
-def _tried(turn: _Turn, rows: np.ndarray, x: np.ndarray, model: AttackedModel) -> np.ndarray:
-    """What an attack returns for some images; a ValueError if it did nothing at all."""
-    used = model.counter.queries
-    candidates = turn.search(rows, turn.epsilon, turn.seed)
-    if model.counter.queries == used and np.array_equal(candidates, x[rows]):
-        raise ValueError(
-            "Expected an attack that asks the model or changes images. Received: one that did "
-            "neither, which is no evidence. Check its settings."
-        )
-    return candidates
 
 
 class _Turn(NamedTuple):
@@ -140,6 +131,25 @@ class _Run:
         self.gradients = np.zeros(len(self.radii), "int64")
         self.queries = np.zeros(len(self.radii), "int64")
         self.seconds = np.zeros(len(self.radii))
+        # Whether the attack was called, and whether it ever asked the model or changed an image.
+        self.called = self.acted = False
+
+    def tried(
+        self, turn: _Turn, rows: np.ndarray, x: np.ndarray, model: AttackedModel
+    ) -> np.ndarray:
+        """What an attack returns for some images."""
+        used, self.called = model.counter.queries, True
+        candidates = turn.search(rows, turn.epsilon, turn.seed)
+        self.acted |= model.counter.queries > used or not np.array_equal(candidates, x[rows])
+        return candidates
+
+    def check_that_it_acted(self) -> None:
+        """Raise a ValueError for an attack that did nothing at all, which is no evidence."""
+        if self.called and not self.acted:
+            raise ValueError(
+                "Expected an attack that asks the model or changes images. Received: one that did "
+                "neither. Check its settings."
+            )
 
     def go_on_from(self, before: _Run) -> None:
         """Begin with all that another run found."""
