@@ -19,6 +19,10 @@ test: .venv/test  ## the tests on TensorFlow
 test-torch: .venv/torch  ## the tests on PyTorch
 	KERAS_BACKEND=torch $(BIN)/pytest $(PYTEST_ARGS)
 
+# Small models compile to the same code again and again, so what is compiled is kept.
+test-jax: export JAX_COMPILATION_CACHE_DIR = .venv/compiled
+test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 test-jax: .venv/jax  ## the tests on JAX
 	KERAS_BACKEND=jax $(BIN)/pytest $(PYTEST_ARGS)
 
