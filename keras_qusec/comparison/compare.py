@@ -125,6 +125,8 @@ def compare(
                 report(name, (1 + len(measured)) / (2 + len(chosen)))
                 measured[name] = run_unit(name, settings, contenders.get(name))
         else:
+            backend = keras.backend.backend()
+            os.environ.setdefault("KERAS_BACKEND", backend)  # for processes that start now
             calls = [joblib.delayed(run_unit)(n, settings, contenders.get(n)) for n in chosen]
             streams = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
             for one in streams:

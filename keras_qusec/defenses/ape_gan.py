@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_qusec import checks
 from keras_qusec.defenses.base import current_surrogate, straight_through
-from keras_qusec.defenses.gan import binary_cross_entropy, held
+from keras_qusec.defenses.gan import binary_cross_entropy, held, networks_config, networks_of
 
 Tensor = Any
 
@@ -158,19 +158,14 @@ class APEGAN(keras.Model):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "generator": keras.saving.serialize_keras_object(self.generator),
-            "discriminator": keras.saving.serialize_keras_object(self.discriminator),
+            **networks_config(self, "generator", "discriminator"),
             "mse_weight": self.mse_weight,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> APEGAN:
-        config = dict(config)
-        networks = [
-            keras.saving.deserialize_keras_object(config.pop(name))
-            for name in ("generator", "discriminator")
-        ]
-        return cls(*networks, **config)
+        networks, rest = networks_of(config, "generator", "discriminator")
+        return cls(*networks, **rest)
 
 
 @keras.saving.register_keras_serializable(package="keras_qusec")
@@ -219,13 +214,12 @@ class Purifier(keras.layers.Layer):
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
-        generator = keras.saving.serialize_keras_object(self.generator)
-        return {**super().get_config(), "generator": generator}
+        return {**super().get_config(), **networks_config(self, "generator")}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Purifier:
-        config = dict(config)
-        return cls(keras.saving.deserialize_keras_object(config.pop("generator")), **config)
+        networks, rest = networks_of(config, "generator")
+        return cls(*networks, **rest)
 
 
 def _checked_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from keras import ops
 from keras_qusec import checks
 from keras_qusec.backends import backend
 from keras_qusec.defenses.base import current_surrogate, straight_through
-from keras_qusec.defenses.gan import held
+from keras_qusec.defenses.gan import held, networks_config, networks_of
 
 Tensor = Any
 
@@ -175,20 +175,15 @@ class WGANGP(keras.Model):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "generator": keras.saving.serialize_keras_object(self.generator),
-            "critic": keras.saving.serialize_keras_object(self.critic),
+            **networks_config(self, "generator", "critic"),
             "penalty": self.penalty,
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> WGANGP:
-        config = dict(config)
-        networks = [
-            keras.saving.deserialize_keras_object(config.pop(name))
-            for name in ("generator", "critic")
-        ]
-        return cls(*networks, **config)
+        networks, rest = networks_of(config, "generator", "critic")
+        return cls(*networks, **rest)
 
 
 @keras.saving.register_keras_serializable(package="keras_qusec")
@@ -327,7 +322,7 @@ class DefenseGAN(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "generator": keras.saving.serialize_keras_object(self.generator),
+            **networks_config(self, "generator"),
             "steps": self.steps,
             "restarts": self.restarts,
             "rate": self.rate,
@@ -338,5 +333,5 @@ class DefenseGAN(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> DefenseGAN:
-        config = dict(config)
-        return cls(keras.saving.deserialize_keras_object(config.pop("generator")), **config)
+        networks, rest = networks_of(config, "generator")
+        return cls(*networks, **rest)

@@ -28,3 +28,14 @@ def held(network: keras.Model) -> Iterator[None]:
 def binary_cross_entropy(scores: Tensor, real: bool) -> Tensor:
     """The mean cross-entropy of scores (logits) that images are real, or that they are made."""
     return ops.mean(ops.softplus(-scores if real else scores))
+
+
+def networks_config(model: keras.Model, *names: str) -> dict[str, Any]:
+    """The networks of a model by the names of its attributes, as Keras serialises them."""
+    return {name: keras.saving.serialize_keras_object(getattr(model, name)) for name in names}
+
+
+def networks_of(config: dict[str, Any], *names: str) -> tuple[list[Any], dict[str, Any]]:
+    """The networks of a configuration, and what else is in it."""
+    rest = {key: value for key, value in config.items() if key not in names}
+    return [keras.saving.deserialize_keras_object(config[name]) for name in names], rest

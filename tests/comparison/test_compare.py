@@ -87,6 +87,16 @@ def test_each_contender_trains_saves_and_can_be_attacked(data, name):
     assert measured.settings
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="slow to start and compile there")
+def test_two_processes(data, tmp_path):
+    names = ["undefended", "constant"]
+    one = comparison.compare(data, names, **SETTINGS)
+    two = comparison.compare(data, names, n_jobs=2, folder=tmp_path / "run", **SETTINGS)
+    assert [m.name for m in two.measured] == names
+    for a, b in zip(one.measured, two.measured, strict=True):
+        assert a.report.clean_accuracy() == pytest.approx(b.report.clean_accuracy(), abs=0.13)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
