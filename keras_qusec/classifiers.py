@@ -315,6 +315,29 @@ def log_probabilities(outputs: Tensor, kind: str) -> Tensor:
     return ops.log_softmax(class_logits(outputs, kind), axis=-1)
 
 
+def log_odds_against(classes: Tensor, logits: Tensor) -> Tensor:
+    """The log-odds that each image is not of a class, ``(n,)``.
+
+    The gradient is that of the cross-entropy but for a positive factor, 1 / (1 - p), an image;
+    so steps along its sign or its direction are the same. But where p rounds to 1 in float32
+    the gradient of the cross-entropy is exactly zero, and an attack stands still.
+
+    Args:
+        classes: ``(n,)`` integers.
+        logits: ``(n, classes)`` float.
+
+    Example:
+
+    >>> from keras import ops
+    >>> logits = ops.convert_to_tensor([[500.0, 100.0]])
+    >>> ops.convert_to_numpy(log_odds_against(ops.convert_to_tensor([0]), logits)).tolist()
+    [-400.0]
+    """
+    own = ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+    others = ops.logsumexp(logits - 1e9 * own, axis=-1)
+    return others - ops.sum(logits * own, axis=-1)
+
+
 def check_logits(logits: np.ndarray, name: str) -> None:
     """Raise a ValueError for outputs on clean images that are no logits of a classifier."""
     if logits.ndim != 2:

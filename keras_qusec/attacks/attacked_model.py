@@ -16,7 +16,7 @@ from keras import ops
 from keras_qusec.attacks.goal import NO_CLASS, REJECTED, Goal
 from keras_qusec.backends import backend
 from keras_qusec.checks import one_of, whole_number
-from keras_qusec.classifiers import logits_function
+from keras_qusec.classifiers import log_odds_against, logits_function
 from keras_qusec.defenses import (
     RejectingClassifier,
     current_choice,
@@ -341,26 +341,3 @@ class AttackedModel:
 def padded_tensors(*arrays: np.ndarray) -> list[Tensor]:
     """Batches as tensors, with as many rows as the backend likes."""
     return [ops.convert_to_tensor(backend().padded(array)) for array in arrays]
-
-
-def log_odds_against(classes: Tensor, logits: Tensor) -> Tensor:
-    """The log-odds that each image is not of a class, ``(n,)``.
-
-    The gradient is that of the cross-entropy but for a positive factor, 1 / (1 - p), an image;
-    so steps along its sign or its direction are the same. But where p rounds to 1 in float32
-    the gradient of the cross-entropy is exactly zero, and an attack stands still.
-
-    Args:
-        classes: ``(n,)`` integers.
-        logits: ``(n, classes)`` float.
-
-    Example:
-
-    >>> from keras import ops
-    >>> logits = ops.convert_to_tensor([[500.0, 100.0]])
-    >>> ops.convert_to_numpy(log_odds_against(ops.convert_to_tensor([0]), logits)).tolist()
-    [-400.0]
-    """
-    own = ops.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
-    others = ops.logsumexp(logits - 1e9 * own, axis=-1)
-    return others - ops.sum(logits * own, axis=-1)

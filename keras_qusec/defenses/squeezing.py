@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import checks
-from keras_qusec.classifiers import LOGITS, logits_function
+from keras_qusec.classifiers import LOGITS, log_odds_against, logits_function
 from keras_qusec.defenses.base import (
     Defense,
     current_choice,
@@ -139,8 +139,20 @@ class SqueezingDetector(keras.Model):
         return ops.max(ops.stack(gaps), axis=0)
 
     def rejection(self, images: Tensor) -> Tensor:
-        """How far the score of each image ``(n,)`` is above the threshold."""
-        return self.traced_score(ops.convert_to_tensor(images)) - (self._threshold + 0.0)
+        """How far the score of each image ``(n,)`` is above the threshold.
+
+        Differences of probabilities saturate where the predictions differ most. So an adaptive
+        attacker follows the log-odds of all predictions against the class of the image itself.
+        """
+        images = ops.convert_to_tensor(images)
+        excess = self.traced_score(images) - (self._threshold + 0.0)
+        if current_surrogate(self) is None:
+            return excess
+        own = self._classify[0](images)
+        classes = ops.argmax(ops.stop_gradient(own), axis=-1)
+        all_logits = [own, *self._squeezed_logits(images)]
+        odds = [log_odds_against(classes, logits) for logits in all_logits]
+        return straight_through(excess, ops.mean(ops.stack(odds), axis=0))
 
     def scores(self, x: Any, batch_size: int = 256) -> np.ndarray:
         """The score of each image, ``(n,)`` float32, as NumPy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers import compiled_value, value_and_gradients
+from helpers import compiled_value, slope, value_and_gradients
 from keras import ops
 
 from keras_qusec import evaluate_robustness
@@ -19,6 +19,7 @@ from keras_qusec.defenses import (
     median_filter,
     non_local_means,
     roc_curve,
+    surrogate_gradients,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -111,15 +112,36 @@ class TestDetector:
         assert (np.diff(detections) >= 0).all()
         assert (detector.scores(digits.x_train[2000:2400]) > detector.threshold).mean() <= 0.05
 
-    def test_the_joint_adaptive_attack_evades_it(self, digits, detector):
+    def test_it_loses_to_the_joint_adaptive_attack(self, digits, undefended, detector):
         x, y = digits.x_test[:40], digits.y_test[:40]
-        report = evaluate_robustness(
-            {"detector": detector}, x, y, attacks=[("pgd", {"steps": 100})], epsilons=[0.2]
-        )
-        predictions = AttackedModel(detector).predictions(x)
-        assert report.clean_accuracy() == (predictions == y).mean() > 0.75
-        white = report.robust_accuracy(threat_model="white-box")
-        assert report.robust_accuracy(threat_model="adaptive") < white - 0.2
+        smoothing = SqueezingDetector(undefended, [MedianSmoothing(2)])
+        smoothing.calibrate(digits.x_train[2000:2400])
+        # One bit is a quantizer of two levels, of whose robustness on digits some is real.
+        models = {"median": smoothing, "one bit and median": detector}
+        report = evaluate_robustness(models, x, y, attacks=[("pgd", {"steps": 60})], epsilons=[0.3])
+        for name, model in models.items():
+            predictions = AttackedModel(model).predictions(x)
+            clean = report.clean_accuracy(name)
+            assert clean == (predictions == y).mean() > 0.7
+            white = report.robust_accuracy(model=name, threat_model="white-box")
+            adaptive = report.robust_accuracy(model=name, threat_model="adaptive")
+            assert adaptive <= white
+            assert adaptive < (0.1 if name == "median" else clean - 0.15)
+
+    def test_the_surrogate_of_the_rejection_does_not_saturate(self, digits, detector):
+        """Where predictions differ most, differences of probabilities have no gradient."""
+        x = digits.x_test[:10]
+        scale = keras.layers.Rescaling(1e4)
+        sure = keras.Sequential([keras.Input((28, 28, 1)), detector.classifier, scale])
+        saturated = SqueezingDetector(sure, [BitDepthReduction(1), MedianSmoothing(2)])
+        own = slope(lambda x: ops.sum(saturated.rejection(x)), x)
+        with surrogate_gradients(saturated, 5.0):
+            adaptive = slope(lambda x: ops.sum(saturated.rejection(x)), x)
+            value = compiled_value(lambda x: saturated.rejection(x), x)
+        assert (own == 0).all(axis=(1, 2, 3)).mean() > 0.5
+        assert (adaptive != 0).any(axis=(1, 2, 3)).all()
+        plain = compiled_value(lambda x: saturated.rejection(x), x)
+        np.testing.assert_allclose(value, plain, atol=1e-6)
 
     def test_saved_and_loaded(self, digits, detector, tmp_path):
         detector.save(tmp_path / "d.keras")
