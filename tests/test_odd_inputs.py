@@ -471,7 +471,7 @@ add("evaluate_robustness", "labels", {
     "an unknown rule of targets": (lambda: evaluated(odd.linear(), targets="near"), "least-likely"),
 }, "error")  # fmt: skip
 add("evaluate_robustness", "labels", {
-    "turned round": (lambda: evaluated(odd.linear(), y=1 - Y), "no more than chance"),
+    "turned round": (lambda: evaluated(odd.linear(), y=1 - Y), "cannot tell from chance"),
 }, "note")  # fmt: skip
 
 # --- Settings of attacks --------------------------------------------------------------
