@@ -93,8 +93,8 @@ def _near_chance(name: str, correct: np.ndarray, classes: int) -> list[str]:
         return []
     return [
         f"{name} classifies {100 * correct.mean():.1f} % of the clean images correctly, which "
-        f"{count} images cannot tell from chance ({100 * chance:.1f} %). Check the images' value range and the labels; its "
-        "robust accuracy says nothing."
+        f"{count} images cannot tell from chance ({100 * chance:.1f} %). Check the images' "
+        "value range and the labels; its robust accuracy says nothing."
     ]
 
 
