@@ -3,8 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Two workers suit two cores; PYTEST_ARGS="" runs in one process.
 PYTEST_ARGS ?= -n 2
-# One thread for each worker: PyTorch with two beside another busy process is many times slower.
-export OMP_NUM_THREADS ?= 1
 # TensorFlow greets with notes about the processor otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -13,6 +11,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 demo: .venv/demo  ## train, attack and compare the paper's network with and without a quantizer
 	$(BIN)/keras-qusec demo
 
+# One thread for each worker: PyTorch with two beside another busy process is many times slower.
+test test-torch test-jax: export OMP_NUM_THREADS = 1
+
 test: .venv/test  ## the tests on TensorFlow
 	KERAS_BACKEND=tensorflow $(BIN)/pytest $(PYTEST_ARGS)
 
@@ -20,7 +21,7 @@ test-torch: .venv/torch  ## the tests on PyTorch
 	KERAS_BACKEND=torch $(BIN)/pytest $(PYTEST_ARGS)
 
 # Small models compile to the same code again and again, so what is compiled is kept.
-test-jax: export JAX_COMPILATION_CACHE_DIR = .venv/compiled
+test-jax: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/compiled
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 test-jax: .venv/jax  ## the tests on JAX
