@@ -183,6 +183,11 @@ class _Bare(keras.layers.Layer):
         return self._hidden[0](inputs)
 
 
+def said_kind(model: keras.Model, said: str | None) -> str | None:
+    """What the user says of a model's outputs, or else its author, without a look at its graph."""
+    return getattr(model, "output_kind", None) if said is None else said
+
+
 def known_kind(model: keras.Model, said: str | None = None) -> str | None:
     """What the graph of a model or else the user says of its outputs; None if neither does.
 
@@ -195,8 +200,7 @@ def known_kind(model: keras.Model, said: str | None = None) -> str | None:
     Raises:
         ValueError: if graph and user contradict each other.
     """
-    if said is None:
-        said = getattr(model, "output_kind", None)
+    said = said_kind(model, said)
     if said is not None:
         one_of(said, "outputs", (LOGITS, PROBABILITIES))
     ending = ending_of(model)

@@ -500,7 +500,6 @@ SETTINGS = {
     ("hopskipjump", "steps", 0): "steps",
 }  # fmt: skip
 for (attack, setting, value), match in SETTINGS.items():
-    call = lazily(evaluated, odd.linear, attacks=[(attack, {setting: value})])
     add("attacks", "settings", {f"{attack}: {setting}={value!r}": (
         lambda a=attack, s=setting, v=value: evaluated(odd.linear(), attacks=[(a, {s: v})]), match
     )}, "error")  # fmt: skip

@@ -243,15 +243,15 @@ class AttackedModel:
         images = self.as_given(images)
         if self.draws == 1:
             return self._logits_of_draw(mapping, images)
+        values = {id(variable): value for variable, value in mapping}
+        drawn = {id(seed) for seed in self._seeds}
+        rest = [(variable, value) for variable, value in mapping if id(variable) not in drawn]
         shares = []
         for draw in range(first_draw, first_draw + self.draws):
-            values = {id(variable): value for variable, value in mapping}
             seeds = [
                 (s, values.get(id(s), s.value) + ops.cast([1 + draw, 0], s.dtype))
                 for s in self._seeds
             ]
-            drawn = {id(seed) for seed in self._seeds}
-            rest = [(variable, value) for variable, value in mapping if id(variable) not in drawn]
             logits = self._logits_of_draw([*rest, *seeds], images)
             shares.append(ops.log_softmax(logits, axis=-1))
         return ops.logsumexp(ops.stack(shares), axis=0) - math.log(self.draws)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -19,10 +18,12 @@ from keras_qusec.checks import whole_number
 from keras_qusec.comparison import contenders
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.comparison.results import Comparison, Measured
+from keras_qusec.datasets import Dataset
 from keras_qusec.defenses import RejectingClassifier
 from keras_qusec.digests import code_digest, digest
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.progress import Progress, shown
+from keras_qusec.report import files
 from keras_qusec.version import __version__
 
 # Rounds of the timing of `predict`, in which both models take turns.
@@ -33,7 +34,6 @@ class Settings(NamedTuple):
     """What one unit of a comparison needs, besides its defence; all of it can be sent.
 
     Attributes:
-        data: name or path of a data set.
         epsilons: radii, L-infinity.
         attacks: of the evaluation.
         images: number of test images.
@@ -42,7 +42,6 @@ class Settings(NamedTuple):
         folder: where finished work is kept.
     """
 
-    data: str
     epsilons: tuple[float, ...]
     attacks: tuple[Any, ...]
     images: int
@@ -50,11 +49,13 @@ class Settings(NamedTuple):
     seed: int
     folder: str
 
-    def training(self, *, seed: int | None = None) -> Training:
-        """The training settings, with the data loaded."""
-        data = datasets.load(self.data)
-        own = self.seed if seed is None else seed
-        return Training(data, self.epsilons[-1], self.epochs, own)
+    def training(self, data: Dataset) -> Training:
+        """The settings of the contenders' training."""
+        return Training(data, self.epsilons[-1], self.epochs, self.seed)
+
+    def source_training(self, data: Dataset) -> Training:
+        """Those of the network that black-box examples are made on: another seed."""
+        return self.training(data)._replace(seed=self.seed + 1)
 
 
 def compare(
@@ -115,20 +116,24 @@ def compare(
     loaded = datasets.load(data)
     with tempfile.TemporaryDirectory() as temporary, shown(progress, "training") as report:
         settings = Settings(
-            str(data), tuple(map(float, np.ravel(epsilons))), tuple(attacks), images, epochs, seed,
+            tuple(map(float, np.ravel(epsilons))), tuple(attacks), images, epochs, seed,
             str(folder or temporary),
         )  # fmt: skip
         report("source of black-box examples", 0.0)
-        _trained("source", settings, seed=seed + 1, make=contenders.get("undefended").make)
+        source = settings.source_training(loaded)
+        _trained("source", settings.folder, source, contenders.get("undefended").make)
         measured: dict[str, Measured] = {}
         if joblib.effective_n_jobs(n_jobs) == 1:
             for name in chosen:
                 report(name, (1 + len(measured)) / (2 + len(chosen)))
-                measured[name] = run_unit(name, settings, contenders.get(name))
+                measured[name] = run_unit(name, settings, contenders.get(name), loaded)
         else:
             backend = keras.backend.backend()
             os.environ.setdefault("KERAS_BACKEND", backend)  # for processes that start now
-            calls = [joblib.delayed(run_unit)(n, settings, contenders.get(n)) for n in chosen]
+            calls = [
+                joblib.delayed(run_unit)(name, settings, contenders.get(name), loaded)
+                for name in chosen
+            ]
             streams = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
             for one in streams:
                 measured[one.name] = one
@@ -142,23 +147,26 @@ def compare(
     return Comparison([measured[name] for name in chosen], made_with)
 
 
-def run_unit(name: str, settings: Settings, contender: contenders.Contender) -> Measured:
+def run_unit(
+    name: str, settings: Settings, contender: contenders.Contender, data: Dataset
+) -> Measured:
     """Train, time and evaluate one defence, or read what is finished.
 
     Args:
         name: its name.
         settings: of the comparison.
         contender: how it is made.
+        data: the data set.
     """
-    model, seconds = _trained(name, settings, make=contender.make)
-    source, _ = _trained("source", settings, seed=settings.seed + 1, make=contender.make)
-    data = datasets.load(settings.data)
+    folder = settings.folder
+    model, seconds = _trained(name, folder, settings.training(data), contender.make)
+    source, _ = _trained("source", folder, settings.source_training(data), contender.make)
     x, y = data.x_test[: settings.images], data.y_test[: settings.images]
     evaluated = evaluate_robustness(
         {name: model}, x, y, attacks=list(settings.attacks), epsilons=settings.epsilons,
         threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended, another seed": source}, seed=settings.seed,
-        resume_dir=Path(settings.folder) / f"{name}-evaluation", progress=False,
+        resume_dir=Path(folder) / f"{name}-evaluation", progress=False,
     )  # fmt: skip
     return Measured(
         name=name,
@@ -171,25 +179,21 @@ def run_unit(name: str, settings: Settings, contender: contenders.Contender) -> 
 
 
 def _trained(
-    name: str,
-    settings: Settings,
-    *,
-    make: Callable[[Training], keras.Model],
-    seed: int | None = None,
+    name: str, folder: str, training: Training, make: Callable[[Training], keras.Model]
 ) -> tuple[keras.Model, float]:
     """A trained model and the seconds it took, from disk or trained now."""
-    folder = Path(settings.folder)
-    path, description = folder / f"{name}.keras", folder / f"{name}.json"
+    path, description = Path(folder) / f"{name}.keras", Path(folder) / f"{name}.json"
+    data = training.data
     identity = {
-        "data": _data_digest(settings.data),
-        "epsilon": settings.epsilons[-1],
-        "epochs": settings.epochs,
-        "seed": settings.seed if seed is None else seed,
+        "data": digest(data.x_train.tobytes(), data.y_train.tobytes(), data.x_test.tobytes()),
+        "epsilon": training.epsilon,
+        "epochs": training.epochs,
+        "seed": training.seed,
         "keras-qusec": __version__,
         "code": "" if name == "source" else code_digest(make),
     }
     if path.exists() and description.exists():
-        earlier = json.loads(description.read_text())
+        earlier = files.read(description)
         if earlier["identity"] == identity:
             return keras.saving.load_model(path), float(earlier["seconds"])
         different = [
@@ -199,19 +203,14 @@ def _trained(
             f"Expected a folder of the same comparison. Received: {folder}, whose {name!r} differs "
             f"in {', '.join(different)}. Give a new folder, or the settings of the earlier one."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    model = make(settings.training(seed=seed))
+    model = make(training)
     seconds = time.perf_counter() - start
     model.save(path)
-    description.write_text(json.dumps({"identity": identity, "seconds": seconds}))
+    files.write({"identity": identity, "seconds": seconds}, description)
     # As it will be after a restart: what is evaluated is what was saved.
     return keras.saving.load_model(path), seconds
-
-
-def _data_digest(data: str) -> str:
-    loaded = datasets.load(data)
-    return digest(loaded.x_train.tobytes(), loaded.y_train.tobytes(), loaded.x_test.tobytes())
 
 
 def _inference_ratio(model: keras.Model, floor: keras.Model, x: np.ndarray) -> float:

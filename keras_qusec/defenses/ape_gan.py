@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -233,10 +234,7 @@ def _checked_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def _initializers(seed: int | None) -> Any:
     """Initializers of one seed each, without end."""
-    import itertools
-
-    base = 0 if seed is None else seed
     return (
-        keras.initializers.GlorotUniform(seed=None if seed is None else 1000 * base + number)
+        keras.initializers.GlorotUniform(seed=None if seed is None else 1000 * seed + number)
         for number in itertools.count()
     )

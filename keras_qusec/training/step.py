@@ -16,7 +16,13 @@ from keras import ops
 from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed, noise
 from keras_qusec.backends import backend, present_values
 from keras_qusec.checks import float_images
-from keras_qusec.classifiers import PROBABILITIES, known_kind, log_probabilities, output_kind
+from keras_qusec.classifiers import (
+    PROBABILITIES,
+    known_kind,
+    log_probabilities,
+    output_kind,
+    said_kind,
+)
 from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
 from keras_qusec.digests import settings_of
 from keras_qusec.sublayers import inside
@@ -240,8 +246,8 @@ class AdversarialStep:
         if self.output_kind == PROBABILITIES:
             return 0.5
         two_classes = any(word in _loss_name(self.model) for word in ("binary", "hinge"))
-        said = self.settings.outputs or getattr(self.model, "output_kind", None)
-        return 0.0 if two_classes or said is not None else None
+        is_said = said_kind(self.model, self.settings.outputs) is not None
+        return 0.0 if two_classes or is_said else None
 
     def accuracy(self, y: Any, outputs: Any) -> Tensor | None:
         """Share of the largest output at the label, or None where that has no meaning."""
