@@ -47,6 +47,37 @@ class Norm(ABC):
         """The images moved into the ball of radius epsilon around `x`."""
         raise NotImplementedError
 
+    def project_inside(
+        self, images: Tensor, x: Tensor, epsilon: Tensor, values: tuple[float, float]
+    ) -> Tensor:
+        """The images moved into the ball and into a range of values.
+
+        Clipping what `project` gives is inside both; where the nearest such image matters, a
+        norm overrides this.
+        """
+        return ops.clip(self.project(images, x, epsilon), *values)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        """How much a linear function grows in a step of length 1, ``(n,)``: the dual norm."""
+        return ops.sum(_rows(gradient * self.direction(gradient)), axis=1)
+
+    def to_hyperplane(
+        self, x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
+    ) -> Tensor:
+        """The image nearest to `x` where a linear function has grown by `gap`, in the range.
+
+        Args:
+            x: images ``(n, ...)``.
+            normal: gradient of the linear function, of the same shape.
+            gap: by how much it shall grow, ``(n,)``; below 0 to fall.
+            values: smallest and largest pixel value. Where they forbid the hyperplane, the
+                farthest image in its direction.
+        """
+        raise NotImplementedError(
+            f"Expected a norm with a method to_hyperplane. Received: {self.name!r}. Use l1, l2 "
+            "or linf, or an attack that does not project onto hyperplanes."
+        )
+
     def check_gradient_steps(self) -> None:
         """Raise a ValueError for a norm without a direction or a projection."""
         kind = type(self)
@@ -103,6 +134,16 @@ class LInfinity(Norm):
     def project(self, images: Tensor, x: Tensor, epsilon: Tensor) -> Tensor:
         return ops.minimum(ops.maximum(images, x - epsilon), x + epsilon)
 
+    def to_hyperplane(
+        self, x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
+    ) -> Tensor:
+        sign, room = _room(x, normal, gap, values)
+        radius = _smallest(
+            lambda radius: ops.minimum(radius, room), ops.absolute(_rows(normal)),
+            ops.absolute(gap), values[1] - values[0],
+        )  # fmt: skip
+        return x + ops.reshape(sign * ops.minimum(radius, room), ops.shape(x))
+
     def into_ball(self, x: Array, images: Array, epsilon: float) -> Array:
         radius = np.float32(epsilon)
         images = np.clip(images, x - radius, x + radius)
@@ -128,6 +169,20 @@ class L2(Norm):
         difference = images - x
         length = ops.maximum(_lengths(difference), 1e-12)
         return x + difference * ops.minimum(1.0, epsilon / length)
+
+    def to_hyperplane(
+        self, x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
+    ) -> Tensor:
+        sign, room = _room(x, normal, gap, values)
+        slope = ops.absolute(_rows(normal))
+        # The change of each value is its slope times a factor, until its room ends.
+        unit = slope / ops.maximum(ops.max(slope, axis=1, keepdims=True), 1e-30)
+        least = ops.maximum(ops.min(unit + 1e9 * ops.cast(unit <= 0, unit.dtype), axis=1), 1e-6)
+        factor = _smallest(
+            lambda factor: ops.minimum(factor * unit, room), slope, ops.absolute(gap),
+            (values[1] - values[0]) / least[:, None], halvings=50,
+        )  # fmt: skip
+        return x + ops.reshape(sign * ops.minimum(factor * unit, room), ops.shape(x))
 
     def random_start(
         self, x: Tensor, epsilon: Tensor, uniform: Callable[..., Tensor], normal: Callable
@@ -162,14 +217,30 @@ class L1(Norm):
 
     def project(self, images: Tensor, x: Tensor, epsilon: Tensor) -> Tensor:
         gap = _rows(images - x)
-        size = ops.absolute(gap)
-        falling = -ops.sort(-size, axis=1)
-        total = ops.cumsum(falling, axis=1)
-        place = ops.arange(1, gap.shape[1] + 1, dtype=gap.dtype)
-        # By how much all values shrink if the first 1, 2, ... remain; the largest is the right one.
-        excess = ops.max((total - epsilon) / place, axis=1, keepdims=True)
-        shrunk = ops.sign(gap) * ops.maximum(size - ops.maximum(excess, 0.0), 0.0)
-        return x + ops.reshape(shrunk, ops.shape(x))
+        return x + ops.reshape(_shrunk(gap, epsilon, gap, gap), ops.shape(x))
+
+    def project_inside(
+        self, images: Tensor, x: Tensor, epsilon: Tensor, values: tuple[float, float]
+    ) -> Tensor:
+        """The nearest image in both, which is not the clipped one (Croce and Hein 2021)."""
+        clean = _rows(x)
+        moved = _shrunk(_rows(images) - clean, epsilon, values[0] - clean, values[1] - clean)
+        # Adding the clean value back may round over the end of the range.
+        return ops.clip(ops.reshape(clean + moved, ops.shape(x)), *values)
+
+    def to_hyperplane(
+        self, x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
+    ) -> Tensor:
+        """The values of the steepest slopes change as far as they can, one of them in part."""
+        sign, room = _room(x, normal, gap, values)
+        slope = ops.absolute(_rows(normal))
+        order = ops.argsort(-slope, axis=1)
+        gain = ops.take_along_axis(slope * room, order, axis=1)
+        before = ops.cumsum(gain, axis=1) - gain
+        left = ops.maximum(ops.absolute(gap)[:, None] - before, 0.0)
+        share = ops.minimum(left / ops.maximum(gain, 1e-30), 1.0)
+        share = ops.take_along_axis(share, ops.argsort(order, axis=1), axis=1)
+        return x + ops.reshape(sign * room * share, ops.shape(x))
 
 
 class L0(Norm):
@@ -301,6 +372,67 @@ def _lengths(x: Tensor) -> Tensor:
 def _rows(x: Tensor) -> Tensor:
     """Images as rows ``(n, values)``."""
     return ops.reshape(x, (-1, math.prod(x.shape[1:])))
+
+
+def _room(
+    x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """For each value the direction that closes a gap, and how far it can go; ``(n, values)``."""
+    sign = ops.sign(_rows(normal)) * ops.sign(gap)[:, None]
+    rows = _rows(x)
+    up = ops.cast(sign > 0, rows.dtype)
+    return sign, up * (values[1] - rows) + (1.0 - up) * (rows - values[0])
+
+
+# Halvings of an interval: to the rounding of float32.
+_HALVINGS = 30
+
+
+def _smallest(
+    change: Callable[[Tensor], Tensor],
+    slope: Tensor,
+    gap: Tensor,
+    largest: Any,
+    halvings: int = _HALVINGS,
+) -> Tensor:
+    """The smallest number, up to a largest, at which changes times slopes sum to a gap."""
+
+    def halve(_: Any, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        low, high = ends
+        middle = (low + high) / 2.0
+        total = ops.sum(slope * change(middle), axis=1, keepdims=True)
+        enough = ops.cast(total >= gap[:, None], slope.dtype)
+        return low + (1.0 - enough) * (middle - low), high + enough * (middle - high)
+
+    none = ops.zeros_like(gap)[:, None]
+    return ops.fori_loop(0, halvings, halve, (none, none + largest))[1]
+
+
+def _shrunk(gap: Tensor, epsilon: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The changes nearest to `gap` that sum to at most epsilon and lie between two others.
+
+    Every change shrinks by the same amount until it is zero (Duchi et al. 2008); with limits that
+    enclose zero the same amount is right, then the limits hold.
+    """
+    size, sign = ops.absolute(gap), ops.sign(gap)
+    least, most = ops.minimum(low, high), ops.maximum(low, high)
+    room = ops.absolute(ops.where(gap > 0, ops.maximum(most, 0.0), ops.minimum(least, 0.0)))
+
+    def shrink(amount: Tensor) -> Tensor:
+        return ops.minimum(ops.maximum(size - amount, 0.0), room)
+
+    def halve(_: Any, ends: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        low, high = ends
+        middle = (low + high) / 2.0
+        total = ops.sum(shrink(middle), axis=1, keepdims=True)
+        enough = ops.cast(total <= epsilon, gap.dtype)
+        return low + (1.0 - enough) * (middle - low), high + enough * (middle - high)
+
+    none = ops.zeros_like(gap[:, :1])
+    largest = ops.max(size, axis=1, keepdims=True)
+    fits = ops.cast(ops.sum(shrink(none), axis=1, keepdims=True) <= epsilon, gap.dtype)
+    amount = ops.fori_loop(0, _HALVINGS, halve, (none, largest))[1] * (1.0 - fits)
+    return sign * shrink(amount)
 
 
 for _norm in (L0(), L1(), L2(), LInfinity()):

@@ -1,11 +1,12 @@
 """Attacks on Keras models: one file each, one registry, and Foolbox's through an adapter."""
 
 from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.ball import Ball
 from keras_qusec.attacks.base import Attack, attack_from
 from keras_qusec.attacks.bim import BIM
 from keras_qusec.attacks.fgsm import FGSM
 from keras_qusec.attacks.goal import REJECTED, Goal
-from keras_qusec.attacks.gradient_attack import Ball, GradientAttack
+from keras_qusec.attacks.gradient_attack import GradientAttack
 from keras_qusec.attacks.jsma import JSMA
 from keras_qusec.attacks.local_search import LocalSearch
 from keras_qusec.attacks.pgd import PGD

@@ -7,13 +7,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_qusec.attacks.goal import NO_CLASS, REJECTED, Goal
+from keras_qusec.attacks.objective import Objective
 from keras_qusec.backends import backend
 from keras_qusec.checks import one_of, whole_number
 from keras_qusec.classifiers import log_odds_against, logits_function
@@ -28,6 +29,22 @@ from keras_qusec.digests import model_digest, settings_of
 from keras_qusec.sublayers import inside
 
 Tensor = Any
+
+
+class Ascent(NamedTuple):
+    """What an attack sees of a model at some images.
+
+    Attributes:
+        gradient: of the objective, ``(n, ...)``.
+        height: the objective, ``(n,)``.
+        standing: ``(n,)`` floats, 0 where the image is adversarial, else 1.
+        logits: ``(n, classes)``.
+    """
+
+    gradient: Tensor
+    height: Tensor
+    standing: Tensor
+    logits: Tensor
 
 
 class Counter:
@@ -187,14 +204,15 @@ class AttackedModel:
 
     def ascent(self, x: np.ndarray, goal: Goal) -> np.ndarray:
         """The gradient that attacks climb at some images, as NumPy; counted."""
-        targeted = goal.targeted
+        objective = goal.objective()
 
-        def run(mapping: Any, x: Tensor, classes: Tensor) -> Tensor:
-            return self.traced_ascent(mapping, x, classes, targeted)[0]
+        def run(mapping: Any, x: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
+            return self.traced_ascent(mapping, x, labels, aims, objective).gradient
 
         self.counter.count(len(x))
-        compiled = self.compiled(("ascent", targeted), run, batches=2)
-        return ops.convert_to_numpy(compiled(*padded_tensors(x, goal.classes)))[: len(x)]
+        compiled = self.compiled(("ascent", objective), run, batches=3)
+        tensors = padded_tensors(x, goal.labels, goal.classes)
+        return ops.convert_to_numpy(compiled(*tensors))[: len(x)]
 
     def with_surrogates(self, hardnesses: Sequence[float]) -> list[AttackedModel]:
         """This model for each surrogate gradient that its defences offer, in turn.
@@ -221,6 +239,27 @@ class AttackedModel:
     def compiled(self, key: Any, function: Callable[..., Any], *, batches: int) -> Any:
         """`function(mapping, *tensors)` compiled; made once for a key. See `Backend.compiled`."""
         return self.kept(key, lambda: backend().compiled(function, self.variables, batches=batches))
+
+    def on_rows(
+        self,
+        compiled: Callable[..., Any],
+        *arrays: np.ndarray,
+        scalars: Sequence[np.generic] = (),
+    ) -> Any:
+        """A compiled function of batches of images, called on NumPy arrays.
+
+        Args:
+            compiled: from `compiled`, with as many `batches` as there are arrays.
+            *arrays: each with a row for each image.
+            scalars: arguments that are the same for all images.
+
+        Returns:
+            What it returns, each part a NumPy array with the rows of the images.
+        """
+        numbers = [ops.convert_to_tensor(scalar) for scalar in scalars]
+        parts = keras.tree.flatten(compiled(*padded_tensors(*arrays), *numbers))
+        rows = [np.array(ops.convert_to_numpy(part)[: len(arrays[0])]) for part in parts]
+        return rows[0] if len(rows) == 1 else rows
 
     def kept(self, key: Any, make: Callable[[], Any]) -> Any:
         """What `make` returns, made once for a key and this model's gradient."""
@@ -269,35 +308,36 @@ class AttackedModel:
         return ops.moveaxis(images, -1, 1) if self.channels_first else images
 
     def traced_ascent(
-        self, mapping: Any, images: Tensor, classes: Tensor, targeted: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, objective: Objective
+    ) -> Ascent:
         """The gradient to climb inside a compiled function, and which images go on climbing.
 
-        It is that of the log-odds. With surrogate gradients, images that fool a classifier
-        which may reject them climb away from its rejection instead (selective gradients,
-        Bryniarski et al. 2022).
+        With surrogate gradients, images that fool a classifier which may reject them climb away
+        from its rejection instead (selective gradients, Bryniarski et al. 2022).
 
-        Returns:
-            The gradient, and ``(n,)`` floats: 0 where an image is adversarial, else 1.
+        Args:
+            mapping: pairs of variables and values.
+            images: with channels last.
+            labels: ``(n,)`` integers.
+            aims: ``(n,)`` integers, the targets; labels where there are none.
+            objective: what to raise.
         """
 
-        def objective(images: Tensor) -> tuple[Tensor, Tensor]:
+        def raised(images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
             logits = self.traced_logits(mapping, images)
-            height = log_odds_against(classes, logits)
-            predicted = ops.cast(ops.argmax(logits, axis=-1), classes.dtype)
-            if targeted:
-                height, fooled = -height, predicted == classes
-            else:
-                fooled = predicted != classes
+            height = objective.height(labels, aims, logits)
+            fooled = objective.reached(labels, aims, logits)
             if self.rejects:
                 rejection = self._traced_rejection(mapping, images)
                 if self._number:
                     share = ops.stop_gradient(ops.cast(fooled, height.dtype))
                     height = (1.0 - share) * height - share * ops.cast(rejection, height.dtype)
                 fooled = ops.logical_and(fooled, rejection <= 0)
-            return ops.sum(height), 1.0 - ops.cast(fooled, images.dtype)
+            standing = 1.0 - ops.cast(fooled, images.dtype)
+            return ops.sum(height), (height, standing, logits)
 
-        return backend().input_gradient(objective, images)
+        gradient, (height, standing, logits) = backend().input_gradient(raised, images)
+        return Ascent(gradient, ops.cast(height, images.dtype), standing, logits)
 
     def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
         model: Any = self.model

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_qusec.attacks.objective import Objective
+
 # What is predicted for an image that a classifier rejects: no class.
 REJECTED = -1
 # What is predicted for an image on which a classifier gives NaN: no class, and so a wrong one.
@@ -35,6 +37,10 @@ class Goal(NamedTuple):
     def targeted(self) -> bool:
         """Whether a class is to be reached."""
         return self.targets is not None
+
+    def objective(self, loss: str = "log-odds", *, aimed: bool = False) -> Objective:
+        """What an attack raises; `aimed` at a class of its choice, also where none is asked for."""
+        return Objective(loss, aimed or self.targeted, self.targeted)
 
     def reached(self, predictions: np.ndarray) -> np.ndarray:
         """Which predictions are the attack's success, ``(n,)`` bool."""

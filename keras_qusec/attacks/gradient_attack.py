@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from keras import ops
 
 from keras_qusec import checks, norms
 from keras_qusec.attacks.attacked_model import AttackedModel, padded_tensors
+from keras_qusec.attacks.ball import Ball, ball_around, random_images, seed_state
 from keras_qusec.attacks.base import Attack, BatchSearch
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.expected_inputs import check_expected_range
@@ -24,26 +24,6 @@ _UNITS = (
     "In units of the pixel values: for images in [0, 1], epsilon 0.3 is usual on MNIST and "
     "8/255 on CIFAR-10."
 )
-
-
-class Ball(NamedTuple):
-    """The images that an attack may reach: near the clean ones and inside the value range.
-
-    Attributes:
-        x: clean images, a tensor ``(n, ...)``.
-        epsilon: radius, a scalar tensor or number.
-        norm: norm of the radius.
-        value_range: smallest and largest pixel value.
-    """
-
-    x: Tensor
-    epsilon: Tensor
-    norm: norms.Norm
-    value_range: tuple[float, float]
-
-    def project(self, images: Tensor) -> Tensor:
-        """Images moved into the ball."""
-        return ops.clip(self.norm.project(images, self.x, self.epsilon), *self.value_range)
 
 
 class Perturbed(NamedTuple):
@@ -134,7 +114,6 @@ class GradientAttack(Attack):
             checks.epsilon_inside(self.epsilon, self.value_range)
         self.restarts = checks.whole_number(restarts, "restarts")
         self.cost = f"{self.steps} gradient{'s' if self.steps > 1 else ''}"
-        _generator()
 
     @property
     def step_size(self) -> float | None:
@@ -288,48 +267,38 @@ class GradientAttack(Attack):
         """All steps on a batch; images that reach the goal stay there and leave the batch."""
         radius, size = np.float32(epsilon), np.float32(self.step_size_at(epsilon))
         radii = [ops.convert_to_tensor(radius), ops.convert_to_tensor(size)]
-        images = self._started(model, x, radii[0], state)
+        images = x.copy()
+        if self.random_start:
+            images = random_images(model, x, self.norm, epsilon, state)
         climb = self._compiled_climb(model, goal)
         moving = np.arange(len(x))
         for steps in [self.steps] if goal.transfer else rounds(self.steps):
             if not len(moving):
                 break
             model.counter.count(len(moving), steps)
-            batches = padded_tensors(x[moving], goal.classes[moving], images[moving])
+            part = goal.take(moving)
+            batches = padded_tensors(x[moving], part.labels, part.classes, images[moving])
             moved, still = climb(*batches, *radii, ops.convert_to_tensor(np.int32(steps)))
             images[moving] = ops.convert_to_numpy(moved)[: len(moving)]
             moving = moving[ops.convert_to_numpy(still)[: len(moving)] > 0]
         return images
 
-    def _started(
-        self, model: AttackedModel, x: np.ndarray, epsilon: Tensor, state: np.ndarray
-    ) -> np.ndarray:
-        if not self.random_start:
-            return x.copy()
-
-        def run(_: Any, x: Tensor, epsilon: Tensor, state: Tensor) -> Tensor:
-            return self.start(self._ball(x, epsilon, model.value_range), state)
-
-        compiled = model.compiled((self, "start"), run, batches=1)
-        images = compiled(*padded_tensors(x), epsilon, ops.convert_to_tensor(state))
-        return np.array(ops.convert_to_numpy(images)[: len(x)])
-
     def _compiled_climb(self, model: AttackedModel, goal: Goal) -> Callable[..., Any]:
-        targeted, transfer = goal.targeted, goal.transfer
+        objective, transfer = goal.objective(), goal.transfer
 
         def run(
-            mapping: Any, x: Tensor, classes: Tensor, images: Tensor, epsilon: Tensor,
-            step_size: Tensor, steps: Tensor,
+            mapping: Any, x: Tensor, labels: Tensor, aims: Tensor, images: Tensor,
+            epsilon: Tensor, step_size: Tensor, steps: Tensor,
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             def gradient(images: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
-                ascent, not_yet = model.traced_ascent(mapping, images, classes, targeted)
-                return ascent, moving if transfer else moving * not_yet
+                ascent = model.traced_ascent(mapping, images, labels, aims, objective)
+                return ascent.gradient, moving if transfer else moving * ascent.standing
 
-            moving = ops.ones_like(ops.cast(classes, x.dtype))
-            ball = self._ball(x, epsilon, model.value_range)
+            moving = ops.ones_like(ops.cast(labels, x.dtype))
+            ball = ball_around(x, epsilon, self.norm, model.value_range)
             return self.climb(gradient, images, moving, ball, step_size, steps)
 
-        return model.compiled((self, "climb", targeted, transfer), run, batches=3)
+        return model.compiled((self, "climb", objective, transfer), run, batches=4)
 
     # The attack itself, inside compiled functions.
 
@@ -354,7 +323,7 @@ class GradientAttack(Attack):
             start: where to start, projected onto the ball; default at random or at `x`.
         """
         step_size = ops.cast(step_size, x.dtype)
-        ball = self._ball(x, epsilon, self.value_range)
+        ball = ball_around(x, epsilon, self.norm, self.value_range)
         images = self.start(ball, state) if start is None else ball.project(start)
         # The first step stands before the loop, since its forward pass may be at the clean
         # images, whose outputs are worth logging, and FGSM needs no loop.
@@ -408,57 +377,10 @@ class GradientAttack(Attack):
         """Where the steps begin: at the clean images, or at random in the ball around them."""
         if not self.random_start:
             return ball.x
-        random = _Random(state, ball.x.dtype)
-        images = ball.norm.random_start(ball.x, ball.epsilon, random.uniform, random.normal)
-        return ops.clip(images, *ball.value_range)
-
-    def _ball(self, x: Tensor, epsilon: Tensor, value_range: tuple[float, float]) -> Ball:
-        return Ball(x, ops.cast(epsilon, x.dtype), norms.get(self.norm), value_range)
+        return ball.random_image(state)
 
 
 _OWN = {"epsilons": "an epsilon", "targets": "targets", "value_range": "a value range"}
-
-
-@functools.cache
-def _generator() -> keras.random.SeedGenerator:
-    """The one generator, first asked for before tracing: TensorFlow makes no variables inside."""
-    return keras.random.SeedGenerator(0)
-
-
-class _Random:
-    """Random numbers from two integers, which may be tensors such as the training step.
-
-    Keras takes numbers and generators as seeds. A generator whose state is set for a while is
-    a seed on every backend, also inside compiled functions.
-    """
-
-    def __init__(self, state: Tensor, dtype: Any) -> None:
-        self.generator = _generator()
-        self.state, self.dtype = ops.cast(state, self.generator.state.dtype), dtype
-
-    def uniform(self, shape: Any, low: float, high: float) -> Tensor:
-        return self._draw(keras.random.uniform, shape, low, high)
-
-    def normal(self, shape: Any) -> Tensor:
-        return self._draw(keras.random.normal, shape)
-
-    def _draw(self, distribution: Any, shape: Any, *limits: float) -> Tensor:
-        mapping = [(self.generator.state, self.state)]
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            numbers = distribution(shape, *limits, dtype=self.dtype, seed=self.generator)
-        # The next draw goes on where this one left the generator.
-        self.state = scope.get_current_value(self.generator.state)
-        return numbers
-
-
-def noise(like: Tensor, state: Tensor) -> Tensor:
-    """Numbers uniform in [-1, 1), of the shape and dtype of a tensor, from two integers."""
-    return _Random(state, like.dtype).uniform(ops.shape(like), -1.0, 1.0)
-
-
-def seed_state(seed: int, index: int) -> np.ndarray:
-    """The state of a seed generator: a seed, and a count such as the batch's."""
-    return np.array([seed % 2**31, index], dtype=_generator().state.dtype)
 
 
 def rounds(steps: int) -> list[int]:

@@ -13,7 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed, noise
+from keras_qusec.attacks.ball import noise
+from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed
 from keras_qusec.backends import backend, present_values
 from keras_qusec.checks import float_images
 from keras_qusec.classifiers import (

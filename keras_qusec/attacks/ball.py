@@ -1,0 +1,111 @@
+"""The ball that an attack searches, and random numbers inside compiled functions."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qusec import norms
+from keras_qusec.attacks.attacked_model import AttackedModel, padded_tensors
+
+Tensor = Any
+
+
+class Ball(NamedTuple):
+    """The images that an attack may reach: near the clean ones and inside the value range.
+
+    Attributes:
+        x: clean images, a tensor ``(n, ...)``.
+        epsilon: radius, a scalar tensor or number.
+        norm: norm of the radius.
+        value_range: smallest and largest pixel value.
+    """
+
+    x: Tensor
+    epsilon: Tensor
+    norm: norms.Norm
+    value_range: tuple[float, float]
+
+    def project(self, images: Tensor) -> Tensor:
+        """Images moved into the ball."""
+        return self.norm.project_inside(images, self.x, self.epsilon, self.value_range)
+
+    def random_image(self, state: Tensor) -> Tensor:
+        """Random images of the ball, from two integers; see `seed_state`."""
+        random = _Random(state, self.x.dtype)
+        images = self.norm.random_start(self.x, self.epsilon, random.uniform, random.normal)
+        return ops.clip(images, *self.value_range)
+
+
+def ball_around(x: Tensor, epsilon: Tensor, norm: str, value_range: tuple[float, float]) -> Ball:
+    """A ball of a norm of this name."""
+    return Ball(x, ops.cast(epsilon, x.dtype), norms.get(norm), value_range)
+
+
+def random_images(
+    model: AttackedModel, x: np.ndarray, norm: str, epsilon: float, state: np.ndarray
+) -> np.ndarray:
+    """Random images of the balls around `x`, as NumPy.
+
+    Args:
+        model: of the value range.
+        x: clean images.
+        norm: name of the norm.
+        epsilon: radius.
+        state: see `seed_state`.
+    """
+
+    def run(_: Any, x: Tensor, epsilon: Tensor, state: Tensor) -> Tensor:
+        return ball_around(x, epsilon, norm, model.value_range).random_image(state)
+
+    random_generator()
+    compiled = model.compiled(("random images", norm), run, batches=1)
+    radius = ops.convert_to_tensor(np.float32(epsilon))
+    images = compiled(*padded_tensors(x), radius, ops.convert_to_tensor(state))
+    return np.array(ops.convert_to_numpy(images)[: len(x)])
+
+
+@functools.cache
+def random_generator() -> keras.random.SeedGenerator:
+    """The one generator, first asked for before tracing: TensorFlow makes no variables inside."""
+    return keras.random.SeedGenerator(0)
+
+
+class _Random:
+    """Random numbers from two integers, which may be tensors such as the training step.
+
+    Keras takes numbers and generators as seeds. A generator whose state is set for a while is
+    a seed on every backend, also inside compiled functions.
+    """
+
+    def __init__(self, state: Tensor, dtype: Any) -> None:
+        self.generator = random_generator()
+        self.state, self.dtype = ops.cast(state, self.generator.state.dtype), dtype
+
+    def uniform(self, shape: Any, low: float, high: float) -> Tensor:
+        return self._draw(keras.random.uniform, shape, low, high)
+
+    def normal(self, shape: Any) -> Tensor:
+        return self._draw(keras.random.normal, shape)
+
+    def _draw(self, distribution: Any, shape: Any, *limits: float) -> Tensor:
+        mapping = [(self.generator.state, self.state)]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            numbers = distribution(shape, *limits, dtype=self.dtype, seed=self.generator)
+        # The next draw goes on where this one left the generator.
+        self.state = scope.get_current_value(self.generator.state)
+        return numbers
+
+
+def noise(like: Tensor, state: Tensor) -> Tensor:
+    """Numbers uniform in [-1, 1), of the shape and dtype of a tensor, from two integers."""
+    return _Random(state, like.dtype).uniform(ops.shape(like), -1.0, 1.0)
+
+
+def seed_state(seed: int, index: int) -> np.ndarray:
+    """The state of a seed generator: a seed, and a count such as the batch's."""
+    return np.array([seed % 2**31, index], dtype=random_generator().state.dtype)
