@@ -57,8 +57,12 @@ class Norm(ABC):
         """
         return ops.clip(self.project(images, x, epsilon), *values)
 
+    def length(self, change: Tensor) -> Tensor:
+        """The size of changes ``(n, ...)``, ``(n,)``, in `keras.ops`: what `distance` gives."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method length.")
+
     def dual(self, gradient: Tensor) -> Tensor:
-        """How much a linear function grows in a step of length 1, ``(n,)``: the dual norm."""
+        """The dual norm of a gradient, ``(n,)``: what a linear function grows by in length 1."""
         return ops.sum(_rows(gradient * self.direction(gradient)), axis=1)
 
     def to_hyperplane(
@@ -128,6 +132,12 @@ class LInfinity(Norm):
     def distance(self, x: Array, images: Array) -> Array:
         return _gap(x, images).max(axis=1)
 
+    def length(self, change: Tensor) -> Tensor:
+        return ops.max(ops.absolute(_rows(change)), axis=1)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return ops.sum(ops.absolute(_rows(gradient)), axis=1)
+
     def direction(self, gradient: Tensor) -> Tensor:
         return ops.sign(gradient)
 
@@ -161,6 +171,12 @@ class L2(Norm):
 
     def distance(self, x: Array, images: Array) -> Array:
         return np.sqrt(np.square(_gap(x, images)).sum(axis=1))
+
+    def length(self, change: Tensor) -> Tensor:
+        return ops.reshape(_lengths(change), (-1,))
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return self.length(gradient)
 
     def direction(self, gradient: Tensor) -> Tensor:
         return gradient / ops.maximum(_lengths(gradient), 1e-12)
@@ -205,6 +221,12 @@ class L1(Norm):
 
     def distance(self, x: Array, images: Array) -> Array:
         return _gap(x, images).sum(axis=1)
+
+    def length(self, change: Tensor) -> Tensor:
+        return ops.sum(ops.absolute(_rows(change)), axis=1)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return ops.max(ops.absolute(_rows(gradient)), axis=1)
 
     def direction(self, gradient: Tensor) -> Tensor:
         rows = _rows(gradient)
@@ -254,6 +276,25 @@ class L0(Norm):
 
     def distance(self, x: Array, images: Array) -> Array:
         return pixels(x != images).any(axis=2).sum(axis=1).astype("float64")
+
+    def length(self, change: Tensor) -> Tensor:
+        return ops.sum(ops.cast(self.pixel_sizes(change) > 0, change.dtype), axis=1)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return ops.max(self.pixel_sizes(gradient), axis=1)
+
+    @staticmethod
+    def pixel_sizes(change: Tensor) -> Tensor:
+        """The largest change in each pixel, ``(n, pixels)``, in `keras.ops`."""
+        channels = change.shape[-1] if len(change.shape) == 4 else 1
+        rows = ops.absolute(_rows(change))
+        return ops.max(ops.reshape(rows, (-1, rows.shape[1] // channels, channels)), axis=2)
+
+    @staticmethod
+    def of_pixels(values: Tensor, like: Tensor) -> Tensor:
+        """Numbers of pixels ``(n, pixels)`` repeated over the channels of images."""
+        channels = like.shape[-1] if len(like.shape) == 4 else 1
+        return ops.reshape(ops.repeat(values, channels, axis=1), ops.shape(like))
 
     def into_ball(self, x: Array, images: Array, epsilon: float) -> Array:
         return images

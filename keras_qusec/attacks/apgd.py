@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.ball import Ball, ball_around, random_images, seed_state
 from keras_qusec.attacks.base import Attack, BatchSearch

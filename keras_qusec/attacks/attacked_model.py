@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -22,6 +23,7 @@ from keras_qusec.defenses import (
     RejectingClassifier,
     current_choice,
     find_defenses,
+    outputs_given,
     surrogate_choices,
     surrogates_in_force,
 )
@@ -29,6 +31,9 @@ from keras_qusec.digests import model_digest, settings_of
 from keras_qusec.sublayers import inside
 
 Tensor = Any
+
+# Of the surrogate gradients of the other defences of a model that is attacked behind one.
+_SURROGATE_HARDNESS = 10.0
 
 
 class Ascent(NamedTuple):
@@ -133,6 +138,7 @@ class AttackedModel:
         self._number = 0
         self._surrogates = current_choice()
         self._surrogate_models: dict[Any, list[AttackedModel]] = {}
+        self._behind: Any = None
 
     @functools.cached_property
     def digest(self) -> str:
@@ -234,6 +240,21 @@ class AttackedModel:
             self._surrogate_models[key] = models
         return self._surrogate_models[key]
 
+    def behind(self, quantizer: Any) -> AttackedModel:
+        """The classifier of the outputs of one of its quantizers, in place of images.
+
+        Other defences have surrogate gradients.
+        """
+        key = ("behind", id(quantizer))
+        if key not in self._surrogate_models:
+            others = [defense for defense in self.defenses if defense is not quantizer]
+            other = copy.copy(self)
+            other._surrogates = next(iter(surrogate_choices(others, [_SURROGATE_HARDNESS])), {})
+            other._number = 1 + sum(map(len, self._surrogate_models.values()))
+            other._behind = quantizer
+            self._surrogate_models[key] = [other]
+        return self._surrogate_models[key][0]
+
     # What compiled attacks are made of.
 
     def compiled(self, key: Any, function: Callable[..., Any], *, batches: int) -> Any:
@@ -296,8 +317,18 @@ class AttackedModel:
         return ops.logsumexp(ops.stack(shares), axis=0) - math.log(self.draws)
 
     def _logits_of_draw(self, mapping: Any, images: Tensor) -> Tensor:
-        with keras.StatelessScope(state_mapping=mapping), surrogates_in_force(self._surrogates):
-            return self._logits(images)
+        with keras.StatelessScope(state_mapping=mapping), self._as_followed(images) as entry:
+            return self._logits(entry)
+
+    @contextlib.contextmanager
+    def _as_followed(self, images: Tensor) -> Iterator[Tensor]:
+        """The model as this attacker follows it inside the block, and what to give it."""
+        with surrogates_in_force(self._surrogates):
+            if self._behind is None:
+                yield images
+                return
+            with outputs_given({self._behind: lambda _: images}):
+                yield ops.zeros_like(images) + self.value_range[0]
 
     def _judged_logits(self, mapping: Any, images: Tensor) -> Tensor:
         """Logits by draws that no gradient has seen."""
@@ -341,8 +372,9 @@ class AttackedModel:
 
     def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
         model: Any = self.model
-        with keras.StatelessScope(state_mapping=mapping), surrogates_in_force(self._surrogates):
-            return model.rejection(self.as_given(images))
+        images = self.as_given(images)
+        with keras.StatelessScope(state_mapping=mapping), self._as_followed(images) as entry:
+            return model.rejection(entry)
 
     def _call(self, function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
         """A function of a batch, compiled once, as NumPy."""

@@ -53,6 +53,19 @@ class Defense(Protocol):
 
 
 @runtime_checkable
+class ValueQuantizer(Protocol):
+    """A layer whose output at each value of an image rises with that value and no other.
+
+    An attacker who stands behind it searches the outputs that an image can reach. In its `call`
+    it asks `given_output` for one that is to be used instead.
+    """
+
+    @property
+    def output_grid(self) -> tuple[float, float] | None:
+        """Smallest output and the step from one output to the next; None if it has no steps."""
+
+
+@runtime_checkable
 class RejectingClassifier(Protocol):
     """A Keras model that may reject an image, such as a classifier with a detector.
 
@@ -165,6 +178,38 @@ def surrogate_gradients(model: keras.layers.Layer, hardness: float | None) -> It
     choices = [] if hardness is None else surrogate_choices(find_defenses(model), [hardness])
     with surrogates_in_force(choices[0] if choices else {}):
         yield
+
+
+# For layers whose outputs are given: a function from what the layer receives to its output.
+_OUTPUTS: ContextVar[Mapping[Any, Callable[[Tensor], Tensor]] | None] = ContextVar(
+    "outputs", default=None
+)
+
+
+@contextlib.contextmanager
+def outputs_given(outputs: Mapping[Any, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Let layers return other outputs inside the block: functions of what each receives."""
+    token = _OUTPUTS.set(outputs)
+    try:
+        yield
+    finally:
+        _OUTPUTS.reset(token)
+
+
+def given_output(layer: Any, inputs: Tensor) -> Tensor | None:
+    """The output that a layer shall return now instead of its own; None for its own.
+
+    Example:
+
+    >>> from keras_qusec import QuSecQuantization
+    >>> from keras_qusec.defenses import outputs_given
+    >>> layer = QuSecQuantization(2)
+    >>> with outputs_given({layer: lambda x: 0.5 * x}):
+    ...     np.asarray(layer(np.array([0.5], "float32"))).tolist()
+    [0.25]
+    """
+    function = (_OUTPUTS.get() or {}).get(layer)
+    return None if function is None else function(inputs)
 
 
 def straight_through(output: Tensor, stand_in: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import checks
-from keras_qusec.defenses.base import current_surrogate, straight_through
+from keras_qusec.defenses.base import current_surrogate, given_output, straight_through
 from keras_qusec.quantization import check_hardness, soft_quantize
 
 Tensor = Any
@@ -81,6 +81,9 @@ class BitDepthReduction(keras.layers.Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         checks.float_images(inputs)
+        given = given_output(self, inputs)
+        if given is not None:
+            return ops.cast(given, self.compute_dtype)
         y = reduce_bit_depth(inputs, self.bits, self.value_range)
         surrogate = current_surrogate(self)
         if surrogate is None:
@@ -92,6 +95,12 @@ class BitDepthReduction(keras.layers.Layer):
             differentiate_thresholds=False,
         )  # fmt: skip
         return straight_through(y, ops.cast(low + (high - low) * share, y.dtype))
+
+    @property
+    def output_grid(self) -> tuple[float, float]:
+        """Smallest output and the step from one output to the next."""
+        low, high = self.value_range
+        return low, (high - low) / (2**self.bits - 1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape

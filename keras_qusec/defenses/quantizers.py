@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import checks
-from keras_qusec.defenses.base import current_surrogate, find_layers
+from keras_qusec.defenses.base import current_surrogate, find_layers, given_output
 from keras_qusec.quantization import (
     check_hardness,
     check_levels,
@@ -133,6 +133,11 @@ class _Quantizer(keras.layers.Layer):
         return [check_hardness(hardness) for hardness in hardnesses]
 
     @property
+    def output_grid(self) -> tuple[float, float] | None:
+        """Smallest output and the step to the next one; None for a soft quantizer."""
+        return (0.0, 1.0 / (self.levels - 1)) if self.hard else None
+
+    @property
     def _weight_dtype(self) -> str:
         # float32 also under float16 policies: rounding a threshold moves pixels across it.
         return "float64" if self.variable_dtype == "float64" else "float32"
@@ -152,6 +157,9 @@ class _Quantizer(keras.layers.Layer):
 
     def _quantize(self, x: Tensor, thresholds: Any, train_thresholds: bool) -> Tensor:
         assert self._hardness is not None  # built before called, by Keras
+        given = given_output(self, x)
+        if given is not None:
+            return ops.cast(given, self.compute_dtype)
         hardness = self._hardness + 0.0
         surrogate = current_surrogate(self)
         gradient_hardness = self.gradient_hardness if surrogate is None else surrogate
