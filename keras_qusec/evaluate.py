@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_qusec.attacks import AttackedModel, Goal, registry
+from keras_qusec.attacks import Attack, AttackedModel, Goal, registry
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import class_labels, whole_number
 from keras_qusec.checks import value_range as checked_range
@@ -36,6 +36,7 @@ from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.results import Failure, Result, joined
 from keras_qusec.evaluation.run import Models, Outcome, run_units
 from keras_qusec.evaluation.store import Store
+from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 
@@ -48,7 +49,7 @@ def evaluate_robustness(
     x: Any,
     y: Any,
     *,
-    attacks: Any = ("fgsm", "pgd"),
+    attacks: Any = "quick",
     epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     threat_models: Sequence[str] = ("white-box", "adaptive"),
     source_model: keras.Model | Mapping[str, keras.Model] | None = None,
@@ -57,7 +58,7 @@ def evaluate_robustness(
     value_range: tuple[float, float] = (0.0, 1.0),
     outputs: str | None = None,
     data_format: str | None = None,
-    draws: int = 1,
+    draws: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     n_jobs: int | None = None,
@@ -76,7 +77,8 @@ def evaluate_robustness(
     - ``"white-box"``: the adversary follows the model's own gradient. A quantizer makes that
       nearly zero, so this alone overstates robustness.
     - ``"adaptive"``: goes on where white-box failed, through surrogate gradients of every
-      quantizer (BPDA, Athalye et al. 2018) at each of several hardnesses.
+      quantizer (BPDA, Athalye et al. 2018) at each of several hardnesses; and searches the
+      levels in reach where a quantizer stands in front (`ReachableLevels`).
     - ``"black-box"``: gradient attacks are made on `source_model` and transferred;
       attacks without gradients (pointwise, boundary, ...) query the model itself. If
       black-box is not asked for, the latter run under the first threat model that is.
@@ -86,7 +88,9 @@ def evaluate_robustness(
             one output for two classes; or a dictionary of several by name. Logits are attacked.
         x: float images in `value_range`, ``(n, ...)``.
         y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``.
-        attacks: names, pairs of a name and a dictionary of settings, objects of
+        attacks: how strong the evidence shall be, in all norms of `epsilons`: ``"quick"`` (FGSM
+            and PGD), ``"standard"`` (our best for its cost) or ``"strong"`` (AutoAttack and all
+            of ours). Or names, pairs of a name and a dictionary of settings, objects of
             `keras_qusec.attacks` or of Foolbox, or a dictionary of such by names of your own.
             The names are those of `keras_qusec.attacks.names()`.
         epsilons: radii in rising order, in units of the pixel values: a sequence for
@@ -105,7 +109,8 @@ def evaluate_robustness(
         data_format: ``"channels_last"`` or ``"channels_first"``, for models none of whose layers
             says where the images have their channels.
         draws: for random models, how many draws are averaged: the mean of their probabilities
-            is attacked and judged (expectation over transformation).
+            is attacked and judged (expectation over transformation). Default 1, and 20 for
+            "autoattack-rand".
         batch_size: images in a unit of work; default 512, fewer if they are large (four
             million pixel values in all).
         seed: seed of all that is random. The same seed gives the same report.
@@ -137,12 +142,12 @@ def evaluate_robustness(
     named = models_of(model, "model")
     named_sources = models_of(source_model, "source_model") if source_model is not None else {}
     threats = threat_models_of(threat_models)
-    chosen = registry.for_evaluation(attacks)
     pixels = checked_range(value_range)
     width = pixels[1] - pixels[0]
     shares = tuple(share * width for share in _SHARES)
     by_norm = epsilons_of(shares if epsilons is None else epsilons)
     unit_notes = check_epsilons(by_norm, pixels, given=epsilons is not None)
+    chosen = registry.for_evaluation(attacks, by_norm)
     check_sources(threats, chosen, named_sources)
     seed = whole_number(seed, "seed", least=0)
     shape = np.shape(x)[1:]
@@ -156,9 +161,14 @@ def evaluate_robustness(
         batch_size = min(512, max(1, 2**22 // x[0].size))
     batch_size = whole_number(batch_size, "batch_size")
 
+    if draws is None:
+        draws = max(getattr(attack, "draws", 1) for attack in chosen.values())
     draws = whole_number(draws, "draws")
     settings = {"outputs": outputs, "data_format": form, "draws": draws}
     models, sources = _attacked(named, named_sources, x, pixels, settings)
+    own = _quantizers_own(chosen, by_norm, threats, models, x)
+    chosen |= own
+    radii |= {name: radii_of(name, a, by_norm, shape, pixels) for name, a in own.items()}
     logits = {name: clean_logits(m, x, batch_size, name) for name, m in models.items()}
     source_logits = {name: clean_logits(m, x[:8], 8, name) for name, m in sources.items()}
     for name, values in source_logits.items():
@@ -184,7 +194,16 @@ def evaluate_robustness(
     )
     rule = targets if isinstance(targets, str) or targets is None else "classes given"
     provenance = provenance_of(plan, models, sources, rule)
-    units = list(plan.units(_transfers(models, logits, sources, source_logits)))
+    units = [
+        unit
+        for unit in plan.units(_transfers(models, logits, sources, source_logits))
+        if unit.source is not None or chosen[unit.attack].applies_to(models[unit.models[0]], x)
+    ]
+    if not units:
+        raise ValueError(
+            f"Expected an attack that can be made on the models. Received: {', '.join(chosen)}, "
+            "for quantizers that stand in front of a model. Add another, such as 'pgd'."
+        )
     if resume_dir is None:
         outcomes = _outcomes(units, plan, models, sources, None, n_jobs, progress)
     else:
@@ -244,6 +263,34 @@ def _attacked(
     return models, sources
 
 
+def _quantizers_own(
+    chosen: Mapping[str, Attack],
+    norms: Iterable[str],
+    threats: Sequence[ThreatModel],
+    models: Models,
+    x: np.ndarray,
+) -> dict[str, Attack]:
+    """The attacks on reachable levels that join by themselves, in norms that have epsilons.
+
+    They do so under threat models that know the defences, for any model with a quantizer in
+    front, unless they were asked for or an ensemble has them.
+    """
+    if not any(threat.follows_surrogates and not threat.uses_source for threat in threats):
+        return {}
+    listed = [*chosen.values()]
+    listed += [part for attack in listed for part in getattr(attack, "parts", {}).values()]
+    there = {attack.norm for attack in listed if attack.attacks_defense}
+    own = {}
+    for norm in norms:
+        name = registry.OWN_ATTACKS.get(norm)
+        if name is None or norm in there or name in chosen:
+            continue
+        attack = registry.get(name)
+        if any(attack.applies_to(model, x) for model in models.values()):
+            own[name] = attack
+    return own
+
+
 def _rejected(model: AttackedModel, x: np.ndarray, batch_size: int) -> np.ndarray:
     parts = [model.rejected(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
     return np.concatenate(parts)
@@ -292,7 +339,7 @@ def _outcomes(
     missing = [unit for unit in units if unit not in outcomes]
     with shown(progress, "attacks") as report:
         report("attacks", len(outcomes) / len(units))
-        for unit, outcome in run_units(missing, plan, models, sources, n_jobs):
+        for unit, outcome in run_units(missing, plan, models, sources, n_jobs, store):
             if store is not None and not isinstance(outcome, Failure):
                 store.save(unit.key, outcome)
             outcomes[unit] = outcome

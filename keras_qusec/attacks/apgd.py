@@ -213,7 +213,7 @@ class APGD(Attack):
             radius = epsilon or 0.0
             warm = rows[(radii[rows] > 0) & (radii[rows] != radius)]
             if len(warm):
-                scale = column(np.float32(radius / radii[warm]), x)
+                scale = column((radius / radii[warm]).astype("float32"), x)
                 ends[warm] = np.clip(x[warm] + (ends[warm] - x[warm]) * scale, *model.value_range)
             standing = rows
             if len(warm) and not goal.transfer:
@@ -269,7 +269,7 @@ class APGD(Attack):
         aims = goal.classes if aims is None else aims.astype(goal.classes.dtype)
         look, advance = self._compiled(model, objective, goal.transfer)
         model.counter.count(len(x))
-        gradient, height, standing = model.on_rows(look, x, goal.labels, aims, images)
+        gradient, height, standing = model.on_rows(look, images, goal.labels, aims)
         last_best, memory = self._rule.memory(x)
         full = np.full(len(x), self._rule.first_size * epsilon, "float32")
         climb = Climb(
@@ -306,7 +306,7 @@ class APGD(Attack):
             ascent = model.traced_ascent(mapping, images, labels, aims, objective)
             return ops.nan_to_num(ascent.gradient), ascent.height, ascent.standing
 
-        def look(mapping: Any, x: Tensor, labels: Tensor, aims: Tensor, images: Tensor) -> Any:
+        def look(mapping: Any, images: Tensor, labels: Tensor, aims: Tensor) -> Any:
             return seen(mapping, images, labels, aims)
 
         def advance(mapping: Any, x: Tensor, labels: Tensor, aims: Tensor, *rest: Tensor) -> Any:
@@ -342,7 +342,7 @@ class APGD(Attack):
 
         key = (self.norm, objective, transfer)
         return (
-            model.compiled(("apgd look", *key), look, batches=4),
+            model.compiled(("apgd look", *key), look, batches=3),
             model.compiled(("apgd advance", *key), advance, batches=3 + len(Climb._fields)),
         )
 

@@ -15,6 +15,10 @@ from keras_qusec.attacks.goal import Goal
 BatchSearch = Callable[[np.ndarray, float | None, int], np.ndarray]
 
 
+# Classes of evidence, from weak to strong.
+EVIDENCE = ("quick", "standard", "strong")
+
+
 class Attack:
     """An attack on classifiers, and what `evaluate_robustness` must know of it.
 
@@ -31,6 +35,9 @@ class Attack:
         restarts: how often it is run on each image.
         trial_radii: for an attack in a ball whose norm has no epsilons: the radii to try, as
             shares of the largest possible distance.
+        attacks_defense: searches what a defence lets through. It belongs to the threat models
+            that know the defence, follows no surrogate gradients, and is not transferred.
+        evidence: class of the evidence that it gives alone, one of `EVIDENCE`.
         cost: what one run takes for each image, for people.
 
     Example:
@@ -55,7 +62,13 @@ class Attack:
     can_be_targeted: bool = True
     restarts: int = 1
     trial_radii: tuple[float, ...] = ()
+    attacks_defense: bool = False
+    evidence: str = EVIDENCE[0]
     cost: str = ""
+
+    def applies_to(self, model: AttackedModel, x: np.ndarray) -> bool:
+        """Whether the attack can be made on a model; asked with some images."""
+        return True
 
     def run(
         self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int

@@ -9,7 +9,6 @@ from keras import ops
 
 from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
-from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.minimum_norm import Look, MinimumNormAttack, columns, keep_closer
 from keras_qusec.attacks.target_order import ORDERS, target_order
@@ -102,19 +101,3 @@ class FAB(MinimumNormAttack):
             closer = reached < distances[rows]
             best[rows[closer]], distances[rows[closer]] = images[closer], reached[closer]
         return best
-
-    def on_batch(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> BatchSearch:
-        return once_for_all_radii(super().on_batch(model, x, goal), x)
-
-
-def once_for_all_radii(search: BatchSearch, x: np.ndarray) -> BatchSearch:
-    """A search for the closest images that is made once for each row, whatever the radius."""
-    images, known = x.copy(), np.zeros(len(x), bool)
-
-    def closest(rows: np.ndarray, epsilon: float | None, seed: int) -> np.ndarray:
-        new = rows[~known[rows]]
-        if len(new):
-            images[new], known[new] = search(new, None, seed), True
-        return images[rows]
-
-    return closest

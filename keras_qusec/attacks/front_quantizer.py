@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -31,7 +32,7 @@ class FrontQuantizer:
         self.layer, self.model, self.grid = layer, whole.behind(layer), layer.output_grid
         self._whole = whole
         low, high = whole.value_range
-        # What the layer receives of an image: the image itself, or each value on a scale of its own.
+        # What the layer receives: the image itself, or each value on a scale of its own.
         self._scale = (brightest - darkest) / (high - low)
         self._shift = darkest - low * self._scale
         self._plain = bool((darkest == low).all() and (brightest == high).all())
@@ -72,8 +73,6 @@ class FrontQuantizer:
         return self._whole.on_rows(compiled, x, ends, outputs)
 
     def _quantized(self, mapping: Any, images: Tensor) -> Tensor:
-        import keras
-
         images = self._whole.as_given(images)
         if not self._plain:
             images = images * self._scale + self._shift
@@ -99,11 +98,12 @@ def _find(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | None:
     low, high = model.value_range
     random = np.random.default_rng(0).uniform(low, high, x.shape).astype("float32")
     for layer in find_layers(model.model, ValueQuantizer):
-        received = [_received(model, layer, np.full_like(x, v)) for v in (low, high)]
-        between = _received(model, layer, random)
-        if between is None or None in [None if r is None else 0 for r in received]:
+        darkest, brightest, between = (
+            _received(model, layer, image)
+            for image in (np.full_like(x, low), np.full_like(x, high), random)
+        )
+        if darkest is None or brightest is None or between is None:
             continue
-        darkest, brightest = received
         share = model.as_given(ops.convert_to_tensor((random - low) / (high - low)))
         expected = darkest + (brightest - darkest) * ops.convert_to_numpy(share)
         size = max(np.abs(darkest).max(), np.abs(brightest).max())

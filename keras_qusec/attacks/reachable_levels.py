@@ -66,7 +66,7 @@ class ReachableLevels(Attack):
     [[0.8, 0.5]]
     """
 
-    norm, is_random, exploits_quantizer = "linf", True, True
+    norm, is_random, attacks_defense = "linf", True, True
 
     def __init__(self, *, steps: int = 20, rounds: int = 2, restarts: int = 1) -> None:
         self.steps = whole_number(steps, "steps")

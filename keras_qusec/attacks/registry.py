@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from keras_qusec.attacks.apgd import APGD
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.bim import BIM
+from keras_qusec.attacks.ensemble import NORMS, autoattack, autoattack_rand, standard, strong
+from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.fgsm import FGSM
+from keras_qusec.attacks.fmn import FMN
 from keras_qusec.attacks.foolbox import FoolboxAttack, named_foolbox_attack
 from keras_qusec.attacks.jsma import JSMA
 from keras_qusec.attacks.local_search import LocalSearch
 from keras_qusec.attacks.pgd import PGD
 from keras_qusec.attacks.pointwise import Pointwise
+from keras_qusec.attacks.reachable_levels import ReachableLevels
+from keras_qusec.attacks.sigma_zero import SigmaZero
 from keras_qusec.attacks.single_pixel import SinglePixel
+from keras_qusec.attacks.square import Square
 from keras_qusec.checks import closest, whole_number
 
 # Row of a report that stands for all attacks; no attack may be called so.
@@ -43,6 +50,36 @@ _ENTRIES: dict[str, Entry] = {
     "bim-l2": Entry(BIM, {"norm": "l2"}, "steps from the clean image"),
     "pgd": Entry(PGD, {}, "steps from a random start"),
     "pgd-l2": Entry(PGD, {"norm": "l2"}, "steps from a random start"),
+    "apgd-ce": Entry(APGD, {}, "Auto-PGD on the cross-entropy"),
+    "apgd-dlr": Entry(APGD, {"loss": "dlr"}, "Auto-PGD on the difference of logits ratio"),
+    "apgd-t": Entry(APGD, {"loss": "dlr", "targets": 9}, "Auto-PGD towards each of nine targets"),
+    "apgd-ce-l2": Entry(APGD, {"norm": "l2"}, "Auto-PGD on the cross-entropy"),
+    "apgd-t-l2": Entry(
+        APGD, {"loss": "dlr", "targets": 9, "norm": "l2"}, "Auto-PGD towards each of nine targets"
+    ),
+    "apgd-ce-l1": Entry(APGD, {"norm": "l1"}, "Auto-PGD on the cross-entropy, sparse steps"),
+    "square": Entry(Square, {}, "random squares, without gradients"),
+    "square-l2": Entry(Square, {"norm": "l2"}, "random squares, without gradients"),
+    "reachable-levels": Entry(ReachableLevels, {}, "a quantizer's own: the levels in reach"),
+    "standard": Entry(standard, {"norm": "linf"}, "our best for its cost, an ensemble"),
+    "standard-l2": Entry(standard, {"norm": "l2"}, "our best for its cost, an ensemble"),
+    "standard-l1": Entry(standard, {"norm": "l1"}, "our best for its cost, an ensemble"),
+    "strong": Entry(strong, {"norm": "linf"}, "AutoAttack and all of ours, an ensemble"),
+    "strong-l2": Entry(strong, {"norm": "l2"}, "AutoAttack and all of ours, an ensemble"),
+    "strong-l1": Entry(strong, {"norm": "l1"}, "all of ours, an ensemble"),
+    "autoattack": Entry(autoattack, {"norm": "linf"}, "AutoAttack, an ensemble of four"),
+    "autoattack-l2": Entry(autoattack, {"norm": "l2"}, "AutoAttack, an ensemble of four"),
+    "autoattack-rand": Entry(
+        autoattack_rand, {"norm": "linf"}, "AutoAttack for random models, 20 draws"
+    ),
+    "fab": Entry(FAB, {}, "to the boundary, towards each of nine targets"),
+    "fab-l2": Entry(FAB, {"norm": "l2"}, "to the boundary, towards each of nine targets"),
+    "fab-l1": Entry(FAB, {"norm": "l1"}, "to the boundary, towards each of nine targets"),
+    "fmn-linf": Entry(FMN, {"norm": "linf"}, "a ball whose radius follows the boundary"),
+    "fmn-l2": Entry(FMN, {"norm": "l2"}, "a ball whose radius follows the boundary"),
+    "fmn-l1": Entry(FMN, {"norm": "l1"}, "a ball whose radius follows the boundary"),
+    "fmn-l0": Entry(FMN, {"norm": "l0"}, "a ball whose radius follows the boundary"),
+    "sigma-zero": Entry(SigmaZero, {}, "the fewest pixels, by a smooth L0 norm"),
     "cw": Entry(_cw, _CW, "Carlini and Wagner with strong settings"),
     "cw-paper": Entry(_cw, _CW_PAPER, "Carlini and Wagner as in the paper, weak"),
     "deepfool": Entry(named_foolbox_attack("L2DeepFoolAttack"), {}, "to the nearest hyperplane"),
@@ -146,7 +183,7 @@ def get(attack: str | Attack | Any, **settings: Any) -> Attack:
         )
     entry = _ENTRIES[attack.lower()]
     settings = {**entry.settings, **settings}
-    restarts = settings.pop("restarts", 1)
+    restarts = settings.pop("restarts", None)
     try:
         made = entry.make(**settings)
     except TypeError as error:
@@ -157,17 +194,52 @@ def get(attack: str | Attack | Any, **settings: Any) -> Attack:
             f"Received: {', '.join(wrong or settings)}.{closest((wrong or [''])[0], known)} "
             f"({error})"
         ) from error
-    made.restarts = whole_number(restarts, "restarts")
+    if restarts is not None:
+        made.restarts = whole_number(restarts, "restarts")
     return made
 
 
-def for_evaluation(attacks: Any) -> dict[str, Attack]:
+# The attacks on a quantizer in front, by norm; evaluations add them by themselves.
+OWN_ATTACKS = {"linf": "reachable-levels"}
+
+# Sets of attacks for the norms of an evaluation's epsilons.
+PRESETS = ("quick", "standard", "strong")
+
+
+def preset(name: str, norms: Iterable[str]) -> list[Any]:
+    """The attacks of "quick", "standard" or "strong" for some norms, as `for_evaluation` takes.
+
+    Args:
+        name: one of `PRESETS`.
+        norms: names of norms; those that have no such attacks are left out.
+
+    Raises:
+        ValueError: if no norm has.
+    """
+    listed: list[Any] = []
+    for norm in (norm for norm in norms if norm in NORMS):
+        suffix = "" if norm == "linf" else f"-{norm}"
+        if name != "quick":
+            listed.append(f"{name}{suffix}")
+        elif norm != "l1":
+            listed += [f"fgsm{suffix}", f"pgd{suffix}"]
+    if not listed:
+        raise ValueError(
+            f"Expected epsilons in {', '.join(NORMS)} for attacks={name!r}. Received: "
+            f"{', '.join(norms)}. Name the attacks, for example attacks=['sigma-zero']."
+        )
+    return listed
+
+
+def for_evaluation(attacks: Any, norms: Iterable[str] = ("linf",)) -> dict[str, Attack]:
     """Attacks by the name shown in the report.
 
     Args:
-        attacks: one of the following or several: a name, a pair of a name and a dictionary of
+        attacks: ``"quick"``, ``"standard"`` or ``"strong"``, for all norms at once; or one of the
+            following or several: a name, a pair of a name and a dictionary of
             settings, an `Attack`, a Foolbox attack object; or a dictionary of such by names
             of your own.
+        norms: names of the norms that have epsilons.
 
     Raises:
         ValueError: for an unknown name, a name used twice, or settings that do not fit.
@@ -178,6 +250,8 @@ def for_evaluation(attacks: Any) -> dict[str, Attack]:
     >>> list(for_evaluation(["fgsm", ("pgd", {"steps": 7, "restarts": 3})]))
     ['fgsm', 'pgd']
     """
+    if isinstance(attacks, str) and attacks.lower() in PRESETS:
+        attacks = preset(attacks.lower(), list(norms))
     if isinstance(attacks, Mapping):
         named = [(str(name), _one(attack)) for name, attack in attacks.items()]
     else:

@@ -87,6 +87,8 @@ class Plan:
 
     def threat_models_for(self, attack: Attack) -> list[ThreatModel]:
         """The threat models under which an attack is made on the attacked model itself."""
+        if attack.attacks_defense:
+            return [t for t in self.threat_models if t.follows_surrogates and not t.uses_source]
         if attack.uses_gradients:
             return [threat for threat in self.threat_models if not threat.uses_source]
         asking = [threat for threat in self.threat_models if threat.asks_only]
@@ -102,7 +104,7 @@ class Plan:
             for name, attack in self.attacks.items():
                 if self.threat_models_for(attack):
                     yield from (Unit(name, (model,), None, batch) for model in self.correct)
-                if attack.uses_gradients:
+                if attack.uses_gradients and not attack.attacks_defense:
                     for source, models in transfers.items():
                         if models:
                             yield Unit(name, models, source, batch)

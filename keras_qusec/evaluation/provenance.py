@@ -15,7 +15,7 @@ from keras_qusec.evaluation.plan import Plan
 from keras_qusec.version import __version__
 
 # Raised when the same inputs give other results, so that old resume folders are refused.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 
 
 def provenance_of(

@@ -8,6 +8,32 @@ from typing import NamedTuple
 import numpy as np
 
 
+# Numbers of a part that add up over batches.
+COUNTS = ("tried", "broken", "gradients", "queries", "seconds")
+
+
+class Part(NamedTuple):
+    """What one attack of an ensemble did; arrays with a number for each radius.
+
+    Attributes:
+        attack: name of the part.
+        tried: images that it was made on.
+        broken: those that it broke.
+        gradients: images passed backward.
+        queries: images passed forward.
+        seconds: time.
+        failure: why it could not be run, or nothing.
+    """
+
+    attack: str
+    tried: np.ndarray
+    broken: np.ndarray
+    gradients: np.ndarray
+    queries: np.ndarray
+    seconds: np.ndarray
+    failure: str = ""
+
+
 class Result(NamedTuple):
     """One attack on one model under one threat model.
 
@@ -23,6 +49,7 @@ class Result(NamedTuple):
         queries: images passed forward at each radius.
         seconds: time at each radius.
         examples: some adversarial images, by the image's index.
+        parts: of an ensemble, what each attack found, in their order.
     """
 
     model: str
@@ -35,6 +62,7 @@ class Result(NamedTuple):
     queries: np.ndarray
     seconds: np.ndarray
     examples: dict[int, np.ndarray]
+    parts: tuple[Part, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -92,4 +120,20 @@ def joined(batches: Sequence[tuple[int, Result]]) -> Result:
             for start, result in batches
             for index, image in result.examples.items()
         },
+        parts=_joined_parts([part for result in results for part in result.parts]),
+    )
+
+
+def _joined_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts of several batches added up, by name."""
+    named: dict[str, list[Part]] = {}
+    for part in parts:
+        named.setdefault(part.attack, []).append(part)
+    return tuple(
+        Part(
+            name,
+            *(np.sum([getattr(part, count) for part in same], axis=0) for count in COUNTS),
+            failure=next((part.failure for part in same if part.failure), ""),
+        )
+        for name, same in named.items()
     )

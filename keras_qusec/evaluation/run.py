@@ -8,17 +8,18 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import numpy as np
 
 from keras_qusec import norms
-from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks import Attack, AttackedModel, Ensemble
 from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.digests import digest
 from keras_qusec.evaluation.plan import Plan, Unit
-from keras_qusec.evaluation.results import Failure, Result
+from keras_qusec.evaluation.results import Failure, Part, Result
+from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.evaluation.verify import ClosestExamples
 
 Models = Mapping[str, AttackedModel]
@@ -28,7 +29,22 @@ Outcome = list[Result] | Failure
 _KEPT_EXAMPLES = 3
 
 
-def run_unit(unit: Unit, plan: Plan, models: Models, sources: Models) -> Outcome:
+class Kept(Protocol):
+    """Unfinished work of a unit on disk, so that an ensemble goes on in the middle."""
+
+    def load(self, key: str) -> list[Result] | None:
+        """What was saved under a key."""
+
+    def save(self, key: str, results: list[Result]) -> None:
+        """Save results under a key."""
+
+    def remove(self, key: str) -> None:
+        """Forget a key."""
+
+
+def run_unit(
+    unit: Unit, plan: Plan, models: Models, sources: Models, kept: Kept | None = None
+) -> Outcome:
     """Run a unit; an attack that fails is an outcome too, since the others' results stand.
 
     Args:
@@ -36,6 +52,7 @@ def run_unit(unit: Unit, plan: Plan, models: Models, sources: Models) -> Outcome
         plan: the plan for the unit's batch.
         models: attacked models by name.
         sources: source models by name.
+        kept: where an ensemble keeps what its first attacks found.
     """
     attack = plan.attacks[unit.attack]
     try:
@@ -44,15 +61,21 @@ def run_unit(unit: Unit, plan: Plan, models: Models, sources: Models) -> Outcome
                 f"Expected an attack that can be targeted. Received: {attack.name}. Leave targets "
                 'out, or use "pgd", "cw", "jsma" or a decision-based attack.'
             )
-        if unit.source is None:
-            results = attack_itself(unit, plan, models[unit.models[0]])
-        else:
+        if unit.source is not None:
             targets = {name: models[name] for name in unit.models}
             results = attack_by_transfer(unit, plan, sources[unit.source], targets)
+        elif isinstance(attack, Ensemble):
+            results = attack_in_turns(unit, plan, models[unit.models[0]], kept)
+        else:
+            results = attack_itself(unit, plan, models[unit.models[0]])
     except Exception as error:  # noqa: BLE001  attacks raise anything
-        first = (str(error).strip().splitlines() or [""])[0]
-        return Failure(unit.attack, unit.models, unit.source, f"{type(error).__name__}: {first}")
+        return Failure(unit.attack, unit.models, unit.source, _in_words(error))
     return results
+
+
+def _in_words(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
@@ -64,7 +87,7 @@ def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
         seed = plan.seed + (threat.continues is not None)
         run = runs[threat.name] = _Run(unit, plan, name, model, seed)
         followed = [model]
-        if attack.uses_gradients:
+        if attack.uses_gradients and not attack.attacks_defense:
             followed = threat.models(model, attack, plan.hardnesses, before is not None)
         if before is not None:
             run.go_on_from(before)
@@ -79,11 +102,77 @@ def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
     return [run.result(threat, None) for threat, run in runs.items()]
 
 
+def attack_in_turns(
+    unit: Unit, plan: Plan, model: AttackedModel, kept: Kept | None
+) -> list[Result]:
+    """Play the parts of an ensemble under each threat model, each on what still stands.
+
+    What is found is kept after each part. A part that fails is told in the result.
+    """
+    attack: Any = plan.attacks[unit.attack]
+    key = f"{unit.key}-partial"
+    earlier = {r.threat_model: r for r in (kept.load(key) if kept else None) or []}
+    threats = plan.threat_models_for(attack)
+    runs: dict[str, _Run] = {}
+    for threat in threats:
+        run = _Run(unit, plan, unit.models[0], model, plan.seed)
+        before = runs.get(threat.continues or "")
+        if threat.name in earlier:
+            run.restore(earlier[threat.name])
+        elif before is not None:
+            run.go_on_from(before)
+        runs[threat.name] = run
+        for name, followed in _parts_played(attack, threat, threats, model, plan):
+            if name in [part.attack for part in run.parts]:
+                continue
+            part = attack.parts[name]
+            run.play(name, part, followed, model, attack.skip_smaller or part.minimizes)
+            if kept is not None:
+                kept.save(key, [r.result(t, None, keep_all=True) for t, r in runs.items()])
+    if kept is not None:
+        kept.remove(key)
+    return [run.result(threat, None) for threat, run in runs.items()]
+
+
+def _parts_played(
+    attack: Ensemble,
+    threat: ThreatModel,
+    threats: Sequence[ThreatModel],
+    model: AttackedModel,
+    plan: Plan,
+) -> Iterator[tuple[str, list[AttackedModel]]]:
+    """The parts of an ensemble under a threat model, and the models whose gradients each follows.
+
+    Where a defence hides the gradient, parts wait for the threat model that sees through it.
+    """
+    hidden = bool(model.with_surrogates(plan.hardnesses))
+    waits = hidden and any(other.continues == threat.name for other in threats)
+    continued = threat.continues in [other.name for other in threats]
+    for name, part in attack.parts.items():
+        if part.attacks_defense:
+            if threat.follows_surrogates and part.applies_to(model, plan.x):
+                yield name, [model]
+            continue
+        if waits and name not in attack.first:
+            continue
+        played = continued and (name in attack.first or not hidden)
+        if not part.uses_gradients:
+            followed = [] if played else [model]
+        elif continued and not hidden:
+            followed = []  # nothing to see through
+        else:
+            followed = threat.models(model, part, plan.hardnesses, played)
+        if followed:
+            yield name, followed
+
+
 def attack_by_transfer(
     unit: Unit, plan: Plan, source: AttackedModel, models: Models
 ) -> list[Result]:
     """Make examples on a source model and try them on each attacked model."""
     attack, goal = plan.attacks[unit.attack], plan.goal._replace(transfer=True)
+    if isinstance(attack, Ensemble):
+        attack = attack.to_transfer
     results = []
     for threat in plan.threat_models:
         if not threat.uses_source:
@@ -131,6 +220,7 @@ class _Run:
         self.gradients = np.zeros(len(self.radii), "int64")
         self.queries = np.zeros(len(self.radii), "int64")
         self.seconds = np.zeros(len(self.radii))
+        self.parts: list[Part] = []
         # Whether the attack was called, and whether it ever asked the model or changed an image.
         self.called = self.acted = False
 
@@ -150,6 +240,64 @@ class _Run:
                 "Expected an attack that asks the model or changes images. Received: one that did "
                 "neither. Check its settings."
             )
+
+    def play(
+        self,
+        name: str,
+        part: Attack,
+        followed: Sequence[AttackedModel],
+        model: AttackedModel,
+        skip_smaller: bool,
+    ) -> None:
+        """Make one attack of an ensemble on what stands, at the largest radius first.
+
+        Args:
+            name: name of the part.
+            part: the attack.
+            followed: models whose gradients it follows in turn.
+            model: the attacked model.
+            skip_smaller: what stood at a radius is not attacked at smaller ones.
+        """
+        closest, costs = self.closest, (self.gradients, self.queries, self.seconds)
+        before = [cost.copy() for cost in costs]
+        tried, broken = (np.zeros(len(self.radii), "int64") for _ in range(2))
+        words = int.from_bytes(name.encode()[:8].ljust(8), "big")
+        stood = np.zeros(len(closest.x), bool)
+        failure = ""
+        try:
+            searches = [part.on_batch(m, closest.x, closest.goal) for m in followed]
+            for place in reversed(range(len(self.radii))):
+                epsilon = self.radii[place]
+                rows = closest.standing(epsilon)
+                rows = rows[~stood[rows]]
+                tried[place] = len(rows)
+                repeated = [search for search in searches for _ in range(part.restarts)]
+                for number, search in enumerate(repeated):
+                    left = rows[np.isin(rows, closest.standing(epsilon))]
+                    if not len(left):
+                        break
+                    parts = np.random.SeedSequence((self.seed, words, place, number))
+                    seed = int(parts.generate_state(1)[0] % 2**31)
+                    turn = _Turn(place, epsilon, search, seed)
+                    with self.metered(turn, model):
+                        candidates = self.tried(turn, left, closest.x, model)
+                        closest.offer(left, candidates, epsilon)
+                left = rows[np.isin(rows, closest.standing(epsilon))]
+                broken[place] = len(rows) - len(left)
+                if skip_smaller:
+                    stood[left] = True
+        except Exception as error:  # noqa: BLE001  attacks raise anything
+            failure = _in_words(error)
+        spent = (cost - earlier for cost, earlier in zip(costs, before, strict=True))
+        self.parts.append(Part(name, tried, broken, *spent, failure=failure))
+
+    def restore(self, result: Result) -> None:
+        """Begin with what an interrupted run had kept."""
+        self.closest.distances = {n: d.astype("float64") for n, d in result.distances.items()}
+        for index, image in result.examples.items():
+            self.closest.images[index] = image
+        self.gradients, self.queries = result.gradients.copy(), result.queries.copy()
+        self.seconds, self.parts = result.seconds.copy(), list(result.parts)
 
     def go_on_from(self, before: _Run) -> None:
         """Begin with all that another run found."""
@@ -174,7 +322,8 @@ class _Run:
         self.queries[turn.place] += counter.queries - queries
         self.seconds[turn.place] += time.perf_counter() - start
 
-    def result(self, threat_model: str, source: str | None) -> Result:
+    def result(self, threat_model: str, source: str | None, *, keep_all: bool = False) -> Result:
+        """What was found; `keep_all` for all adversarial images and not a few to look at."""
         distances = self.closest.distances
         broken = np.flatnonzero(np.isfinite(next(iter(distances.values()))))
         return Result(
@@ -187,7 +336,11 @@ class _Run:
             gradients=self.gradients,
             queries=self.queries,
             seconds=self.seconds,
-            examples={int(i): self.closest.images[i] for i in broken[:_KEPT_EXAMPLES]},
+            examples={
+                int(i): self.closest.images[i]
+                for i in (broken if keep_all else broken[:_KEPT_EXAMPLES])
+            },
+            parts=tuple(self.parts),
         )
 
 
@@ -282,7 +435,12 @@ def _unpack(name: str, parcel: Parcel) -> AttackedModel:
 
 
 def run_units(
-    units: Sequence[Unit], plan: Plan, models: Models, sources: Models, n_jobs: int | None
+    units: Sequence[Unit],
+    plan: Plan,
+    models: Models,
+    sources: Models,
+    n_jobs: int | None,
+    kept: Kept | None = None,
 ) -> Iterator[tuple[Unit, Outcome]]:
     """Run units and give each outcome as it is ready, over joblib if there are several jobs.
 
@@ -292,6 +450,7 @@ def run_units(
         models: attacked models by name.
         sources: source models by name.
         n_jobs: see `joblib.Parallel`; None for that of `joblib.parallel_config`.
+        kept: where unfinished units keep what they found, in one process.
     """
     import joblib
 
@@ -299,7 +458,7 @@ def run_units(
         return
     if joblib.effective_n_jobs(n_jobs) == 1:
         for unit in units:
-            yield unit, run_unit(unit, plan.batch(unit), models, sources)
+            yield unit, run_unit(unit, plan.batch(unit), models, sources, kept)
         return
     packed = {name: pack(model, plan.x[:2]) for name, model in models.items()}
     packed_sources = {name: pack(model, plan.x[:2]) for name, model in sources.items()}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.evaluation.results import Result
+from keras_qusec.evaluation.results import COUNTS, Part, Result
 
 _NAMES = ("model", "source", "threat_model", "attack", "radii")
 _COSTS = ("gradients", "queries", "seconds")
@@ -108,12 +108,19 @@ class Store:
             with np.load(path, allow_pickle=False) as file:
                 if str(file["key"]) != key:
                     raise ValueError(f"that of the unit {file['key']}")
-                return [_read(file, *entry) for entry in enumerate(json.loads(str(file["names"])))]
+                names, parts = (json.loads(str(file[name])) for name in ("names", "parts"))
+                return [
+                    _read(file, i, *both) for i, both in enumerate(zip(names, parts, strict=True))
+                ]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"Expected finished work in {path}. Received: a damaged file ({error}). Delete "
                 "this file; only its unit is then computed again."
             ) from error
+
+    def remove(self, key: str) -> None:
+        """Delete the file of a unit."""
+        (self._units / f"{key}.npz").unlink(missing_ok=True)
 
     def save(self, key: str, results: list[Result]) -> None:
         """Write a finished unit."""
@@ -122,15 +129,23 @@ class Store:
             arrays |= {f"{name}_{index}": getattr(result, name) for name in _COSTS}
             arrays |= {f"distance_{index}_{n}": d for n, d in result.distances.items()}
             arrays |= {f"example_{index}_{n}": image for n, image in result.examples.items()}
+            for place, part in enumerate(result.parts):
+                arrays |= {f"part_{index}_{place}_{n}": getattr(part, n) for n in COUNTS}
         names = json.dumps([[getattr(result, name) for name in _NAMES] for result in results])
-        contents: dict[str, Any] = {"key": np.array(key), "names": np.array(names), **arrays}
+        parts = json.dumps([[[p.attack, p.failure] for p in result.parts] for result in results])
+        contents: dict[str, Any] = {
+            "key": np.array(key),
+            "names": np.array(names),
+            "parts": np.array(parts),
+        }
+        contents |= arrays
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **contents)
         _replace(self._units / f"{key}.npz", buffer.getvalue())
 
 
-def _read(file: Any, index: int, names: list[Any]) -> Result:
-    """A result from the arrays of a file and its names."""
+def _read(file: Any, index: int, names: list[Any], parts: list[list[str]]) -> Result:
+    """A result from the arrays of a file, its names, and the names and failures of its parts."""
     model, source, threat_model, attack, radii = names
 
     def group(kind: str) -> dict[str, np.ndarray]:
@@ -148,6 +163,10 @@ def _read(file: Any, index: int, names: list[Any]) -> Result:
         queries=file[f"queries_{index}"],
         seconds=file[f"seconds_{index}"],
         examples={int(number): image for number, image in group("example").items()},
+        parts=tuple(
+            Part(name, *(file[f"part_{index}_{place}_{n}"] for n in COUNTS), failure=failure)
+            for place, (name, failure) in enumerate(parts)
+        ),
     )
 
 

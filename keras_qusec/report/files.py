@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.evaluation.results import Example, Result
+from keras_qusec.evaluation.results import COUNTS, Example, Part, Result
 from keras_qusec.report.figures import Certificate, Figures
 
 FORMAT = "keras-qusec robustness report"
@@ -42,6 +42,10 @@ def content_of(figures: Figures) -> dict[str, Any]:
                 "queries": result.queries.tolist(),
                 "seconds": result.seconds.tolist(),
                 "examples": {str(k): _packed(v) for k, v in result.examples.items()},
+                "parts": [
+                    {**part._asdict(), **{name: getattr(part, name).tolist() for name in COUNTS}}
+                    for part in result.parts
+                ],
             }
             for result in figures.results
         ],
@@ -109,6 +113,10 @@ def _result(content: dict[str, Any]) -> Result:
             "queries": np.array(content["queries"]),
             "seconds": np.array(content["seconds"]),
             "examples": {int(k): _unpacked(v) for k, v in content["examples"].items()},
+            "parts": tuple(
+                Part(**{**part, **{name: np.array(part[name]) for name in COUNTS}})
+                for part in content.get("parts", [])
+            ),
         }
     )
 

@@ -1,0 +1,185 @@
+"""Attacks one after the other, each on the images that still stand; AutoAttack and ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_qusec.attacks.apgd import APGD
+from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.base import EVIDENCE, Attack
+from keras_qusec.attacks.fab import FAB
+from keras_qusec.attacks.goal import Goal
+from keras_qusec.attacks.pgd import PGD
+from keras_qusec.attacks.reachable_levels import ReachableLevels
+from keras_qusec.attacks.square import Square
+from keras_qusec.checks import one_of
+
+# Norms for which AutoAttack and our ensembles are made.
+NORMS = ("linf", "l2", "l1")
+
+
+class Ensemble(Attack):
+    """Attacks in an order, cheap ones first; each attacks only the images that still stand.
+
+    An evaluation plays the parts under each threat model, largest radius first, and reports
+    what each one found. A model with defences hides its gradient, so with surrogate gradients to
+    come only the parts in `first` follow its own gradient under white-box; the others follow
+    it and every surrogate later. Without defences all parts are white-box.
+
+    Args:
+        parts: attacks by name, of one norm, none of them an ensemble.
+        first: names of the parts that are also made where a defence hides the gradient.
+        skip_smaller: an image that stood at a radius is not attacked by the same part at
+            smaller ones, whose balls lie inside.
+        evidence: class of the evidence, one of ``"quick"``, ``"standard"``, ``"strong"``.
+        draws: how many draws of a random model are averaged unless the user says.
+
+    Raises:
+        ValueError: for parts that do not go together.
+
+    Example:
+
+    >>> from keras_qusec import evaluate_robustness
+    >>> from keras_qusec.attacks import APGD, Ensemble, PGD
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    >>> model.set_weights([np.array([[1, 0], [0, 1]], "float32")])
+    >>> both = Ensemble({"pgd": PGD(steps=5), "apgd": APGD(steps=20)})
+    >>> x, y = np.array([[0.6, 0.5], [0.9, 0.1]], "float32"), np.array([0, 0])
+    >>> report = evaluate_robustness(model, x, y, attacks={"both": both}, epsilons=[0.1])
+    >>> report.robust_accuracy()
+    0.5
+    """
+
+    is_random = True
+
+    def __init__(
+        self,
+        parts: Mapping[str, Attack],
+        *,
+        first: Sequence[str] = (),
+        skip_smaller: bool = False,
+        evidence: str = EVIDENCE[0],
+        draws: int = 1,
+    ) -> None:
+        norms = {part.norm for part in parts.values()}
+        nested = [name for name, part in parts.items() if isinstance(part, Ensemble)]
+        if len(norms) != 1 or nested or not set(first) <= set(parts):
+            raise ValueError(
+                "Expected attacks of one norm by name, none of them an ensemble, and `first` among "
+                f"them. Received: {dict(parts)}, first={list(first)}. Make an ensemble for each "
+                "norm."
+            )
+        for part in parts.values():
+            part.check_for_evaluation()
+        self.parts = dict(parts)
+        self.norm = norms.pop()
+        self.first = tuple(first)
+        self.skip_smaller = bool(skip_smaller)
+        self.evidence = one_of(evidence, "evidence", EVIDENCE)
+        self.draws = draws
+        self.can_be_targeted = all(part.can_be_targeted for part in parts.values())
+        self.cost = "; ".join(f"{name}: {part.cost}" for name, part in parts.items())
+
+    @property
+    def to_transfer(self) -> Attack:
+        """The part whose examples are tried on other models: the first that follows gradients."""
+        follow = [p for p in self.parts.values() if p.uses_gradients and not p.attacks_defense]
+        return (follow or list(self.parts.values()))[0]
+
+    def run(
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+    ) -> np.ndarray:
+        """All parts on one model, without its surrogate gradients."""
+        best, rows = x.copy(), np.arange(len(x))
+        for part in self.parts.values():
+            if not len(rows) or not part.applies_to(model, x):
+                continue
+            search = part.on_batch(model, x, goal)
+            for restart in range(part.restarts):
+                best[rows] = search(rows, epsilon, seed + restart)
+                rows = rows[~model.is_adversarial(best[rows], goal.take(rows))]
+        return best
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.parts, "skip_smaller": self.skip_smaller or None}
+
+
+def autoattack(norm: str = "linf") -> Ensemble:
+    """AutoAttack with the published order and budgets: APGD-CE, APGD-T, FAB-T, Square.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+
+    Source: Croce and Hein 2020.
+    """
+    one_of(norm, "norm", ("linf", "l2"), hint="For L1 use the attack 'standard-l1'.")
+    return Ensemble(_autoattack(norm), first=tuple(_autoattack(norm)), evidence="standard")
+
+
+def _autoattack(norm: str) -> dict[str, Attack]:
+    return {
+        "apgd-ce": APGD(norm=norm),
+        "apgd-t": APGD(norm=norm, loss="dlr", targets=9),
+        "fab-t": FAB(norm=norm),
+        "square": Square(norm=norm),
+    }
+
+
+def autoattack_rand(norm: str = "linf") -> Ensemble:
+    """AutoAttack for random models: APGD-CE and APGD-DLR on the mean of 20 draws.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+
+    Source: Croce and Hein 2020, Appendix.
+    """
+    one_of(norm, "norm", ("linf", "l2"))
+    parts = {"apgd-ce": APGD(norm=norm), "apgd-dlr": APGD(norm=norm, loss="dlr")}
+    return Ensemble(parts, first=tuple(parts), evidence="standard", draws=20)
+
+
+def standard(norm: str = "linf") -> Ensemble:
+    """Our own best for its cost: a fraction of AutoAttack's, and its robust accuracy.
+
+    PGD; the quantizer's own attack; APGD on the log-odds; APGD towards the three nearest
+    targets; Square, in case gradients are masked.
+
+    Args:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+    """
+    parts: dict[str, Attack] = {
+        "pgd": PGD(steps=10, norm=norm),
+        **_own_attack(norm, rounds=2),
+        "apgd": APGD(norm=norm, loss="log-odds", steps=50),
+        "apgd-t": APGD(norm=norm, loss="dlr", steps=30, targets=3, order="malt"),
+        **({} if norm == "l1" else {"square": Square(norm=norm, queries=500)}),
+    }
+    return Ensemble(parts, first=("pgd",), skip_smaller=True, evidence="standard")
+
+
+def strong(norm: str = "linf") -> Ensemble:
+    """All that we have: the standard evaluation, then AutoAttack and more.
+
+    Every part is made at every radius, and follows the model's own gradient and every surrogate.
+
+    Args:
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+    """
+    parts: dict[str, Attack] = {
+        "pgd": PGD(steps=40, norm=norm, restarts=2),
+        **_own_attack(norm, rounds=6),
+        "apgd": APGD(norm=norm, loss="log-odds", restarts=2),
+        "apgd-margin": APGD(norm=norm, loss="margin", targets=9, order="malt"),
+        "apgd-ce": APGD(norm=norm),
+        "apgd-t": APGD(norm=norm, loss="dlr", targets=9),
+        "fab-t": FAB(norm=norm),
+        **({} if norm == "l1" else {"square": Square(norm=norm)}),
+    }
+    return Ensemble(parts, first=tuple(parts), evidence="strong")
+
+
+def _own_attack(norm: str, rounds: int) -> dict[str, Attack]:
+    return {"reachable-levels": ReachableLevels(rounds=rounds)} if norm == "linf" else {}
