@@ -191,6 +191,7 @@ def evaluate_robustness(
         seed=seed,
         # Keras numbers the names of models without one; no seed may hang on that.
         unnamed=not isinstance(model, Mapping),
+        joined=tuple(own),
     )
     rule = targets if isinstance(targets, str) or targets is None else "classes given"
     provenance = provenance_of(plan, models, sources, rule)

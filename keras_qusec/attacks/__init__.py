@@ -5,6 +5,7 @@ from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.ball import Ball
 from keras_qusec.attacks.base import Attack, attack_from
 from keras_qusec.attacks.bim import BIM
+from keras_qusec.attacks.cheapest_levels import CheapestLevels
 from keras_qusec.attacks.ensemble import Ensemble
 from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.fgsm import FGSM
@@ -33,6 +34,7 @@ __all__ = [
     "Attack",
     "AttackedModel",
     "Ball",
+    "CheapestLevels",
     "Ensemble",
     "Goal",
     "GradientAttack",

@@ -10,6 +10,7 @@ import numpy as np
 from keras_qusec.attacks.apgd import APGD
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import EVIDENCE, Attack
+from keras_qusec.attacks.cheapest_levels import CheapestLevels
 from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.pgd import PGD
@@ -182,4 +183,7 @@ def strong(norm: str = "linf") -> Ensemble:
 
 
 def _own_attack(norm: str, rounds: int) -> dict[str, Attack]:
-    return {"reachable-levels": ReachableLevels(rounds=rounds)} if norm == "linf" else {}
+    """The attack on a quantizer in front, where there is one for the norm."""
+    if norm == "linf":
+        return {"reachable-levels": ReachableLevels(rounds=rounds)}
+    return {"cheapest-levels": CheapestLevels()} if norm == "l2" else {}

@@ -45,7 +45,7 @@ class FAB(MinimumNormAttack):
     >>> model.set_weights([np.array([[1, 0], [0, 1]], "float32")])
     >>> x, goal = np.array([[0.6, 0.5]], "float32"), Goal(np.array([0]))
     >>> found = FAB(norm="linf").run(AttackedModel(model), x, goal, epsilon=None, seed=0)
-    >>> np.round(np.abs(found - x).max(), 2).item()
+    >>> round(float(np.abs(found - x).max()), 2)
     0.05
     """
 

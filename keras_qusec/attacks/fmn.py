@@ -85,7 +85,8 @@ class FMN(MinimumNormAttack):
         else:
             slope = ops.maximum(norm.dual(gradient), 1e-12)
             boundary = norm.length(images - x) + ops.absolute(seen.height) / slope
-            outside = ops.where(reached > 0, radius * (1.0 + gamma), boundary)
+            # A little beyond the boundary, where a tie is not adversarial.
+            outside = ops.where(reached > 0, radius, boundary) * (1.0 + gamma)
             radius = ops.where(fooled, ops.minimum(radius * (1.0 - gamma), nearest), outside)
         radius = ops.minimum(radius, worst)
         ahead = images + size * norms.get("l2").direction(gradient)

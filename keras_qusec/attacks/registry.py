@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from keras_qusec.attacks.apgd import APGD
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.bim import BIM
+from keras_qusec.attacks.cheapest_levels import CheapestLevels
 from keras_qusec.attacks.ensemble import NORMS, autoattack, autoattack_rand, standard, strong
 from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.fgsm import FGSM
@@ -61,6 +62,12 @@ _ENTRIES: dict[str, Entry] = {
     "square": Entry(Square, {}, "random squares, without gradients"),
     "square-l2": Entry(Square, {"norm": "l2"}, "random squares, without gradients"),
     "reachable-levels": Entry(ReachableLevels, {}, "a quantizer's own: the levels in reach"),
+    "cheapest-levels-l2": Entry(
+        CheapestLevels, {"norm": "l2"}, "a quantizer's own: the nearest thresholds"
+    ),
+    "cheapest-levels-l0": Entry(
+        CheapestLevels, {"norm": "l0"}, "a quantizer's own: the fewest values"
+    ),
     "standard": Entry(standard, {"norm": "linf"}, "our best for its cost, an ensemble"),
     "standard-l2": Entry(standard, {"norm": "l2"}, "our best for its cost, an ensemble"),
     "standard-l1": Entry(standard, {"norm": "l1"}, "our best for its cost, an ensemble"),
@@ -200,7 +207,11 @@ def get(attack: str | Attack | Any, **settings: Any) -> Attack:
 
 
 # The attacks on a quantizer in front, by norm; evaluations add them by themselves.
-OWN_ATTACKS = {"linf": "reachable-levels"}
+OWN_ATTACKS = {
+    "linf": "reachable-levels",
+    "l2": "cheapest-levels-l2",
+    "l0": "cheapest-levels-l0",
+}
 
 # Sets of attacks for the norms of an evaluation's epsilons.
 PRESETS = ("quick", "standard", "strong")

@@ -45,6 +45,13 @@ def notes_of(
                 "attacks in other norms that happen to lie within epsilon, and overstate "
                 "robustness."
             )
+    for result in results:
+        for part in result.parts:
+            if part.failure:
+                notes.append(
+                    f"{part.attack}, part of {result.attack}, failed on {result.model} and found "
+                    f"nothing more: {part.failure}"
+                )
     with_results = {result.model for result in results}
     notes += [f"{name} was not attacked." for name in models if name not in with_results]
     for failure in failures:

@@ -71,6 +71,7 @@ class Plan:
         batch_size: images in a unit.
         seed: seed of all that is random.
         unnamed: there is one attacked model, without a name of the user's.
+        joined: attacks that joined by themselves, for the sake of some of the models.
     """
 
     attacks: Mapping[str, Attack]
@@ -84,6 +85,7 @@ class Plan:
     batch_size: int
     seed: int
     unnamed: bool = False
+    joined: tuple[str, ...] = ()
 
     def threat_models_for(self, attack: Attack) -> list[ThreatModel]:
         """The threat models under which an attack is made on the attacked model itself."""

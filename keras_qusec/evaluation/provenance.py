@@ -10,12 +10,23 @@ from typing import Any
 import keras
 
 from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks.base import EVIDENCE
 from keras_qusec.digests import code_digest, digest
 from keras_qusec.evaluation.plan import Plan
 from keras_qusec.version import __version__
 
 # Raised when the same inputs give other results, so that old resume folders are refused.
 RESULTS_VERSION = 4
+
+
+def evidence_of(plan: Plan, models: Mapping[str, AttackedModel]) -> str:
+    """The class of the evidence: that of the strongest attack, if it sees through the defences."""
+    hides = any(model.defenses or model.rejects for model in models.values())
+    sees = any(threat.follows_surrogates for threat in plan.threat_models)
+    own = any(not threat.uses_source for threat in plan.threat_models)
+    if not own or (hides and not sees):
+        return EVIDENCE[0]
+    return max((attack.evidence for attack in plan.attacks.values()), key=EVIDENCE.index)
 
 
 def provenance_of(
@@ -35,6 +46,7 @@ def provenance_of(
     backend = keras.backend.backend()
     x, goal = plan.x, plan.goal
     packages = ("keras", backend, "foolbox", "numpy")
+    asked = {name: attack for name, attack in plan.attacks.items() if name not in plan.joined}
     return {
         "identity": {
             "results version": RESULTS_VERSION,
@@ -43,9 +55,10 @@ def provenance_of(
             "data": digest(str(x.shape).encode(), x.tobytes(), goal.labels.tobytes()),
             "images": len(x),
             "targets": "untargeted" if goal.targets is None else digest(goal.targets.tobytes()),
-            "attacks": {name: repr(attack) for name, attack in plan.attacks.items()},
-            "code of attacks": {name: code_digest(attack) for name, attack in plan.attacks.items()},
-            "radii": {name: list(radii) for name, radii in plan.radii.items()},
+            "attacks": {name: repr(attack) for name, attack in asked.items()},
+            "joined attacks": {name: repr(plan.attacks[name]) for name in plan.joined},
+            "code of attacks": {name: code_digest(attack) for name, attack in asked.items()},
+            "radii": {name: list(plan.radii[name]) for name in asked},
             "threat models": [threat.name for threat in plan.threat_models],
             "code of threat models": [code_digest(threat) for threat in plan.threat_models],
             "surrogate hardnesses": list(plan.hardnesses),
@@ -58,6 +71,7 @@ def provenance_of(
                 **{package: importlib.import_module(package).__version__ for package in packages},
             },
         },
+        "evidence": evidence_of(plan, models),
         "goal": "untargeted" if targets is None else f"targeted, {targets}",
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 # Numbers of a part that add up over batches.
 COUNTS = ("tried", "broken", "gradients", "queries", "seconds")
 
@@ -129,11 +128,9 @@ def _joined_parts(parts: Sequence[Part]) -> tuple[Part, ...]:
     named: dict[str, list[Part]] = {}
     for part in parts:
         named.setdefault(part.attack, []).append(part)
-    return tuple(
-        Part(
-            name,
-            *(np.sum([getattr(part, count) for part in same], axis=0) for count in COUNTS),
-            failure=next((part.failure for part in same if part.failure), ""),
-        )
-        for name, same in named.items()
-    )
+    joined_parts = []
+    for name, same in named.items():
+        sums = [np.sum([getattr(part, count) for part in same], axis=0) for count in COUNTS]
+        failure = next((part.failure for part in same if part.failure), "")
+        joined_parts.append(Part._make([name, *sums, failure]))
+    return tuple(joined_parts)

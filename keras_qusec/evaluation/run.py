@@ -148,6 +148,8 @@ def _parts_played(
     hidden = bool(model.with_surrogates(plan.hardnesses))
     waits = hidden and any(other.continues == threat.name for other in threats)
     continued = threat.continues in [other.name for other in threats]
+    # The search behind a quantizer is stronger than its surrogate gradients; one is enough then.
+    own = any(p.attacks_defense and p.applies_to(model, plan.x) for p in attack.parts.values())
     for name, part in attack.parts.items():
         if part.attacks_defense:
             if threat.follows_surrogates and part.applies_to(model, plan.x):
@@ -162,6 +164,8 @@ def _parts_played(
             followed = []  # nothing to see through
         else:
             followed = threat.models(model, part, plan.hardnesses, played)
+            if own and threat.follows_surrogates and attack.skip_smaller:
+                followed = followed[-1:]
         if followed:
             yield name, followed
 
@@ -289,7 +293,7 @@ class _Run:
         except Exception as error:  # noqa: BLE001  attacks raise anything
             failure = _in_words(error)
         spent = (cost - earlier for cost, earlier in zip(costs, before, strict=True))
-        self.parts.append(Part(name, tried, broken, *spent, failure=failure))
+        self.parts.append(Part._make([name, tried, broken, *spent, failure]))
 
     def restore(self, result: Result) -> None:
         """Begin with what an interrupted run had kept."""

@@ -164,7 +164,7 @@ def _read(file: Any, index: int, names: list[Any], parts: list[list[str]]) -> Re
         seconds=file[f"seconds_{index}"],
         examples={int(number): image for number, image in group("example").items()},
         parts=tuple(
-            Part(name, *(file[f"part_{index}_{place}_{n}"] for n in COUNTS), failure=failure)
+            Part._make([name, *(file[f"part_{index}_{place}_{n}"] for n in COUNTS), failure])
             for place, (name, failure) in enumerate(parts)
         ),
     )

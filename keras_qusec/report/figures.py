@@ -167,6 +167,11 @@ class Figures:
         return tuple(self.results[0].distances) if self.results else norms_module.names()
 
     @property
+    def evidence(self) -> str:
+        """How strong the evidence is: ``"quick"``, ``"standard"`` or ``"strong"``."""
+        return str(self.provenance.get("evidence", "quick"))
+
+    @property
     def main_norm(self) -> str:
         """The norm of the headline: the first that epsilons were given for."""
         return next(iter(self.epsilons))

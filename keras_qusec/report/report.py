@@ -10,6 +10,9 @@ from typing import Any
 from keras_qusec.report import files, page, plots, tables
 from keras_qusec.report.figures import Figures
 
+# Parts of the provenance that differ with the models.
+_OF_MODELS = ("models", "sources", "joined attacks")
+
 
 class RobustnessReport(Figures):
     """Robust accuracies of classifiers, worst case first.
@@ -100,7 +103,7 @@ class RobustnessReport(Figures):
         identity = {
             name: value
             for name, value in first.provenance["identity"].items()
-            if name not in ("models", "sources")
+            if name not in _OF_MODELS
         }
         named = [name for report in reports for name in report.models]
         alike = [
@@ -111,14 +114,14 @@ class RobustnessReport(Figures):
                 "Expected reports of other models on the same images, with the same attacks and "
                 f"settings. Received: models {', '.join(named)}. Evaluate them together instead."
             )
-        for part in ("models", "sources"):
-            both = [report.provenance["identity"][part] for report in reports]
+        for part in _OF_MODELS:
+            both = [report.provenance["identity"].get(part, {}) for report in reports]
             identity[part] = {name: value for one in both for name, value in one.items()}
         return cls(
             correct={name: rows for report in reports for name, rows in report.correct.items()},
             results=[result for report in reports for result in report.results],
             epsilons=first.epsilons,
-            norms=first.norms,
+            norms={name: norm for report in reports for name, norm in report.norms.items()},
             provenance={**first.provenance, "identity": identity},
             failures=[failure for report in reports for failure in report.failures],
             notes=[note for report in reports for note in report.notes],
