@@ -149,8 +149,8 @@ class APGD(Attack):
 
     Args:
         loss: ``"ce"`` (cross-entropy), ``"dlr"`` (difference of logits ratio), ``"margin"``
-            or ``"log-odds"``, cross-entropy's direction without its saturation. For few classes
-            DLR's denominator takes those that there are.
+            or ``"log-odds"``, cross-entropy's direction without its saturation. DLR needs three
+            classes, and four towards targets; with fewer it is the margin.
         steps: number of gradient steps.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         targets: None to leave the label; a number to try as many wrong classes, one after

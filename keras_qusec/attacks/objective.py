@@ -46,15 +46,22 @@ def _cross_entropy(classes: Tensor, logits: Tensor) -> Tensor:
 
 
 def _dlr(classes: Tensor, logits: Tensor) -> Tensor:
-    """The difference of logits ratio: the margin over the first less the third logit."""
-    ranked = ops.top_k(logits, min(3, logits.shape[-1]))[0]
+    """The difference of logits ratio: the margin over the first less the third logit.
+
+    Of two classes it would be constant; they have the margin itself.
+    """
+    if logits.shape[-1] < 3:
+        return margin(classes, logits)
+    ranked = ops.top_k(logits, 3)[0]
     return margin(classes, logits) / _positive(ranked[:, 0] - ranked[:, -1])
 
 
 def _towards_dlr(labels: Tensor, targets: Tensor, logits: Tensor) -> Tensor:
     """The same towards a target: over the first less the mean of the third and fourth logit."""
-    ranked = ops.top_k(logits, min(4, logits.shape[-1]))[0]
-    rest = ops.mean(ranked[:, 2:], axis=-1) if logits.shape[-1] > 2 else ranked[:, -1]
+    if logits.shape[-1] < 4:
+        return _towards_margin(labels, targets, logits)
+    ranked = ops.top_k(logits, 4)[0]
+    rest = (ranked[:, 2] + ranked[:, 3]) / 2.0
     return _towards_margin(labels, targets, logits) / _positive(ranked[:, 0] - rest)
 
 

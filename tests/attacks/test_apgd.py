@@ -1,0 +1,158 @@
+"""APGD: closed forms, the published schedule, restarts from the best point."""
+
+from __future__ import annotations
+
+import closed_forms
+import keras
+import numpy as np
+import pytest
+from closed_forms import X, Y
+from keras import ops
+
+from keras_qusec import QuSecQuantization, evaluate_robustness, norms
+from keras_qusec.attacks import APGD, AttackedModel, Goal
+from keras_qusec.attacks.apgd import Momentum, Sparse
+from keras_qusec.attacks.objective import LOSSES
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_breaks_exactly_what_can_be_broken(norm, loss):
+    exact = closed_forms.nearest(norm)
+    radius = closed_forms.between(exact)
+    attacked = AttackedModel(closed_forms.model())
+    # Towards both other classes: a linear model's nearest boundary need not be the steepest.
+    attack = APGD(norm=norm, loss=loss, steps=100, targets=2)
+    images = attack.run(attacked, X, Goal(Y), epsilon=radius, seed=0)
+    assert (norms.get(norm).distance(X, images) <= radius * (1 + 1e-5)).all()
+    broken = attacked.is_adversarial(images, Goal(Y))
+    assert not broken[exact > radius].any()
+    # All images lie within a fifth of the radius, so that few steps of L1 miss some.
+    assert broken[exact < (0.9 if norm == "l1" else 0.97) * radius].all()
+    assert broken.sum() >= 4
+
+
+def test_the_checkpoints_are_the_published_ones():
+    assert Momentum().checkpoints(100) == [22, 19, 16, 13, 10, 7, 6, 6, 1]
+    assert Sparse().checkpoints(100) == [4] * 25
+    assert sum(Momentum().checkpoints(7)) == 7
+
+
+def test_all_steps_are_taken_and_counted():
+    attacked = AttackedModel(closed_forms.model())
+    APGD(steps=30).run(attacked, X, Goal(Y), epsilon=1e-4, seed=0)
+    assert attacked.counter.gradients == len(X) * 31
+
+
+def test_adversarial_images_leave():
+    attacked = AttackedModel(closed_forms.model())
+    APGD(steps=100).run(attacked, X, Goal(Y), epsilon=0.4, seed=0)
+    assert attacked.counter.gradients < len(X) * 12
+
+
+def test_a_gradient_of_zero_ends_the_search():
+    """Nothing can change any more: no step is made."""
+    blocked = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Lambda(lambda x: ops.stop_gradient(ops.round(x))),
+         keras.layers.Dense(3)]
+    )  # fmt: skip
+    attacked = AttackedModel(blocked)
+    goal = Goal(attacked.predictions(X))
+    APGD(steps=50).run(attacked, X, goal, epsilon=0.01, seed=0)
+    assert attacked.counter.gradients == len(X)
+
+
+def test_for_transfer_the_loss_is_raised_to_the_end():
+    attacked = AttackedModel(closed_forms.model())
+    goal = Goal(Y, transfer=True)
+    few, many = (APGD(steps=steps).run(attacked, X, goal, epsilon=0.2, seed=0) for steps in (1, 40))
+    losses = [
+        ops.convert_to_numpy(
+            LOSSES["ce"].away(
+                ops.convert_to_tensor(Y), ops.convert_to_tensor(attacked.logits(images))
+            )
+        )
+        for images in (few, many)
+    ]
+    assert (losses[1] >= losses[0] - 1e-5).all()
+    assert attacked.counter.gradients == len(X) * (2 + 41)
+
+
+def test_a_smaller_radius_begins_with_the_larger_one():
+    """What falls at a radius is brought to the next one, by one query if that suffices."""
+    attacked = AttackedModel(closed_forms.model())
+    search = APGD(steps=20).on_batch(attacked, X, Goal(Y))
+    rows = np.arange(len(X))
+    search(rows, 0.4, 0)
+    attacked.counter.gradients = 0
+    images = search(rows, 0.39, 1)
+    assert attacked.is_adversarial(images, Goal(Y)).all()
+    assert attacked.counter.gradients == 0
+    assert np.abs(images - X).max() <= 0.39 + 1e-6
+
+
+def test_the_same_seed_gives_the_same_images():
+    attacked = AttackedModel(closed_forms.model())
+    one, same, other = (
+        APGD(steps=1, norm="l2").run(attacked, X, Goal(Y), epsilon=0.1, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_have_losses_too(classes):
+    rng = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(classes)])
+    x = rng.uniform(0.4, 0.6, (10, 5)).astype("float32")
+    weights = rng.normal(size=(5, classes))
+    model.set_weights([weights, -0.5 * weights.sum(axis=0)])
+    attacked = AttackedModel(model)
+    goal = Goal(attacked.predictions(x))
+    for loss in LOSSES:
+        for targets in (None, 9):
+            images = APGD(loss=loss, targets=targets, steps=20).run(
+                attacked, x, goal, epsilon=0.4, seed=0
+            )
+            assert np.isfinite(images).all()
+            # Of three classes, DLR may rise by lowering the third logit alone.
+            if (loss, targets, classes) != ("dlr", None, 3):
+                assert attacked.is_adversarial(images, goal).mean() > 0.8
+
+
+def test_never_outside_the_ball_at_byte_values():
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Rescaling(1 / 255), closed_forms.model()]
+    )
+    x, radius = np.round(X * 255), 255 * closed_forms.between(closed_forms.nearest("linf"))
+    report = evaluate_robustness(
+        model, x, Y, attacks=["apgd-ce", ("apgd-t", {"targets": 2, "steps": 20})],
+        epsilons=[radius], value_range=(0, 255), threat_models=["white-box"],
+    )  # fmt: skip
+    for result in report.results:
+        assert result.examples
+        for index, image in result.examples.items():
+            assert np.abs(image.astype("float64") - x[index]).max() <= radius
+
+
+def test_a_quantizer_is_attacked_through_its_surrogate():
+    model = keras.Sequential(
+        [keras.Input((8,)), QuSecQuantization(2, hard=True), closed_forms.model()]
+    )
+    attacked = AttackedModel(model)
+    goal = Goal(attacked.predictions(X))
+    own = APGD(steps=30).run(attacked, X, goal, epsilon=0.1, seed=0)
+    surrogate = attacked.with_surrogates((5.0,))[0]
+    through = APGD(steps=30).run(surrogate, X, goal, epsilon=0.1, seed=0)
+    found = [attacked.is_adversarial(images, goal).mean() for images in (own, through)]
+    assert found[1] >= max(found[0], 0.9)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="Did you mean 'dlr'"):
+        APGD(loss="dl")
+    with pytest.raises(ValueError, match="norm"):
+        APGD(norm="l0")
+    with pytest.raises(ValueError, match="targets"):
+        APGD(targets=0)
