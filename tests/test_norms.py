@@ -98,3 +98,67 @@ def test_pixels_have_channels_only_in_images():
 def test_a_norm_without_steps_says_so():
     with pytest.raises(ValueError, match=r"a direction and a projection.*norm='l0'"):
         norms.get("l0").check_gradient_steps()
+
+
+def test_the_l1_projection_inside_the_range_against_a_solver():
+    """The nearest point of the ball and the box together, by scipy's quadratic programming."""
+    from scipy.optimize import minimize
+
+    x = RNG.random((4, 6)).astype("float32")
+    moved = (x + RNG.normal(0, 0.8, x.shape)).astype("float32")
+    for epsilon in (0.3, 1.0, 5.0):
+        found = ops.convert_to_numpy(
+            norms.get("l1").project_inside(
+                ops.convert_to_tensor(moved), ops.convert_to_tensor(x), np.float32(epsilon), (0, 1)
+            )
+        )
+        assert (np.abs(found - x).sum(axis=1) <= epsilon + 1e-5).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
+        for row in range(len(x)):
+            # Steps up and down are variables of their own, so that all is smooth.
+            def distance(steps, row=row):
+                return np.square(x[row] + steps[:6] - steps[6:] - moved[row]).sum()
+
+            bounds = [*((0, 1 - v) for v in x[row]), *((0, v) for v in x[row])]
+            limit = {"type": "ineq", "fun": lambda steps, e=epsilon: e - steps.sum()}
+            best = minimize(distance, np.full(12, 1e-3), bounds=bounds, constraints=[limit])
+            gap = np.square(found[row] - moved[row]).sum()
+            assert gap <= best.fun + 1e-4
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "linf"])
+def test_the_hyperplane_is_reached_at_the_least_distance(name):
+    """Far from the ends of the range by the dual norm; near them no farther than any other way."""
+    norm = norms.get(name)
+    x = np.full((5, 8), 0.5, "float32")
+    normal = RNG.normal(size=x.shape).astype("float32")
+    for sign in (1, -1):
+        slope = ops.convert_to_numpy(norm.dual(ops.convert_to_tensor(normal)))
+        gap = (sign * 0.2 * slope).astype("float32")
+        near = norm.to_hyperplane(*map(ops.convert_to_tensor, (x, normal, gap)), (0, 1))
+        near = ops.convert_to_numpy(near)
+        np.testing.assert_allclose(((near - x) * normal).sum(axis=1), gap, rtol=1e-3)
+        np.testing.assert_allclose(norm.distance(x, near), 0.2, rtol=1e-3)
+    # The range forbids the straight way, so that other values must go farther.
+    x[:, :4] = 0.95
+    gap = np.abs(normal).sum(axis=1) * 0.2
+    near = norm.to_hyperplane(
+        *map(ops.convert_to_tensor, (x, np.abs(normal), gap.astype("float32"))), (0, 1)
+    )
+    near = ops.convert_to_numpy(near)
+    possible = (np.abs(normal) * (1 - x)).sum(axis=1) > gap
+    assert possible.any()
+    reached = ((near - x) * np.abs(normal)).sum(axis=1)
+    np.testing.assert_allclose(reached[possible], gap[possible], rtol=1e-3)
+    np.testing.assert_allclose(near[~possible], 1, atol=1e-5)
+    assert near.max() <= 1 + 1e-6
+
+
+def test_lengths_and_duals_by_hand():
+    change = np.array([[0.0, -3.0, 4.0]], "float32")
+    tensor = ops.convert_to_tensor(change)
+    sizes = {name: float(norms.get(name).length(tensor)[0]) for name in norms.names()}
+    assert sizes == {"l0": 2.0, "l1": 7.0, "l2": 5.0, "linf": 4.0}
+    duals = {name: float(norms.get(name).dual(tensor)[0]) for name in norms.names()}
+    assert duals == {"l0": 4.0, "l1": 4.0, "l2": 5.0, "linf": 7.0}

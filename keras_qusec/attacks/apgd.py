@@ -323,7 +323,7 @@ class APGD(Attack):
                 gradient, height, standing = seen(mapping, images, labels, aims)
                 higher = height > climb.best_height
                 mask = ops.reshape(higher, shape)
-                return Climb(
+                climb = Climb(
                     images=images,
                     before=climb.images,
                     gradient=gradient,
@@ -337,6 +337,7 @@ class APGD(Attack):
                     last_best=climb.last_best,
                     memory=climb.memory,
                 )
+                return tuple(climb)  # JAX wants the type that came in
 
             return Climb(*ops.fori_loop(0, steps, step, tuple(parts)))
 
