@@ -48,7 +48,6 @@ def _add_demo(commands: Any) -> None:
     _add_data(demo)
     demo.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
     demo.add_argument("--images", type=int, default=200, help="test images attacked (default: 200)")
-    demo.add_argument("--steps", type=int, default=40, help="PGD steps (default: 40)")
     demo.add_argument("--figure", default="demo.png", help="figure to write (default: demo.png)")
     demo.add_argument("--html", default="demo.html", help="page to write (default: demo.html)")
     demo.set_defaults(run=_demo)
@@ -71,8 +70,9 @@ def _add_evaluate(commands: Any) -> None:
         help="test images attacked, the first; 0 for all (default: 200)",
     )  # fmt: skip
     evaluate.add_argument(
-        "--attacks", nargs="+", default=["fgsm", "pgd"], metavar="ATTACK",
-        help="names of attacks (default: fgsm pgd); a wrong one lists them all",
+        "--attacks", nargs="+", default=["quick"], metavar="ATTACK",
+        help="quick, standard or strong evidence, or names of attacks (default: quick); a wrong "
+        "one lists them all",
     )  # fmt: skip
     evaluate.add_argument(
         "--epsilons", nargs="+", type=_radius, metavar="EPS",
@@ -137,7 +137,10 @@ def _add_compare(commands: Any) -> None:
         "--images", type=int, default=100, help="test images attacked (default: 100)"
     )
     compare.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
-    compare.add_argument("--steps", type=int, default=40, help="PGD steps (default: 40)")
+    compare.add_argument(
+        "--attacks", nargs="+", default=["fgsm", "standard"], metavar="ATTACK",
+        help="names of attacks (default: fgsm standard); a wrong one lists them all",
+    )  # fmt: skip
     compare.add_argument("--seed", type=int, default=0, help="default: 0")
     compare.add_argument("--jobs", type=int, help="processes (default: 1)")
     compare.add_argument(
@@ -168,7 +171,6 @@ def _demo(options: argparse.Namespace) -> None:
             data=data,
             epochs=options.epochs,
             images=options.images,
-            steps=options.steps,
             progress=progress,
         )
     print(result.report)
@@ -213,7 +215,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         models,
         data.x_test[:count] * np.float32(high - low) + np.float32(low),
         data.y_test[:count],
-        attacks=options.attacks,
+        attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
         epsilons=epsilons,
         value_range=(low, high),
         outputs=options.outputs,
@@ -244,7 +246,7 @@ def _compare(options: argparse.Namespace) -> None:
         options.data,
         options.defenses,
         epsilons=options.epsilons,
-        attacks=["fgsm", ("pgd", {"steps": options.steps})],
+        attacks=options.attacks,
         images=options.images,
         epochs=options.epochs,
         seed=options.seed,

@@ -79,19 +79,17 @@ def run_demo(
     data: datasets.Dataset | None = None,
     epochs: int = 4,
     images: int = 200,
-    steps: int = 40,
     progress: Progress = lambda text, done: None,
 ) -> DemoResult:
     """Train the paper's CNN with and without quantizers and attacks, and attack each.
 
-    FGSM and PGD, L-infinity, against each model: white-box, adaptive, and transferred from
-    the undefended one (`evaluate_robustness`).
+    FGSM and the standard evaluation, L-infinity, against each model: white-box, adaptive, and
+    transferred from the undefended one (`evaluate_robustness`).
 
     Args:
         data: data set; default `datasets.mnist5k`.
         epochs: training epochs of each model.
         images: number of test images attacked.
-        steps: PGD steps.
         progress: called with a text and the share done.
 
     Returns:
@@ -101,7 +99,7 @@ def run_demo(
         ValueError: for numbers below 1.
         ImportError: without the extras "evaluate" and "demo".
     """
-    for name, value in {"epochs": epochs, "images": images, "steps": steps}.items():
+    for name, value in {"epochs": epochs, "images": images}.items():
         whole_number(value, name, hint="Leave it out for the default.")
     start = time.monotonic()
     import_foolbox()
@@ -123,7 +121,7 @@ def run_demo(
         models,
         x,
         y,
-        attacks=["fgsm", ("pgd", {"steps": steps})],
+        attacks=["fgsm", "standard"],
         epsilons=EPSILONS,
         threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended": models["undefended"]},
@@ -168,11 +166,12 @@ def _train(
 
 MEANING = """\
 What the numbers mean
-  Read the first table. White-box FGSM and PGD see a quantizer's own gradient,
+  Read the first table. White-box attacks follow a quantizer's own gradient,
   nearly zero almost everywhere, and can overstate how robust it is. Adaptive
-  attacks replace it by softer ones and keep the strongest attack on each image.
-  Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness, as
-  its PGD rows show. Training on PGD through softer gradients defends.
+  attacks search the levels that each pixel can reach, replace the gradient by
+  softer ones, and keep the strongest attack on each image. Training on FGSM
+  (the paper's Fig. 5) teaches a model FGSM, not robustness, as the rows of the
+  standard evaluation show. Training on PGD through softer gradients defends.
 What they do not mean
   They are not a guarantee: a stronger attack can only lower them. They hold for
   this small training set, this network and these threat models, nothing else."""

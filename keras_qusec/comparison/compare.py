@@ -63,7 +63,7 @@ def compare(
     defenses: Sequence[str] | None = None,
     *,
     epsilons: Sequence[float] = (0.1, 0.2, 0.3),
-    attacks: Any = ("fgsm", "pgd"),
+    attacks: Any = ("fgsm", "standard"),
     images: int = 100,
     epochs: int = 4,
     seed: int = 0,
@@ -80,7 +80,7 @@ def compare(
         data: name of a data set, or the path of an ``.npz`` file.
         defenses: names of `keras_qusec.comparison.names`, default all.
         epsilons: radii in rising order, L-infinity; the largest is that of training.
-        attacks: as in `evaluate_robustness`.
+        attacks: a list of attacks as in `evaluate_robustness`.
         images: test images attacked, the first.
         epochs: epochs of each classifier.
         seed: seed of all that is random.

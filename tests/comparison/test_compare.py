@@ -121,7 +121,7 @@ def test_bad_arguments(change, message):
 
 def test_command_line(data, small, tmp_path, capsys):
     words = ["compare", "--data", str(data), "--defenses", "small", "--images", "8", "--epochs", "1",
-             "--epsilons", "0.1", "77/255", "--steps", "2", "--html", str(tmp_path / "c.html"),
+             "--epsilons", "0.1", "77/255", "--attacks", "fgsm", "--html", str(tmp_path / "c.html"),
              "--markdown", str(tmp_path / "c.md")]  # fmt: skip
     assert cli.main(words) == 0
     out = capsys.readouterr().out

@@ -1,0 +1,245 @@
+"""How strong each evaluation is for its time: robust accuracy and seconds, in one run.
+
+    python benchmarks/attacks.py                       # TensorFlow and PyTorch, hours
+    python benchmarks/attacks.py torch --images 200 --models FOLDER
+
+Three models, the paper's CNN: undefended, PGD-trained, and PGD-trained behind a hard two-level
+quantizer; trained once and kept in the folder. Each is attacked by the quick, standard and strong
+evaluations, by AutoAttack in its published order and budgets (ours, whole: white-box and, for the
+quantizer, through its surrogate gradient), and by others' code: PGD of 40 steps from plain
+Foolbox, and AutoAttack of ART on PyTorch. For the quantizer these follow the surrogate gradient
+too, since its own leads nowhere: a rounding layer with the gradient of a softer quantizer, which
+is our work and their best case. The images, labels and epsilon are the same; every example counts
+only if the model itself is wrong on it. Each figure is from one run: the long ones take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# Epsilon in the attack, by model.
+EPSILONS = {"undefended": 0.1, "PGD-trained": 0.2, "hard quantizer, PGD-trained": 0.3}
+SURROGATE = 10.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("backends", nargs="*", default=["tensorflow", "torch"])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--data", default="mnist5k", help="data set or .npz file")
+    parser.add_argument("--models", default="benchmark-models", help="folder of trained models")
+    parser.add_argument("--only", nargs="+", help="names of evaluations")
+    parser.add_argument("--json", help="file to add the rows to")
+    options = parser.parse_args()
+    options.models = os.path.abspath(options.models)
+    for backend in options.backends:
+        child = subprocess.run(
+            [sys.executable, "-c", f"import attacks; attacks.measure({vars(options)!r})"],
+            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            cwd=os.path.dirname(os.path.abspath(__file__)), stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if child.returncode:
+            sys.exit(f"{backend} failed")
+        rows = json.loads(child.stdout.strip().splitlines()[-1])
+        if options.json:
+            path = Path(options.json)
+            earlier = json.loads(path.read_text()) if path.exists() else []
+            path.write_text(json.dumps(earlier + rows, indent=1) + "\n")
+        print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| backend | model | evaluation | robust, % | s | s of AutoAttack / s |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    ]
+    whole = {(r["backend"], r["model"]): r["seconds"] for r in rows if r["name"] == "autoattack"}
+    for row in rows:
+        base = whole.get((row["backend"], row["model"]))
+        ratio = f"{base / row['seconds']:.1f}" if base else "-"
+        lines.append(
+            f"| {row['backend']} | {row['model']} | {row['name']} | {100 * row['robust']:.1f} | "
+            f"{row['seconds']:.0f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def measure(options: dict) -> None:
+    """Measure on this process's backend and print the rows as JSON."""
+    import keras
+
+    from keras_qusec import datasets
+
+    data = datasets.load(options["data"])
+    x, y = data.x_test[: options["images"]], data.y_test[: options["images"]]
+    rows = []
+    for name, epsilon in EPSILONS.items():
+        model = _trained(name, data, Path(options["models"]))
+        for evaluation, run in EVALUATIONS.items():
+            if options["only"] and evaluation not in options["only"]:
+                continue
+            start = time.perf_counter()
+            robust = run(model, x, y, epsilon)
+            if robust is None:
+                continue
+            rows.append({
+                "backend": keras.backend.backend(), "model": name, "epsilon": epsilon,
+                "images": len(x), "name": evaluation, "robust": robust,
+                "seconds": time.perf_counter() - start,
+            })  # fmt: skip
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(json.dumps(rows))
+
+
+def _trained(name: str, data, folder: Path):
+    """The model, trained the first time; the same weights serve all backends."""
+    import keras
+
+    from keras_qusec import AdversarialTraining, QuSecQuantization
+    from keras_qusec.models import paper_cnn
+
+    path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.keras"
+    if path.exists():
+        return keras.saving.load_model(path)
+    keras.utils.set_random_seed(0)
+    epochs = max(2, 24000 // len(data.x_train))
+    quantizer = QuSecQuantization(2, hard=True) if "quantizer" in name else None
+    model, callbacks = paper_cnn(quantizer, seed=0), []
+    if name != "undefended":
+        epsilon = EPSILONS[name]
+        callbacks = [AdversarialTraining(
+            "pgd", epsilon=epsilon, steps=5, step_size=epsilon / 3, ramp_epochs=epochs / 2,
+            gradient_hardness=SURROGATE if quantizer else None,
+        )]  # fmt: skip
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.001), loss)
+    model.fit(
+        data.x_train, data.y_train, batch_size=128, epochs=epochs, verbose=0, callbacks=callbacks
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(path)
+    return model
+
+
+def _ours(attacks):
+    def run(model, x, y, epsilon: float) -> float:
+        from keras_qusec import evaluate_robustness
+
+        report = evaluate_robustness(
+            model, x, y, attacks=attacks, epsilons=[epsilon], progress=False,
+            surrogate_hardnesses=(3.0, SURROGATE),
+        )  # fmt: skip
+        return report.robust_accuracy()
+
+    return run
+
+
+def _autoattack(model, x, y, epsilon: float) -> float:
+    """The published ensemble whole: through the surrogate gradient of a quantizer."""
+    import numpy as np
+
+    from keras_qusec.attacks import AttackedModel, Goal, get
+    from keras_qusec.defenses import find_defenses
+
+    attacked = AttackedModel(model)
+    goal = Goal(y.astype("int64"))
+    right = ~attacked.is_adversarial(x, goal)
+    followed = attacked
+    if find_defenses(model):
+        followed = attacked.with_surrogates((SURROGATE,))[0]
+    rows = np.flatnonzero(right)
+    found = get("autoattack").run(followed, x[rows], goal.take(rows), epsilon=epsilon, seed=0)
+    return float((~attacked.is_adversarial(found, goal.take(rows))).sum() / len(x))
+
+
+def _foolbox(model, x, y, epsilon: float) -> float | None:
+    import foolbox
+    import keras
+    import numpy as np
+
+    attack = foolbox.attacks.LinfPGD(steps=40, rel_stepsize=2.5 / 40)
+    if keras.backend.backend() == "torch":
+        wrapped = foolbox.PyTorchModel(_Followed(model).module(), bounds=(0, 1))
+    elif keras.backend.backend() == "tensorflow":
+        wrapped = foolbox.TensorFlowModel(_Followed(model), bounds=(0, 1))
+    else:
+        return None
+    images, labels = map(keras.ops.convert_to_tensor, (x, y.astype("int64")))
+    _, found, _ = attack(wrapped, images, labels, epsilons=epsilon)
+    return _right(model, np.array(keras.ops.convert_to_numpy(found)), x, y, epsilon)
+
+
+def _art(model, x, y, epsilon: float) -> float | None:
+    import keras
+    import numpy as np
+
+    if keras.backend.backend() != "torch":
+        return None
+    import torch
+    from art.attacks.evasion import AutoAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        _Followed(model).module(), torch.nn.CrossEntropyLoss(), x.shape[1:], 10,
+        clip_values=(0.0, 1.0), channels_first=False,
+    )  # fmt: skip
+    # Needs the package multiprocess, though it starts no processes.
+    attack = AutoAttack(classifier, eps=epsilon, eps_step=epsilon / 4, batch_size=len(x))
+    labels = np.eye(10, dtype="float32")[y]
+    return _right(model, attack.generate(x, labels), x, y, epsilon)
+
+
+class _Followed:
+    """A model that others' code calls, with the surrogate gradient of its quantizer."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+
+    def __call__(self, images):
+        from keras_qusec.defenses import surrogate_gradients
+
+        with surrogate_gradients(self.model, SURROGATE):
+            return self.model(images, training=False)
+
+    def module(self):
+        import torch
+
+        followed = self
+
+        class Module(torch.nn.Module):
+            def forward(self, images):
+                return followed(images)
+
+        return Module().eval()
+
+
+def _right(model, found, x, y, epsilon: float) -> float:
+    """The share of images that are right when clean and with the perturbation, kept in bounds."""
+    import numpy as np
+
+    from keras_qusec.attacks import AttackedModel
+
+    attacked = AttackedModel(model)
+    images = np.clip(np.clip(found, x - epsilon, x + epsilon), 0, 1).astype("float32")
+    return float(((attacked.predictions(images) == y) & (attacked.predictions(x) == y)).mean())
+
+
+EVALUATIONS = {
+    "quick": _ours("quick"),
+    "standard": _ours("standard"),
+    "Foolbox PGD-40": _foolbox,
+    "autoattack": _autoattack,
+    "ART AutoAttack": _art,
+    "strong": _ours("strong"),
+}
+
+
+if __name__ == "__main__":
+    main()
