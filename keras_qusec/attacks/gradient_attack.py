@@ -264,7 +264,11 @@ class GradientAttack(Attack):
     def _search(
         self, model: AttackedModel, x: np.ndarray, goal: Goal, epsilon: float, state: np.ndarray
     ) -> np.ndarray:
-        """All steps on a batch; images that reach the goal stay there and leave the batch."""
+        """All steps on a batch; images that reach the goal stay there and leave the batch.
+
+        So do images that are where they have been before: all steps are of one size, so they
+        would go round in a circle of which every image was seen (Doldo et al. 2025).
+        """
         radius, size = np.float32(epsilon), np.float32(self.step_size_at(epsilon))
         radii = [ops.convert_to_tensor(radius), ops.convert_to_tensor(size)]
         images = x.copy()
@@ -272,6 +276,7 @@ class GradientAttack(Attack):
             images = random_images(model, x, self.norm, epsilon, state)
         climb = self._compiled_climb(model, goal)
         moving = np.arange(len(x))
+        seen = [{hash(image.tobytes())} for image in images]
         for steps in [self.steps] if goal.transfer else rounds(self.steps):
             if not len(moving):
                 break
@@ -281,6 +286,10 @@ class GradientAttack(Attack):
             moved, still = climb(*batches, *radii, ops.convert_to_tensor(np.int32(steps)))
             images[moving] = ops.convert_to_numpy(moved)[: len(moving)]
             moving = moving[ops.convert_to_numpy(still)[: len(moving)] > 0]
+            places = {row: hash(images[row].tobytes()) for row in moving}
+            moving = np.array([r for r in moving if places[r] not in seen[r]], int)
+            for row in moving:
+                seen[row].add(places[row])
         return images
 
     def _compiled_climb(self, model: AttackedModel, goal: Goal) -> Callable[..., Any]:

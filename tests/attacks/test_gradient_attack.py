@@ -267,3 +267,33 @@ def test_settings_of_a_defence_changed_after_an_attack_are_seen():
     np.testing.assert_array_equal(attacked.logits(X), soft)
     layer.hardness = 50.0  # a variable, which compiled code reads anew
     np.testing.assert_allclose(attacked.logits(X), ops.convert_to_numpy(model(X)), atol=1e-6)
+
+
+class TestCircles:
+    """Images that are where they have been before leave the search, which loses nothing."""
+
+    def test_without_a_gradient_nothing_is_repeated(self):
+        model = keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Lambda(lambda x: ops.stop_gradient(x)),
+                keras.layers.Dense(3),
+            ]
+        )
+        attacked = AttackedModel(model)
+        goal = Goal(attacked.predictions(X))
+        PGD(steps=40).on_batch(attacked, X, goal)(np.arange(len(X)), 0.001, 0)
+        assert attacked.counter.gradients == 2 * len(X)
+
+    def test_a_circle_of_two_is_left(self):
+        """A valley that steps of one size jump over for ever."""
+
+        def valley(x):
+            return ops.concatenate([10 + 0 * x, -ops.absolute(x - 0.5)], axis=1)
+
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Lambda(valley)])
+        attacked = AttackedModel(model, outputs="logits")
+        x = np.full((3, 1), 0.45, "float32")
+        attack = PGD(steps=40, step_size=0.1, random_start=False)
+        attack.on_batch(attacked, x, Goal(np.zeros(3, int)))(np.arange(3), 0.4, 0)
+        assert attacked.counter.gradients <= 3 * 8
