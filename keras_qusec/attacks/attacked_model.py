@@ -370,6 +370,16 @@ class AttackedModel:
         gradient, (height, standing, logits) = backend().input_gradient(raised, images)
         return Ascent(gradient, ops.cast(height, images.dtype), standing, logits)
 
+    def traced_standing(
+        self, mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, objective: Objective
+    ) -> Tensor:
+        """Which images are not adversarial, ``(n,)`` floats, by a forward pass alone."""
+        logits = self.traced_logits(mapping, images)
+        fooled = objective.reached(labels, aims, logits)
+        if self.rejects:
+            fooled = ops.logical_and(fooled, self._traced_rejection(mapping, images) <= 0)
+        return 1.0 - ops.cast(fooled, images.dtype)
+
     def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
         model: Any = self.model
         images = self.as_given(images)

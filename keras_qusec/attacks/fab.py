@@ -10,7 +10,7 @@ from keras import ops
 from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.attacks.minimum_norm import Look, MinimumNormAttack, columns, keep_closer
+from keras_qusec.attacks.minimum_norm import MinimumNormAttack, View, columns, keep_closer
 from keras_qusec.attacks.target_order import ORDERS, target_order
 from keras_qusec.checks import one_of, whole_number
 
@@ -62,15 +62,16 @@ class FAB(MinimumNormAttack):
         return (x,)
 
     def count(self, model: AttackedModel, images: int, steps: int) -> None:
-        model.counter.count(images, 2 * steps)  # the second look's gradient is not used
+        model.counter.count(images, steps)
+        model.counter.queries += images * steps
 
     def step(
-        self, look: Look, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
+        self, view: View, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
         values: tuple[float, float],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         best, distance, images = state
         norm = norms.get(self.norm)
-        seen = look(images)
+        seen = view.look(images)
         slope, gap = seen.gradient, -seen.height
         axes = tuple(range(1, len(x.shape)))
         gap_of_clean = gap + ops.sum(slope * (images - x), axis=axes)
@@ -81,7 +82,7 @@ class FAB(MinimumNormAttack):
         weight = columns(ops.minimum(far / (far + near), _ALPHA), x)
         there = (1.0 - weight) * (images + _ETA * from_image) + weight * (x + _ETA * from_clean)
         there = ops.clip(there, *values)
-        standing = look(there).standing
+        standing = view.standing(there)
         best, distance = keep_closer(self.norm, x, there, standing, best, distance)
         back = columns(standing + (1.0 - standing) * _BETA, x)
         return best, distance, x + back * (there - x)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks.minimum_norm import Look, MinimumNormAttack, columns, keep_closer
+from keras_qusec.attacks.minimum_norm import MinimumNormAttack, View, columns, keep_closer
 from keras_qusec.checks import number, one_of, whole_number
 
 Tensor = Any
@@ -62,7 +62,7 @@ class FMN(MinimumNormAttack):
         return x, radius, np.zeros_like(radius)
 
     def step(
-        self, look: Look, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
+        self, view: View, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
         values: tuple[float, float],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         best, distance, images, radius, reached = state
@@ -71,7 +71,7 @@ class FMN(MinimumNormAttack):
         falling = (1.0 + ops.cos(math.pi * place / self.steps)) / 2.0
         size = self.step_size * width * (0.01 + 0.99 * falling)
         gamma = self.gamma * (0.02 + 0.98 * falling)
-        seen = look(images)
+        seen = view.look(images)
         gradient = _inward(seen.gradient, images, values)
         fooled = seen.standing == 0
         best, distance = keep_closer(self.norm, x, images, seen.standing, best, distance)

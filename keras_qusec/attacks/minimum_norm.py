@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -15,8 +15,20 @@ from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.objective import Objective
 
 Tensor = Any
-# What the model says of some images.
-Look = Callable[[Tensor], Ascent]
+
+
+class View(NamedTuple):
+    """What a step may ask of the model, inside compiled code.
+
+    Attributes:
+        look: function of images that returns the gradient and height of the objective, and which
+            images are not adversarial.
+        standing: function of images that returns the last alone, without a gradient.
+    """
+
+    look: Callable[[Tensor], Ascent]
+    standing: Callable[[Tensor], Tensor]
+
 
 # Steps in one call of compiled code; images that are close enough leave in between.
 _STEPS_AT_ONCE = 10
@@ -37,14 +49,13 @@ class MinimumNormAttack(Attack):
         raise NotImplementedError
 
     def step(
-        self, look: Look, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
+        self, view: View, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
         values: tuple[float, float],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The next state.
 
         Args:
-            look: function of images that returns the gradient and height of the margin, and
-                which images are not adversarial.
+            view: what the model says of images.
             x: clean images.
             state: see above.
             place: number of the step, a float scalar from 0.
@@ -83,9 +94,12 @@ class MinimumNormAttack(Attack):
                 seen = model.traced_ascent(mapping, images, labels, aims, objective)
                 return seen._replace(gradient=ops.nan_to_num(seen.gradient))
 
+            def standing(images: Tensor) -> Tensor:
+                return model.traced_standing(mapping, images, labels, aims, objective)
+
             def step(place: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 number = first + ops.cast(place, "float32")
-                return self.step(look, x, state, number, model.value_range)
+                return self.step(View(look, standing), x, state, number, model.value_range)
 
             return ops.fori_loop(0, steps, step, tuple(state))
 

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks.minimum_norm import Look, MinimumNormAttack, columns, keep_closer
+from keras_qusec.attacks.minimum_norm import MinimumNormAttack, View, columns, keep_closer
 from keras_qusec.checks import number, whole_number
 
 Tensor = Any
@@ -72,12 +72,12 @@ class SigmaZero(MinimumNormAttack):
         return x, none, none, np.full(len(x), self.threshold, "float32")
 
     def step(
-        self, look: Look, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
+        self, view: View, x: Tensor, state: tuple[Tensor, ...], place: Tensor,
         values: tuple[float, float],
     ) -> tuple[Tensor, ...]:  # fmt: skip
         best, distance, images, first, second, threshold = state
         norm, width = norms.L0(), values[1] - values[0]
-        seen = look(images)
+        seen = view.look(images)
         best, distance = keep_closer(self.norm, x, images, seen.standing, best, distance)
         # All in shares of the value range.
         change = (images - x) / width
