@@ -36,7 +36,11 @@ def main() -> None:
     parser.add_argument("--models", default="benchmark-models", help="folder of trained models")
     parser.add_argument("--only", nargs="+", help="names of evaluations")
     parser.add_argument("--json", help="file to add the rows to")
+    parser.add_argument("--page", help="write this page, and a figure beside it, from --json")
     options = parser.parse_args()
+    if options.page:
+        write_page(json.loads(Path(options.json).read_text()), Path(options.page))
+        return
     options.models = os.path.abspath(options.models)
     for backend in options.backends:
         child = subprocess.run(
@@ -69,6 +73,47 @@ def table(rows: list[dict]) -> str:
             f"{row['seconds']:.0f} | {ratio} |"
         )
     return "\n".join(lines)
+
+
+def write_page(rows: list[dict], path: Path) -> None:
+    """The figures as a table in Markdown and as a picture of accuracy against time."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    backends = list(dict.fromkeys(row["backend"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    figure, axes = plt.subplots(
+        len(backends), len(EPSILONS), figsize=(11, 3.2 * len(backends)), squeeze=False
+    )
+    marks = dict(zip(names, "osDv^PX", strict=False))
+    for line, backend in zip(axes, backends, strict=True):
+        for panel, (model, epsilon) in zip(line, EPSILONS.items(), strict=True):
+            for row in rows:
+                if (row["backend"], row["model"]) == (backend, model):
+                    panel.scatter(
+                        row["seconds"], 100 * row["robust"], marker=marks[row["name"]], s=60,
+                        label=row["name"], alpha=0.85,
+                    )  # fmt: skip
+            panel.set(xscale="log", title=f"{model}\n{backend}, epsilon {epsilon:g}")
+            panel.set_xlabel("seconds, one run")
+            panel.grid(alpha=0.3)
+        line[0].set_ylabel("robust accuracy in %")
+    handles = {}
+    for panel in axes.flat:
+        handles.update(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles))
+    figure.tight_layout(rect=(0, 0.08 / len(backends) + 0.04, 1, 1))
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    images = sorted({row["images"] for row in rows})
+    path.write_text(
+        "<!-- Written by benchmarks/attacks.py; do not edit. -->\n\n"
+        f"![Robust accuracy against time]({path.with_suffix('.svg').name})\n\n{table(rows)}\n\n"
+        f"{' and '.join(map(str, images))} test images; low is strong, left is fast. The last "
+        "column is the time of\nAutoAttack whole, in its published order and budgets, over that "
+        "of the row.\n"
+    )
 
 
 def measure(options: dict) -> None:
@@ -156,7 +201,9 @@ def _autoattack(model, x, y, epsilon: float) -> float:
         followed = attacked.with_surrogates((SURROGATE,))[0]
     rows = np.flatnonzero(right)
     found = get("autoattack").run(followed, x[rows], goal.take(rows), epsilon=epsilon, seed=0)
-    return float((~attacked.is_adversarial(found, goal.take(rows))).sum() / len(x))
+    images = x.copy()
+    images[rows] = found
+    return _right(model, images, x, y, epsilon)
 
 
 def _foolbox(model, x, y, epsilon: float) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_qusec import norms
 from keras_qusec.attacks.apgd import APGD
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import EVIDENCE, Attack
@@ -65,9 +66,9 @@ class Ensemble(Attack):
         evidence: str = EVIDENCE[0],
         draws: int = 1,
     ) -> None:
-        norms = {part.norm for part in parts.values()}
+        of_parts = {part.norm for part in parts.values()}
         nested = [name for name, part in parts.items() if isinstance(part, Ensemble)]
-        if len(norms) != 1 or nested or not set(first) <= set(parts):
+        if len(of_parts) != 1 or nested or not set(first) <= set(parts):
             raise ValueError(
                 "Expected attacks of one norm by name, none of them an ensemble, and `first` among "
                 f"them. Received: {dict(parts)}, first={list(first)}. Make an ensemble for each "
@@ -76,7 +77,7 @@ class Ensemble(Attack):
         for part in parts.values():
             part.check_for_evaluation()
         self.parts = dict(parts)
-        self.norm = norms.pop()
+        self.norm = of_parts.pop()
         self.first = tuple(first)
         self.skip_smaller = bool(skip_smaller)
         self.evidence = one_of(evidence, "evidence", EVIDENCE)
@@ -100,7 +101,11 @@ class Ensemble(Attack):
                 continue
             search = part.on_batch(model, x, goal)
             for restart in range(part.restarts):
-                best[rows] = search(rows, epsilon, seed + restart)
+                found = np.clip(search(rows, epsilon, seed + restart), *model.value_range)
+                if epsilon is not None:
+                    # The closest example of a minimizing part may lie outside.
+                    found = norms.get(self.norm).into_ball(x[rows], found, epsilon)
+                best[rows] = found
                 rows = rows[~model.is_adversarial(best[rows], goal.take(rows))]
         return best
 

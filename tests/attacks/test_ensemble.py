@@ -273,6 +273,7 @@ def test_settings_are_checked():
 def test_alone_on_a_model(models, labels):
     attacked = AttackedModel(models["plain"])
     images = small().run(attacked, IMAGES, Goal(labels), epsilon=0.1, seed=0)
+    assert np.abs(images - IMAGES).max() <= 0.1 + 1e-6
     pgd = PGD(0.1, steps=3)(models["plain"], IMAGES, labels)
     found = [attacked.is_adversarial(x, Goal(labels)).sum() for x in (images, pgd)]
     assert found[0] >= found[1]
