@@ -50,6 +50,18 @@ class TestCommandLine:
         table = out.split("Written")[0]
         assert max(map(len, table.splitlines())) <= 80
 
+    def test_the_standard_evaluation(self, files, capsys):
+        status = cli.main(
+            ["evaluate", str(files / "quantized.keras"), "--data", str(files / "few.npz"),
+             "--attacks", "standard", "--epsilons", "0.1", "--l2-epsilons", "0.5", "--images", "6"]
+        )  # fmt: skip
+        out = capsys.readouterr().out
+        assert status == 0
+        assert "standard evidence" in out
+        assert "adaptive standard-l2" in out
+        assert "adaptive reachable-levels" in out
+        assert max(map(len, out.splitlines())) <= 80
+
     def test_a_file_that_cannot_be_written_does_not_lose_the_rest(self, files, tmp_path, capsys):
         status = cli.main(
             ["evaluate", str(files / "plain.keras"), "--data", str(files / "few.npz"),

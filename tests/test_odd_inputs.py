@@ -33,6 +33,7 @@ from keras_qusec.attacks import (
     JSMA,
     PGD,
     AttackedModel,
+    Ensemble,
     attack_from,
 )
 from keras_qusec.quantization import hard_quantize, soft_quantize
@@ -498,6 +499,15 @@ SETTINGS = {
     ("gaussian", "repeats", 0): "repeats", ("salt-and-pepper", "steps", 0): "steps",
     ("boundary", "steps", 0): "steps", ("boundary", "steps", -5): "steps",
     ("hopskipjump", "steps", 0): "steps",
+    ("apgd-ce", "steps", 0): "steps", ("apgd-ce", "loss", "cee"): "Did you mean 'ce'",
+    ("apgd-ce", "norm", "l0"): "norm", ("apgd-t", "targets", 0): "targets",
+    ("apgd-t", "order", "malts"): "Did you mean 'malt'", ("apgd-ce", "epsilon", 0.1): "settings of",
+    ("fab", "steps", 0): "steps", ("fab", "norm", "l0"): "norm", ("fab", "targets", 0): "targets",
+    ("fmn-l2", "gamma", 0): "gamma", ("fmn-l2", "step_size", -1): "step_size",
+    ("sigma-zero", "sigma", 0): "sigma", ("sigma-zero", "threshold", 2): "threshold",
+    ("square", "queries", 0): "queries", ("square", "share", 0): "share",
+    ("reachable-levels", "rounds", 0): "rounds", ("cheapest-levels-l2", "norm", "linf"): "norm",
+    ("autoattack", "norm", "l1"): "norm",
 }  # fmt: skip
 for (attack, setting, value), match in SETTINGS.items():
     add("attacks", "settings", {f"{attack}: {setting}={value!r}": (
@@ -506,6 +516,17 @@ for (attack, setting, value), match in SETTINGS.items():
 add("evaluate_robustness", "settings", {
     "a mistyped attack": (lambda: evaluated(odd.linear(), attacks=["pdg"]), "Did you mean 'pgd'"),
     "no attack": (lambda: evaluated(odd.linear(), attacks=[]), "at least one attack"),
+    "a mistyped set of attacks": (lambda: evaluated(odd.linear(), attacks="standart"), "standard"),
+    "a set of attacks for no norm": (lambda: evaluated(
+        odd.linear(), attacks="strong", epsilons={"l0": [1]}), "linf, l2, l1"),
+    "parts of two norms": (lambda: evaluated(odd.linear(), attacks=[Ensemble(
+        {"a": PGD(steps=2), "b": PGD(steps=2, norm="l2")})]), "one norm"),
+    "parts that do nothing": (lambda: evaluated(odd.linear(), attacks=[Ensemble({"a": attack_from(
+        lambda model, x, goal, *, epsilon, seed: x)})]), "neither"),
+    "parts that fail": (lambda: evaluated(odd.linear(), attacks=[Ensemble({"a": attack_from(
+        lambda model, x, goal, *, epsilon, seed: 1 / 0)})]), "ZeroDivisionError"),
+    "a quantizer's attack without one": (lambda: evaluated(
+        odd.linear(), attacks=["reachable-levels"]), "in front of a model"),
     "an attack twice": (lambda: evaluated(odd.linear(), attacks=["pgd"] * 2), "'pgd' twice"),
     "a number as attack": (lambda: evaluated(odd.linear(), attacks=[42]), "Received: 42"),
     "an attack with an epsilon": (lambda: evaluated(odd.linear(), attacks=[PGD(0.1)]), "epsilon"),

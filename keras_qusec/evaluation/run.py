@@ -129,6 +129,9 @@ def attack_in_turns(
             run.play(name, part, followed, model, attack.skip_smaller or part.minimizes)
             if kept is not None:
                 kept.save(key, [r.result(t, None, keep_all=True) for t, r in runs.items()])
+    played = [part for run in runs.values() for part in run.parts]
+    if played and all(part.failure for part in played):
+        raise ValueError(f"{played[0].attack}: {played[0].failure}")
     if kept is not None:
         kept.remove(key)
     return [run.result(threat, None) for threat, run in runs.items()]
@@ -267,6 +270,7 @@ class _Run:
         tried, broken = (np.zeros(len(self.radii), "int64") for _ in range(2))
         words = int.from_bytes(name.encode()[:8].ljust(8), "big")
         stood = np.zeros(len(closest.x), bool)
+        self.called = self.acted = False
         failure = ""
         try:
             searches = [part.on_batch(m, closest.x, closest.goal) for m in followed]
@@ -290,6 +294,7 @@ class _Run:
                 broken[place] = len(rows) - len(left)
                 if skip_smaller:
                     stood[left] = True
+            self.check_that_it_acted()
         except Exception as error:  # noqa: BLE001  attacks raise anything
             failure = _in_words(error)
         spent = (cost - earlier for cost, earlier in zip(costs, before, strict=True))

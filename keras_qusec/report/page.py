@@ -11,7 +11,7 @@ from typing import Any
 from keras_qusec.plots import close
 from keras_qusec.report import plots
 from keras_qusec.report.figures import Figures
-from keras_qusec.report.tables import Table, details, headline, remarks, transfers
+from keras_qusec.report.tables import Table, headline, of_model, remarks, transfers
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --strong: #c0392b; --muted: #777; }
@@ -73,7 +73,7 @@ def html_page(
         ),
         "</div>",
         "<h2>Each attack</h2>",
-        *(_table(table) for model in report.models for table in details(report, model)),
+        *(_table(table) for model in report.models for table in of_model(report, model)),
         *map(_table, transfers(report)),
         *_gallery(report),
         "<h2>How this was measured</h2>",

@@ -57,7 +57,10 @@ def headline(report: Figures) -> list[Table]:
                 rows.append(["  certified", "", *cells])
         strong = tuple(i for i, row in enumerate(rows) if not row[0].startswith(" "))
         columns = ["model", "clean", *(f"{epsilon:g}" for epsilon in radii)]
-        title = f"Robust accuracy in %, worst case over all attacks, {symbol(norm)}"
+        title = (
+            f"Robust accuracy in %, worst case over all attacks, {symbol(norm)}; "
+            f"{report.evidence} evidence"
+        )
         tables.append(Table(title, columns, rows, strong))
     return tables
 
@@ -96,6 +99,11 @@ def details(report: Figures, model: str) -> list[Table]:
         title = f"{model}: accuracy in % at any distance, and median size of the perturbation"
         tables.append(Table(title, columns, cells, spare=True))
     return tables
+
+
+def of_model(report: Figures, model: str) -> list[Table]:
+    """All tables of one model."""
+    return [*details(report, model), *found_by_part(report, model)]
 
 
 def found_by_part(report: Figures, model: str) -> list[Table]:
@@ -142,11 +150,7 @@ def transfers(report: Figures) -> list[Table]:
 
 def _parts(report: Figures) -> tuple[list[Table], list[Table]]:
     """The headline's tables, and all others."""
-    each = [
-        table
-        for model in report.models
-        for table in [*details(report, model), *found_by_part(report, model)]
-    ]
+    each = [table for model in report.models for table in of_model(report, model)]
     return headline(report), [*each, *transfers(report)]
 
 

@@ -7,6 +7,7 @@ import pytest
 from helpers import IMAGES, X, Y, predicted, without_clock
 
 from keras_qusec import evaluate_robustness
+from keras_qusec.attacks import APGD, PGD, Ensemble, Square
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
@@ -21,6 +22,18 @@ class TestJobs:
         )
         assert without_clock(one)["rows"] == without_clock(two)["rows"]
         assert len(list(tmp_path.glob("units/*.npz"))) == 4
+
+    def test_an_ensemble_in_two_processes(self, cnn):
+        y = predicted(cnn, IMAGES)
+        parts = {"pgd": PGD(steps=3), "apgd": APGD(steps=5), "square": Square(queries=20)}
+        settings = {"attacks": {"all": Ensemble(parts)}, "epsilons": [0.02, 0.05]}
+        one, two = (
+            evaluate_robustness(cnn, IMAGES, y, batch_size=12, n_jobs=jobs, **settings)
+            for jobs in (1, 2)
+        )
+        assert without_clock(one)["rows"] == without_clock(two)["rows"]
+        broken = [[part.broken.tolist() for part in r.results[0].parts] for r in (one, two)]
+        assert broken[0] == broken[1]
 
     def test_a_dask_cluster_of_two_workers(self, cnn):
         distributed = pytest.importorskip("distributed", reason='needs the extra "dask"')
