@@ -95,7 +95,7 @@ class Norm(ABC):
     def random_start(
         self, x: Tensor, epsilon: Tensor, uniform: Callable[..., Tensor], normal: Callable
     ) -> Tensor:
-        """Random points of the ball around `x`.
+        """Random points around `x`, which the caller projects into the ball and the range.
 
         Args:
             x: images.
@@ -103,7 +103,7 @@ class Norm(ABC):
             uniform: function of a shape, a lower and an upper end that returns random numbers.
             normal: function of a shape that returns random numbers.
         """
-        return self.project(x + epsilon * uniform(ops.shape(x), -1.0, 1.0), x, epsilon)
+        return x + epsilon * uniform(ops.shape(x), -1.0, 1.0)
 
     def into_ball(self, x: Array, images: Array, epsilon: float) -> Array:
         """Float32 images inside the ball to the last digit, in NumPy.
@@ -206,7 +206,7 @@ class L2(Norm):
         """Uniform in the ball: a normal direction, and a radius with the ball's density."""
         direction = self.direction(normal(ops.shape(x)))
         radius = uniform(ops.shape(_lengths(x)), 0.0, 1.0) ** (1.0 / math.prod(x.shape[1:]))
-        return self.project(x + epsilon * radius * direction, x, epsilon)
+        return x + epsilon * radius * direction
 
 
 class L1(Norm):
@@ -236,6 +236,12 @@ class L1(Norm):
         signs = ops.sign(rows) * ops.cast(size >= least, rows.dtype)
         length = ops.sum(ops.absolute(signs), axis=1, keepdims=True)
         return ops.reshape(signs / ops.maximum(length, 1.0), ops.shape(gradient))
+
+    def random_start(
+        self, x: Tensor, epsilon: Tensor, uniform: Callable[..., Tensor], normal: Callable
+    ) -> Tensor:
+        """Normal noise, of which the projection leaves some hundredths of the values."""
+        return x + 50.0 / math.prod(x.shape[1:]) * epsilon * normal(ops.shape(x))
 
     def project(self, images: Tensor, x: Tensor, epsilon: Tensor) -> Tensor:
         gap = _rows(images - x)

@@ -38,7 +38,7 @@ class Ball(NamedTuple):
         """Random images of the ball, from two integers; see `seed_state`."""
         random = _Random(state, self.x.dtype)
         images = self.norm.random_start(self.x, self.epsilon, random.uniform, random.normal)
-        return ops.clip(images, *self.value_range)
+        return self.project(images)
 
 
 def ball_around(x: Tensor, epsilon: Tensor, norm: str, value_range: tuple[float, float]) -> Ball:
