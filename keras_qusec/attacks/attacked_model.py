@@ -208,9 +208,29 @@ class AttackedModel:
         gradient, logits = compiled(*padded_tensors(x, classes))
         return ops.convert_to_numpy(gradient)[: len(x)], ops.convert_to_numpy(logits)[: len(x)]
 
-    def ascent(self, x: np.ndarray, goal: Goal) -> np.ndarray:
-        """The gradient that attacks climb at some images, as NumPy; counted."""
-        objective = goal.objective()
+    def margins(self, x: np.ndarray, goal: Goal) -> np.ndarray:
+        """By how much the logits of images reach the goal, ``(n,)``; counted as queries.
+
+        Above 0 where an image is adversarial; at most 0 where it is not, or is rejected.
+        """
+        logits = self.logits(x)
+        rows = np.arange(len(x))
+        own = logits[rows, goal.classes]
+        logits[rows, goal.classes] = -np.inf
+        gap = logits.max(axis=1) - own
+        margins = -gap if goal.targeted else gap
+        margins[np.isnan(margins)] = np.inf  # no class is a wrong class
+        return np.where(self.rejected(x), np.minimum(margins, -1e-6), margins).astype("float32")
+
+    def ascent(self, x: np.ndarray, goal: Goal, loss: str = "log-odds") -> np.ndarray:
+        """The gradient that attacks climb at some images, as NumPy; counted.
+
+        Args:
+            x: images ``(n, ...)``.
+            goal: what to reach.
+            loss: one of `keras_qusec.attacks.objective.LOSSES`.
+        """
+        objective = goal.objective(loss)
 
         def run(mapping: Any, x: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
             return self.traced_ascent(mapping, x, labels, aims, objective).gradient

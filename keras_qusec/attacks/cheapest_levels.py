@@ -8,7 +8,7 @@ from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.front_quantizer import FrontQuantizer, front_quantizer
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.attacks.reachable_levels import checked_front, height_gradient, heights_of
+from keras_qusec.attacks.reachable_levels import checked_front
 from keras_qusec.checks import one_of, whole_number
 
 # Numbers of values that are changed or put back at once.
@@ -90,7 +90,7 @@ class _Levels:
         self.lowest, self.highest = front.outputs(self.dark), front.outputs(self.bright)
         self.step = np.float32(front.grid[1] if front.grid else _SOFT_STEP)
         self.now = self.own.copy()
-        self.heights = heights_of(front.model, self.now, goal)
+        self.heights = front.model.margins(self.now, goal)
 
     def images(self) -> np.ndarray:
         """The nearest images with the present outputs."""
@@ -108,7 +108,7 @@ class _Levels:
 
     def _gradient(self, rows: np.ndarray) -> np.ndarray:
         goal = self.goal.take(rows)
-        return height_gradient(self.front.model, self.now[rows], goal, goal.objective("margin"))
+        return np.nan_to_num(self.front.model.ascent(self.now[rows], goal, "margin"))
 
     def forward(self, rows: np.ndarray) -> np.ndarray:
         """Move the values that gain most for their cost; the rows that go on."""
@@ -172,7 +172,5 @@ class _Levels:
             np.put_along_axis(choices[:, place], group, values, axis=1)
         shape = self.x.shape[1:]
         repeated = np.repeat(rows, len(counts))
-        heights = heights_of(
-            self.front.model, choices.reshape(-1, *shape), self.goal.take(repeated)
-        )
+        heights = self.front.model.margins(choices.reshape(-1, *shape), self.goal.take(repeated))
         return choices.reshape(len(rows), len(counts), *shape), heights.reshape(len(rows), -1)

@@ -129,7 +129,7 @@ class _Box:
 
     def heights(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """How far each output is on the wrong side, ``(n,)``: above 0 where it is adversarial."""
-        return heights_of(self.model, outputs, self.goal.take(rows))
+        return self.model.margins(outputs, self.goal.take(rows))
 
     def rounded(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The nearest levels; a quantizer without steps reaches all outputs."""
@@ -204,9 +204,7 @@ class _Box:
             if not len(left):
                 break
             part, present = rows[left], outputs[left]
-            goal = self.goal.take(part)
-            objective = goal.objective("margin")
-            gradient = height_gradient(self.model, present, goal, objective)
+            gradient = np.nan_to_num(self.model.ascent(present, self.goal.take(part), "margin"))
             choices = self._choices(part, present, gradient)
             count = choices.shape[1]
             repeated = self.heights(
@@ -250,34 +248,6 @@ def _moves(
         values = np.take_along_axis(target, group, axis=1)
         np.put_along_axis(choices[:, place], group, values, axis=1)
     return choices.reshape(len(outputs), len(groups), *outputs.shape[1:])
-
-
-def heights_of(model: AttackedModel, images: np.ndarray, goal: Goal) -> np.ndarray:
-    """The margin by which images reach the goal, ``(n,)``; rejected ones are below 0."""
-    logits = model.logits(images)
-    rows = np.arange(len(images))
-    own = logits[rows, goal.classes]
-    others = logits.copy()
-    others[rows, goal.classes] = -np.inf
-    gap = others.max(axis=1) - own
-    heights = -gap if goal.targeted else gap
-    heights[np.isnan(heights)] = np.inf  # no class is a wrong class
-    rejected = model.rejected(images)
-    return np.where(rejected, np.minimum(heights, 0.0) - 1e-6, heights).astype("float32")
-
-
-def height_gradient(
-    model: AttackedModel, images: np.ndarray, goal: Goal, objective: Objective
-) -> np.ndarray:
-    """The gradient of an objective at some images, as NumPy; counted."""
-
-    def run(mapping: Any, images: Tensor, labels: Tensor, aims: Tensor) -> Tensor:
-        ascent = model.traced_ascent(mapping, images, labels, aims, objective)
-        return ops.nan_to_num(ascent.gradient)
-
-    model.counter.count(len(images))
-    compiled = model.compiled(("height gradient", objective), run, batches=3)
-    return model.on_rows(compiled, images, goal.labels, goal.classes)
 
 
 def checked_front(model: AttackedModel, x: np.ndarray) -> FrontQuantizer:

@@ -9,7 +9,6 @@ import numpy as np
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.attacks.reachable_levels import heights_of
 from keras_qusec.checks import number, one_of, whole_number
 
 # After how many of 10,000 queries the share of changed pixels is halved once more.
@@ -73,7 +72,7 @@ class Square(Attack):
         squares = search(radius, model.value_range, random)
 
         def heights(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-            return heights_of(model, images.reshape(-1, *x.shape[1:]), goal.take(rows))
+            return model.margins(images.reshape(-1, *x.shape[1:]), goal.take(rows))
 
         best = squares.start(clean)
         rows = np.arange(len(x))
