@@ -42,6 +42,8 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	$(BIN)/python benchmarks/adversarial_training.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/defenses.py
+	$(BIN)/pip install --quiet multiprocess  # ART's AutoAttack imports it
+	$(BIN)/python benchmarks/attacks.py
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
 from helpers import IMAGES, predicted, small_cnn, without_clock
@@ -277,3 +278,28 @@ def test_alone_on_a_model(models, labels):
     pgd = PGD(0.1, steps=3)(models["plain"], IMAGES, labels)
     found = [attacked.is_adversarial(x, Goal(labels)).sum() for x in (images, pgd)]
     assert found[0] >= found[1]
+
+
+class Noisy(keras.layers.Layer):
+    """Adds noise in inference too."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), stddev=0.1, seed=self.generator)
+
+
+def test_autoattack_for_random_models_averages_20_draws():
+    model = keras.Sequential([keras.Input((8, 8, 1)), Noisy(), small_cnn(2)])
+    labels = predicted(small_cnn(2), IMAGES)
+    attack = get("autoattack-rand")
+    for part in attack.parts.values():
+        part.steps = 4
+    report = evaluate_robustness(
+        model, IMAGES, labels, attacks={"rand": attack}, epsilons=[0.1], progress=False
+    )
+    assert any("20 draws" in note for note in report.notes)
+    assert list(parts_of(report, model.name, "white-box")) == ["apgd-ce", "apgd-dlr"]
+    assert report.robust_accuracy() < report.clean_accuracy()

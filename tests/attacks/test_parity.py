@@ -2,8 +2,8 @@
 
 The figures of adv-lib are written down by ``benchmarks/parity.py``; ART runs beside ours on
 PyTorch. Without random numbers ours must leave at most half a point more, which is one of 200
-images; APGD starts at random, and adv-lib's own figures differ by up to six images between
-seeds on these models, so that three are allowed.
+images; APGD starts at random, and adv-lib's own figures differ by six images between seeds
+(32, 34 and 38 on the quantized model in L2), so that six are allowed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compare(name, key, attacked, images):
         *attacked[name], ATTACKS[attack](norm), *images, None if norm == "l0" else epsilon
     )
     theirs = PUBLISHED["models"][name][key]
-    assert robust <= theirs["robust"] + (3 if attack.startswith("apgd") else 1)
+    assert robust <= theirs["robust"] + (6 if attack.startswith("apgd") else 1)
     if attack in ("fab", "fmn", "sigma-zero"):
         # Counted in pixels, or within a hundredth.
         assert median <= theirs["median"] + 1 if norm == "l0" else theirs["median"] * 1.01
