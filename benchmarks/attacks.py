@@ -81,12 +81,14 @@ def write_page(rows: list[dict], path: Path) -> None:
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     backends = list(dict.fromkeys(row["backend"] for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure, axes = plt.subplots(
         len(backends), len(EPSILONS), figsize=(11, 3.2 * len(backends)), squeeze=False
     )
+    seconds = [row["seconds"] for row in rows]
     marks = dict(zip(names, "osDv^PX", strict=False))
     for line, backend in zip(axes, backends, strict=True):
         for panel, (model, epsilon) in zip(line, EPSILONS.items(), strict=True):
@@ -97,7 +99,9 @@ def write_page(rows: list[dict], path: Path) -> None:
                         label=row["name"], alpha=0.85,
                     )  # fmt: skip
             panel.set(xscale="log", title=f"{model}\n{backend}, epsilon {epsilon:g}")
-            panel.set_xlabel("seconds, one run")
+            panel.set(xlim=(min(seconds) / 2, 2 * max(seconds)), xlabel="seconds, one run")
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.xaxis.set_major_formatter("{x:g}")
             panel.grid(alpha=0.3)
         line[0].set_ylabel("robust accuracy in %")
     handles = {}
