@@ -43,13 +43,11 @@ class Ascent(NamedTuple):
         gradient: of the objective, ``(n, ...)``.
         height: the objective, ``(n,)``.
         standing: ``(n,)`` floats, 0 where the image is adversarial, else 1.
-        logits: ``(n, classes)``.
     """
 
     gradient: Tensor
     height: Tensor
     standing: Tensor
-    logits: Tensor
 
 
 class Counter:
@@ -237,8 +235,7 @@ class AttackedModel:
 
         self.counter.count(len(x))
         compiled = self.compiled(("ascent", objective), run, batches=3)
-        tensors = padded_tensors(x, goal.labels, goal.classes)
-        return ops.convert_to_numpy(compiled(*tensors))[: len(x)]
+        return self.on_rows(compiled, x, goal.labels, goal.classes)
 
     def with_surrogates(self, hardnesses: Sequence[float]) -> list[AttackedModel]:
         """This model for each surrogate gradient that its defences offer, in turn.
@@ -285,7 +282,7 @@ class AttackedModel:
         self,
         compiled: Callable[..., Any],
         *arrays: np.ndarray,
-        scalars: Sequence[np.generic] = (),
+        scalars: Sequence[np.generic | np.ndarray] = (),
     ) -> Any:
         """A compiled function of batches of images, called on NumPy arrays.
 
@@ -374,7 +371,7 @@ class AttackedModel:
             objective: what to raise.
         """
 
-        def raised(images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        def raised(images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             logits = self.traced_logits(mapping, images)
             height = objective.height(labels, aims, logits)
             fooled = objective.reached(labels, aims, logits)
@@ -385,10 +382,10 @@ class AttackedModel:
                     height = (1.0 - share) * height - share * ops.cast(rejection, height.dtype)
                 fooled = ops.logical_and(fooled, rejection <= 0)
             standing = 1.0 - ops.cast(fooled, images.dtype)
-            return ops.sum(height), (height, standing, logits)
+            return ops.sum(height), (height, standing)
 
-        gradient, (height, standing, logits) = backend().input_gradient(raised, images)
-        return Ascent(gradient, ops.cast(height, images.dtype), standing, logits)
+        gradient, (height, standing) = backend().input_gradient(raised, images)
+        return Ascent(gradient, ops.cast(height, images.dtype), standing)
 
     def traced_standing(
         self, mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, objective: Objective

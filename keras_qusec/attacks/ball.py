@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks.attacked_model import AttackedModel, padded_tensors
+from keras_qusec.attacks.attacked_model import AttackedModel
 
 Tensor = Any
 
@@ -64,9 +64,7 @@ def random_images(
 
     random_generator()
     compiled = model.compiled(("random images", norm), run, batches=1)
-    radius = ops.convert_to_tensor(np.float32(epsilon))
-    images = compiled(*padded_tensors(x), radius, ops.convert_to_tensor(state))
-    return np.array(ops.convert_to_numpy(images)[: len(x)])
+    return model.on_rows(compiled, x, scalars=(np.float32(epsilon), state))
 
 
 @functools.cache

@@ -85,7 +85,8 @@ class ReachableLevels(Attack):
         low, high = (np.clip(x + side * radius, *model.value_range) for side in (-1, 1))
         low, high = (norm.into_ball(x, end, float(radius)) for end in (low, high))
         box = _Box(front, goal, front.outputs(low), front.outputs(high))
-        outputs = front.outputs(x)
+        own = front.outputs(x)
+        outputs = own.copy()
         heights = np.full(len(x), -np.inf, "float32")
         generator = np.random.default_rng(seed)
         targets = np.zeros((len(x), 0), int)
@@ -107,7 +108,7 @@ class ReachableLevels(Attack):
             found, reached = box.flipped(rows, found, reached)
             higher = reached > heights[rows]
             outputs[rows[higher]], heights[rows[higher]] = found[higher], reached[higher]
-        ends = np.where(outputs > front.outputs(x), high, low)
+        ends = np.where(outputs > own, high, low)
         return front.images(x, ends, outputs)
 
 
@@ -224,10 +225,7 @@ class _Box:
         if self.front.grid is None or np.isclose(self.front.grid[1], 1.0):
             return ends
         step = np.float32(self.front.grid[1])
-        low, high = (
-            np.clip(self.rounded(outputs + side * step, rows), self.low[rows], self.high[rows])
-            for side in (-1, 1)
-        )
+        low, high = (self.rounded(outputs + side * step, rows) for side in (-1, 1))
         return np.concatenate([ends, _moves(outputs, gradient, low, high)], axis=1)
 
 
