@@ -156,7 +156,7 @@ def _trained(name: str, data, folder: Path):
 
     path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.keras"
     if path.exists():
-        return keras.saving.load_model(path)
+        return keras.saving.load_model(path, compile=False)
     keras.utils.set_random_seed(0)
     epochs = max(2, 24000 // len(data.x_train))
     quantizer = QuSecQuantization(2, hard=True) if "quantizer" in name else None

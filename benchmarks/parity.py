@@ -42,7 +42,9 @@ def main(folder: Path) -> None:
     }  # fmt: skip
     for name, epsilon in EPSILONS.items():
         path = folder / f"parity-{name}.keras"
-        model = keras.saving.load_model(path) if path.exists() else _trained(name, data)
+        model = (
+            keras.saving.load_model(path, compile=False) if path.exists() else _trained(name, data)
+        )
         if not path.exists():
             model.save(path)
         found["models"][name] = _figures(model, x, y, epsilon)

@@ -324,7 +324,9 @@ def _load_models(paths: Sequence[str]) -> dict[str, Any]:
         if not Path(path).is_file():
             raise ValueError(f"Expected a .keras file. Received: {path}, which does not exist.")
         try:
-            models[stem if stems.count(stem) == 1 else path] = keras.saving.load_model(path)
+            # Uncompiled: an optimizer saved on another backend, or an unknown loss, is no obstacle.
+            model = keras.saving.load_model(path, compile=False)
+            models[stem if stems.count(stem) == 1 else path] = model
         except Exception as error:
             raise ValueError(
                 f"Expected a model saved by model.save({path!r}). Received: a file that Keras "

@@ -195,7 +195,7 @@ def _trained(
     if path.exists() and description.exists():
         earlier = files.read(description)
         if earlier["identity"] == identity:
-            return keras.saving.load_model(path), float(earlier["seconds"])
+            return keras.saving.load_model(path, compile=False), float(earlier["seconds"])
         different = [
             key for key, value in identity.items() if earlier["identity"].get(key) != value
         ]
@@ -210,7 +210,7 @@ def _trained(
     model.save(path)
     files.write({"identity": identity, "seconds": seconds}, description)
     # As it will be after a restart: what is evaluated is what was saved.
-    return keras.saving.load_model(path), seconds
+    return keras.saving.load_model(path, compile=False), seconds
 
 
 def _inference_ratio(model: keras.Model, floor: keras.Model, x: np.ndarray) -> float:

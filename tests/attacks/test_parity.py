@@ -43,7 +43,7 @@ def attacked():
     """Each model, and what gives the gradients that both sides followed."""
     models = {}
     for name in MODELS:
-        model = AttackedModel(keras.saving.load_model(DATA / f"parity-{name}.keras"))
+        model = AttackedModel(keras.saving.load_model(DATA / f"parity-{name}.keras", compile=False))
         models[name] = (model, (model.with_surrogates((10.0,)) or [model])[0])
     return models
 
