@@ -1,5 +1,6 @@
 """keras-qusec: quantization-based defence against adversarial examples, for Keras."""
 
+from keras_qusec.audit import AuditReport, audit_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.report import RobustnessReport
@@ -8,10 +9,12 @@ from keras_qusec.version import __version__
 
 __all__ = [
     "AdversarialTraining",
+    "AuditReport",
     "HardnessSchedule",
     "QuSecQuantization",
     "RobustnessReport",
     "TrainableQuSecQuantization",
     "__version__",
+    "audit_robustness",
     "evaluate_robustness",
 ]

@@ -33,6 +33,7 @@ ROOMS = [
     "evaluation",
     "report",
     "evaluate",
+    "audit",
     "comparison",
     "demo",
     "cli",

@@ -31,6 +31,13 @@ tr.below td { color: var(--muted); font-size: 0.85rem; padding-top: 0; }
 tr:has(+ tr.below) td { border-bottom: none; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
 .figures figure { flex: 1 1 20rem; max-width: 30rem; margin: 0.5rem 0; }
+.verdict { font-size: 1.15rem; font-weight: 600; border-left: 6px solid; padding: 0.5rem 0.9rem; }
+.verdict.robust { border-color: #1e8449; }
+.verdict.overstated { border-color: #b9770e; }
+.verdict.masked { border-color: var(--strong); }
+.checks td:nth-child(3) { white-space: normal; text-align: left; min-width: 16rem; }
+details { margin: 0.3rem 0; }
+details p { margin: 0.2rem 0 0.2rem 1rem; }
 .note { border-left: 4px solid var(--strong); padding: 0.4rem 0.8rem; margin: 0.8rem 0; }
 figure { margin: 1rem 0; overflow-x: auto; }
 figure img { max-width: 100%; height: auto; background: white; display: block; }
@@ -57,35 +64,48 @@ def html_page(
     Raises:
         ImportError: without matplotlib.
     """
-    few = len(report.models) <= 3
-    names = ", ".join(report.models) if few else f"{len(report.models)} models"
+    names = _names(report)
     body = [
         f"<h1>Robustness of {html.escape(names)}</h1>",
-        *map(_table, first),
+        *map(table_html, first),
         *(f'<p class="small">{html.escape(remark)}</p>' for remark in remarks_first),
-        *map(_table, headline(report)),
+        *report_body(report),
+    ]
+    return html_document(f"Robustness of {names}", body)
+
+
+def report_body(report: Figures) -> list[str]:
+    """The whole report as parts of a page."""
+    return [
+        *map(table_html, headline(report)),
         *(f'<p class="note">{html.escape(note)}</p>' for note in report.notes),
         "<h2>Accuracy against epsilon</h2>",
         '<div class="figures">',
         *(
-            _figure(plots.robustness_figure(report, [model]), f"{model}; grey: 95 % interval.")
+            embedded_figure(
+                plots.robustness_figure(report, [model]), f"{model}; grey: 95 % interval."
+            )
             for model in report.attacked
         ),
         "</div>",
         "<h2>Each attack</h2>",
-        *(_table(table) for model in report.models for table in of_model(report, model)),
-        *map(_table, transfers(report)),
+        *(table_html(table) for model in report.models for table in of_model(report, model)),
+        *map(table_html, transfers(report)),
         *_gallery(report),
         "<h2>How this was measured</h2>",
         *(f'<p class="small">{html.escape(remark)}</p>' for remark in remarks(report)),
         _provenance(report),
     ]
+
+
+def html_document(title: str, body: Sequence[str]) -> str:
+    """A page of some parts, with its style inside."""
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Robustness of {html.escape(names)}</title>",
+            f"<title>{html.escape(title)}</title>",
             f"<style>{_STYLE}</style></head><body>",
             *body,
             "</body></html>",
@@ -94,7 +114,13 @@ def html_page(
     )
 
 
-def _table(table: Table) -> str:
+def _names(report: Figures) -> str:
+    few = len(report.models) <= 3
+    return ", ".join(report.models) if few else f"{len(report.models)} models"
+
+
+def table_html(table: Table, style: str = "") -> str:
+    """A table that scrolls sideways where it has no room; `style` is a class."""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.columns)
     rows = []
     for index, row in enumerate(table.rows):
@@ -104,12 +130,14 @@ def _table(table: Table) -> str:
         cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         rows.append(f"<tr{kind}>{cells}</tr>")
     return (
-        f'<p class="caption">{html.escape(table.title)}</p><div class="scroll"><table>'
+        f'<p class="caption">{html.escape(table.title)}</p>'
+        f'<div class="scroll"><table class="{style}">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _figure(figure: Any, caption: str) -> str:
+def embedded_figure(figure: Any, caption: str) -> str:
+    """A figure inside the page, which is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     close(figure)
@@ -130,7 +158,7 @@ def _gallery(report: Figures) -> list[str]:
         "The difference is red where the image became brighter and blue where darker (in colour "
         "images, around grey)."
     )
-    return ["<h2>Adversarial examples</h2>", _figure(figure, caption)]
+    return ["<h2>Adversarial examples</h2>", embedded_figure(figure, caption)]
 
 
 def _provenance(report: Figures) -> str:
@@ -142,4 +170,4 @@ def _provenance(report: Figures) -> str:
         ["Python", report.provenance["python"]],
         ["platform", report.provenance["platform"]],
     ]
-    return _table(Table("Hashes and platform", ["what", "value"], rows))
+    return table_html(Table("Hashes and platform", ["what", "value"], rows))

@@ -1,0 +1,296 @@
+"""audit_robustness: from a model to a verdict on how its robustness was measured."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_qusec import checks
+from keras_qusec.attacks import PGD, Attack, AttackedModel, get
+from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.audit.check import NOT_RUN, Check, Finding
+from keras_qusec.audit.evidence import BUDGETS, JUDGED, Budget, Evidence
+from keras_qusec.audit.registry import CHECKS
+from keras_qusec.audit.report import AuditReport, CheckResult, Cost
+from keras_qusec.audit.surrogate_gradients import through_front
+from keras_qusec.audit.transfer import substitute
+from keras_qusec.defenses import surrogates_in_force
+from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of
+from keras_qusec.progress import Progress, shown
+from keras_qusec.report import RobustnessReport
+
+# Of the surrogate gradients: those of the judged adaptive attack, and those tried beyond it.
+_HARDNESSES, _MORE_HARDNESSES = (3.0, 10.0), (1.0, 30.0)
+_WHITE_BOX, _ADAPTIVE = "white-box", "adaptive"
+
+
+def audit_robustness(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    *,
+    epsilon: float,
+    level: str = "quick",
+    threat_models: Sequence[str] = ("white-box",),
+    source_model: keras.Model | Mapping[str, keras.Model] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    outputs: str | None = None,
+    data_format: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    resume_dir: str | os.PathLike | None = None,
+    progress: bool | Progress | None = None,
+) -> AuditReport:
+    """Tell whether a classifier's robustness is real, or an attack that fails.
+
+    Judges the figure that PGD of 40 steps gives within an L-infinity ball, by checks that each
+    have a rule: gradients that vanish or mislead, attacks that fail where they cannot, other
+    attacks that find more, adversarial examples planted and not found. The verdict is one of
+
+    - *robust as far as we can attack*, with the worst case and the strength of the evidence;
+    - *overstated by at least X points*: other attacks find more than the judged one;
+    - *gradients masked*: gradient attacks on this model cannot be trusted.
+
+    A quantizer masks its own gradient by design. Judged white-box, the default, an audit says so,
+    and how much is left when the attacker knows it; judged adaptively it asks whether the
+    adaptive evaluation can be trusted.
+
+    Args:
+        model: built Keras classifier, images to logits or probabilities ``(n, classes)``.
+        x: float images in `value_range`, ``(n, ...)``; 100 to 500 are usual.
+        y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``.
+        epsilon: L-infinity radius, in units of the pixel values.
+        level: ``"quick"`` for minutes, or ``"full"``: more of everything, a substitute to
+            transfer from, and the standard evaluation for the worst case.
+        threat_models: ``("white-box",)`` or ``("white-box", "adaptive")``: under which the
+            robustness is judged, as in `evaluate_robustness`.
+        source_model: undefended model of the same task, or a dictionary of models by name, to
+            transfer examples from.
+        value_range: smallest and largest pixel value.
+        outputs: ``"logits"`` or ``"probabilities"``, for models whose graph does not say.
+        data_format: ``"channels_last"`` or ``"channels_first"``, for models that do not say.
+        draws: for random models, how many draws are averaged. With 1 a random model is reported
+            as such, and nothing else is judged.
+        seed: seed of all that is random. The same seed gives the same verdict.
+        n_jobs: processes, over joblib; see `evaluate_robustness`.
+        resume_dir: folder for finished work. Called again with the same arguments after a
+            crash, the audit goes on from there.
+        progress: True or False to show progress on the terminal (default: if there is one), or
+            a function called with a text and the share done.
+
+    Returns:
+        `AuditReport`.
+
+    Raises:
+        ValueError: for unusable input, or a model that gets no image right.
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+
+    Source: Athalye et al. 2018; Carlini et al. 2019; Pintor et al. 2022; Zimmermann et al. 2022.
+
+    Example:
+
+    >>> from keras_qusec import audit_robustness
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, use_bias=False)])
+    >>> model.set_weights([np.array([[1, 0]] * 8, "float32") - 0.5])
+    >>> x = np.random.default_rng(0).uniform(0.3, 0.9, (40, 8)).astype("float32")
+    >>> audit = audit_robustness(model, x, 0 * np.arange(40), epsilon=0.2, progress=False)
+    >>> audit.raised
+    ()
+    """
+    import_foolbox()
+    checks.one_of(level, "level", BUDGETS)
+    budget = BUDGETS[level]
+    epsilon = checks.number(
+        epsilon, "epsilon", above=0, hint="In units of the pixel values, L-infinity."
+    )
+    pixels = checks.value_range(value_range)
+    checks.epsilon_inside(epsilon, pixels)
+    judged = _judged(threat_models)
+    draws = checks.whole_number(draws, "draws")
+    ((name, net),) = _one(models_of(model, "model")).items()
+    settings: dict[str, Any] = {
+        "value_range": pixels, "outputs": outputs, "data_format": data_format, "seed": seed,
+        "n_jobs": n_jobs,
+    }  # fmt: skip
+    images = images_of(x, pixels, [(name, net)])
+    form = data_format_of([(name, net)], images.shape[1:], data_format)
+    last = np.moveaxis(images, 1, -1) if form == "channels_first" else images
+    with surrogates_in_force({}):
+        attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form)
+    if draws == 1 and _is_random(attacked, last):
+        return _of_random_model(attacked, last, y, epsilon, judged, budget, seed)
+    with surrogates_in_force({}):
+        attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
+
+    battery: dict[str, Attack] = {JUDGED: PGD()}
+    needs: dict[str, tuple[str, ...]] = {}
+    for check in CHECKS:
+        needed = check.attacks(epsilon, pixels[1] - pixels[0], budget)
+        needs[check.identifier] = tuple(needed)
+        battery |= {attack: made for attack, made in needed.items() if attack not in battery}
+    with shown(progress, "audit") as tell:
+        evaluate = _evaluator(net, images, y, epsilon, {**settings, "draws": draws}, resume_dir)
+        defended = bool(attacked.with_surrogates(_HARDNESSES))
+        strong: dict[str, Any] = {"standard": "standard"} if budget.standard else {}
+        evaluation = evaluate(
+            "judged", battery | ({} if defended else _named(strong)), _part(tell, 0.0, 0.6),
+            threat_models=judged, surrogate_hardnesses=_HARDNESSES,
+        )  # fmt: skip
+        knowing = None
+        if defended:
+            known = _ADAPTIVE in judged
+            knowing = evaluate(
+                "adaptive", {"pgd": PGD()} | _named(strong), _part(tell, 0.6, 0.8),
+                threat_models=(_WHITE_BOX, _ADAPTIVE) if strong else (_ADAPTIVE,),
+                surrogate_hardnesses=_MORE_HARDNESSES if known
+                else (*_HARDNESSES, *_MORE_HARDNESSES),
+            )  # fmt: skip
+        front = {f"identity for {n}": m for n, m in through_front(attacked).items()}
+        sources = dict(models_of(source_model, "source_model")) if source_model else {}
+        if not sources and budget.substitute:
+            sources = {"substitute": substitute(attacked, last, epsilon, seed)}
+        transfers = None
+        if front or sources:
+            transfers = evaluate(
+                "transfer", {"pgd": PGD()}, _part(tell, 0.8, 0.85),
+                threat_models=("black-box",), source_model={**front, **sources},
+            )  # fmt: skip
+        (correct,) = evaluation.correct.values()
+        labels = _labels(y, len(images), attacked, last)
+        if not correct.any():
+            raise ValueError(
+                f"Expected a model that classifies some of the images correctly. Received: {name!r}"
+                f", which is wrong on all {len(images)}. Check value range and labels."
+            )
+        followed = [attacked]
+        if _ADAPTIVE in judged:
+            followed += attacked.with_surrogates(_HARDNESSES)
+        evidence = Evidence(
+            model=attacked, followed=followed, x=last, labels=labels, correct=correct,
+            epsilon=epsilon, threat_models=judged, budget=budget, seed=seed,
+            evaluation=evaluation, knowing=knowing, transfers=transfers, front=tuple(front),
+        )  # fmt: skip
+        results = []
+        for place, check in enumerate(CHECKS):
+            tell(check.identifier, 0.85 + 0.15 * place / len(CHECKS))
+            results.append(_judge(check, evidence, needs[check.identifier]))
+    return AuditReport(evidence, results)
+
+
+def _judge(check: Check, evidence: Evidence, attacks: Sequence[str]) -> CheckResult:
+    """The finding of a check and what it cost, its attacks' share included."""
+    counter, start = evidence.model.counter, time.perf_counter()
+    before = counter.gradients, counter.queries
+    failed = [name for name in attacks if evidence.failure(name) is not None]
+    if failed:
+        finding = Finding(NOT_RUN, f"{failed[0]} failed: {evidence.failure(failed[0])}")
+    else:
+        finding = check.judge(evidence)
+    cost = Cost(
+        counter.gradients - before[0], counter.queries - before[1], time.perf_counter() - start
+    )
+    reports = {
+        "surrogates": [evidence.knowing], "transfer": [evidence.transfers],
+    }.get(check.identifier, [])  # fmt: skip
+    spent = [r for r in evidence.evaluation.results if r.attack in attacks]
+    spent += [r for report in reports if report is not None for r in report.results]
+    for result in spent:
+        cost = Cost(
+            cost.gradients + int(result.gradients.sum()),
+            cost.queries + int(result.queries.sum()),
+            cost.seconds + float(result.seconds.sum()),
+        )
+    return CheckResult(check, finding, cost)
+
+
+def _evaluator(
+    model: keras.Model,
+    x: np.ndarray,
+    y: Any,
+    epsilon: float,
+    settings: Mapping[str, Any],
+    resume_dir: str | os.PathLike | None,
+) -> Callable[..., RobustnessReport]:
+    """`evaluate_robustness` on the audited model, each call with a folder of its own."""
+
+    def evaluate(
+        name: str, attacks: Mapping[str, Attack], progress: Progress, **more: Any
+    ) -> RobustnessReport:
+        folder = None if resume_dir is None else Path(resume_dir) / name
+        return evaluate_robustness(
+            model, x, y, attacks=dict(attacks), epsilons=[epsilon], resume_dir=folder,
+            progress=progress, **settings, **more,
+        )  # fmt: skip
+
+    return evaluate
+
+
+def _named(attacks: Mapping[str, str]) -> dict[str, Attack]:
+    return {name: get(attack) for name, attack in attacks.items()}
+
+
+def _part(tell: Progress, start: float, end: float) -> Progress:
+    return lambda text, share: tell(text, start + (end - start) * share)
+
+
+def _judged(threat_models: Sequence[str]) -> tuple[str, ...]:
+    listed = (threat_models,) if isinstance(threat_models, str) else tuple(threat_models)
+    for name in listed:
+        checks.one_of(name, "threat_models", (_WHITE_BOX, _ADAPTIVE))
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError(
+            f"Expected threat_models to be {_WHITE_BOX}, or {_WHITE_BOX} and {_ADAPTIVE}. "
+            f"Received: {threat_models!r}."
+        )
+    return tuple(name for name in (_WHITE_BOX, _ADAPTIVE) if name in listed or name == _WHITE_BOX)
+
+
+def _one(models: Mapping[str, keras.Model]) -> Mapping[str, keras.Model]:
+    if len(models) != 1:
+        raise ValueError(
+            f"Expected one model to audit. Received: {len(models)}. Audit them one by one."
+        )
+    return models
+
+
+def _labels(y: Any, count: int, model: AttackedModel, x: np.ndarray) -> np.ndarray:
+    return checks.class_labels(y, count, classes=model.logits(x[:1]).shape[1])
+
+
+def _is_random(model: AttackedModel, x: np.ndarray) -> bool:
+    first, second = model.repeated(x[:64], calls=2)
+    return not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def _of_random_model(
+    model: AttackedModel,
+    x: np.ndarray,
+    y: Any,
+    epsilon: float,
+    judged: Sequence[str],
+    budget: Budget,
+    seed: int,
+) -> AuditReport:
+    """The audit of a random model of which no draws are averaged: it says so, and no more."""
+    labels = _labels(y, len(x), model, x)
+    evidence = Evidence(
+        model=model, followed=[model], x=x, labels=labels,
+        correct=model.predictions(x) == labels, epsilon=epsilon, threat_models=judged,
+        budget=budget, seed=seed, evaluation=None, knowing=None, transfers=None, front=(),
+    )  # fmt: skip
+    unknown = Finding(NOT_RUN, "the model is random; judge the mean of its draws: draws=20")
+    results = [
+        CheckResult(check, unknown, Cost(0, 0, 0.0))
+        if check.needs_one_answer
+        else _judge(check, evidence, ())
+        for check in CHECKS
+    ]
+    return AuditReport(evidence, results)

@@ -1,0 +1,87 @@
+"""Distances to the boundary that cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_qusec.attacks import FMN, Attack
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
+from keras_qusec.audit.evidence import Budget, Evidence
+from keras_qusec.report.figures import wilson_interval
+
+_PLACES = 20
+
+
+class Distances(Check):
+    """Is the closest example that gradients find closer than a straight line's?"""
+
+    identifier = "distances"
+    question = "implausible distances"
+    rule = (
+        "Raised if, with 95 % confidence, on more than 2 % of the images the straight line to the "
+        "nearest image of another class leaves the class sooner than where the minimum-norm "
+        "attack ends"
+    )
+    explanation = (
+        "A line between two images is the simplest attack there is, and asks for no gradient; a "
+        "search for the closest example must end closer."
+    )
+    source = "Carlini et al. 2019; Athalye et al. 2018 (distances beyond those of other classes)"
+    remedy = "Do not report these distances; search without gradients or through surrogates."
+
+    def attacks(self, epsilon: float, width: float, budget: Budget) -> dict[str, Attack]:
+        return {"fmn-linf": FMN(steps=budget.minimum_norm_steps, norm="linf")}
+
+    def judge(self, evidence: Evidence) -> Finding:
+        failure = evidence.failure("fmn-linf")
+        if failure is not None:
+            return Finding(NOT_RUN, f"FMN failed: {failure}")
+        rows = evidence.rows
+        line = line_distances(evidence)
+        found = evidence.distances("fmn-linf")[rows]
+        sooner = line < found
+        count, n = int(sooner.sum()), len(rows)
+        low, _ = wilson_interval(count, n)
+        return passed_or_raised(
+            low > 0.02,
+            f"the median distance is {_word(np.median(found))} by FMN and {_word(np.median(line))} "
+            f"along lines to other images; the line is shorter on {count} of {n} images",
+            numbers={
+                "median": float(np.median(found)),
+                "line": float(np.median(line)),
+                "sooner": count / n,
+            },
+            images=tuple(rows[sooner].tolist()),
+        )
+
+
+def line_distances(evidence: Evidence) -> np.ndarray:
+    """How far each image can go towards the nearest one of another class, L-infinity ``(n,)``."""
+    rows, x, model = evidence.rows, evidence.x, evidence.model
+    distances = np.full(len(rows), np.inf)
+    classes = evidence.labels[rows]
+    flat = x[rows].reshape(len(rows), -1)
+    nearest = np.full(len(rows), -1)
+    for place in range(len(rows)):
+        other = np.flatnonzero(classes != classes[place])
+        if len(other):
+            gaps = np.abs(flat[other] - flat[place]).max(axis=1)
+            # Many are as far as the value range goes: then the closest on average.
+            means = np.abs(flat[other] - flat[place]).mean(axis=1)
+            nearest[place] = other[np.lexsort((means, gaps))[0]]
+    standing = np.flatnonzero(nearest >= 0)
+    for step in range(1, _PLACES + 1):
+        if not len(standing):
+            break
+        share = np.float32(step / _PLACES)
+        clean, end = x[rows[standing]], x[rows[nearest[standing]]]
+        moved = clean + share * (end - clean)
+        fell = model.is_adversarial(moved, evidence.goal(rows[standing]))
+        size = np.abs(moved - clean).reshape(len(standing), -1).max(axis=1)
+        distances[standing[fell]] = size[fell]
+        standing = standing[~fell]
+    return distances
+
+
+def _word(distance: float) -> str:
+    return f"{distance:.3g}" if np.isfinite(distance) else "none found"

@@ -1,0 +1,28 @@
+"""An attack without gradients that finds what gradients missed."""
+
+from __future__ import annotations
+
+from keras_qusec.attacks import Attack, Square
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
+from keras_qusec.audit.evidence import Budget, Evidence
+
+
+class GradientFree(Check):
+    """Do gradients find at least what a search without them finds?"""
+
+    identifier = "gradient-free"
+    question = "Square finds what gradients missed"
+    rule = "Raised if, with 95 % confidence, it breaks more than 0.5 % of the images in addition"
+    explanation = "A search that asks for outputs only is weaker, unless gradients mislead."
+    source = "Andriushchenko et al. 2020; Croce and Hein 2020"
+    remedy = 'Judge by attacks="standard", which has Square, and by surrogate gradients.'
+
+    def attacks(self, epsilon: float, width: float, budget: Budget) -> dict[str, Attack]:
+        return {"square": Square(queries=budget.queries)}
+
+    def judge(self, evidence: Evidence) -> Finding:
+        failure = evidence.failure("square")
+        if failure is not None:
+            return Finding(NOT_RUN, f"Square failed: {failure}")
+        by = f"Square with {evidence.budget.queries} queries"
+        return more_found(evidence, evidence.found("square"), by, 0.005)

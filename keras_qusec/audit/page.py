@@ -1,0 +1,81 @@
+"""An audit as one HTML page: the verdict on top of the evaluation's report."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from keras_qusec.audit import plots
+from keras_qusec.audit.check import RAISED
+from keras_qusec.audit.evidence import Evidence
+from keras_qusec.report.page import embedded_figure, html_document, report_body, table_html
+from keras_qusec.report.tables import Table
+
+_HEADS = ["check", "result", "evidence", "grads", "queries", "s"]
+
+
+def html_page(audit: Any, evidence: Evidence) -> str:
+    """The page as text.
+
+    Args:
+        audit: the `AuditReport`.
+        evidence: what its checks looked at.
+    """
+    body = [
+        "<h1>Is this robustness real?</h1>",
+        f'<p class="verdict {audit.kind}">{html.escape(audit.verdict)}.</p>',
+        f"<p>Judged under {html.escape(' and '.join(evidence.threat_models))}: PGD of 40 steps, "
+        f"epsilon {evidence.epsilon:g}, {audit.images} images.</p>",
+        _checks(audit),
+        *_explanations(audit),
+    ]
+    if audit.evaluation is not None:
+        caption = (
+            "Left: the loss of one image that stands, around it. Middle: sizes of the model's own "
+            "input gradients. Right: what attacks of different cost leave."
+        )
+        body += [
+            "<h2>Pictures</h2>",
+            embedded_figure(plots.audit_figure(evidence), caption),
+            *report_body(audit.evaluation),
+        ]
+    return html_document("Audit of robustness", body)
+
+
+def _checks(audit: Any) -> str:
+    rows = [
+        [
+            result.check.question,
+            result.status,
+            result.finding.evidence,
+            f"{result.cost.gradients}",
+            f"{result.cost.queries}",
+            f"{result.cost.seconds:.0f}",
+        ]
+        for result in audit.checks
+    ]
+    strong = tuple(i for i, result in enumerate(audit.checks) if result.status == RAISED)
+    return table_html(Table("Checks", _HEADS, rows, strong), style="checks")
+
+
+def _explanations(audit: Any) -> list[str]:
+    """Rule, reason, source and remedy of each check, those that are raised unfolded."""
+    parts = ["<h2>What each check means</h2>"]
+    for result in audit.checks:
+        check, unfolded = result.check, " open" if result.status == RAISED else ""
+        lines = [
+            f"{check.rule}.",
+            check.explanation,
+            f"What to do: {check.remedy}",
+            f"Source: {check.source}.",
+        ]
+        if result.finding.images:
+            shown = ", ".join(map(str, result.finding.images[:20]))
+            more = "" if len(result.finding.images) <= 20 else ", ..."
+            lines.append(f"Images of the data: {shown}{more}.")
+        text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        parts.append(
+            f"<details{unfolded}><summary>{html.escape(check.question)}: {result.status}"
+            f"</summary>{text}</details>"
+        )
+    return parts

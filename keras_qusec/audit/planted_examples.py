@@ -1,0 +1,155 @@
+"""Adversarial examples planted within reach, that the attack must find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qusec.attacks import PGD, AttackedModel, Goal
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
+from keras_qusec.audit.evidence import Evidence
+from keras_qusec.classifiers import logits_function
+from keras_qusec.graphs import has_graph, made_by
+
+# Random points of each ball that the planted example is told apart from.
+_POINTS = 200
+_TRIES = 4
+
+
+class PlantedExamples(Check):
+    """Does the attack find adversarial examples that are known to be there?"""
+
+    identifier = "planted-examples"
+    question = "planted adversarial examples are not found"
+    rule = "Raised if the judged attack misses more than a fifth of them"
+    explanation = (
+        "For each image the last layer is replaced by a linear one of two classes that tells one "
+        f"random corner of the ball from {_POINTS} other points. That corner is adversarial; an "
+        "attack that cannot find it, or another, would not have found the model's own either."
+    )
+    source = "Zimmermann et al. 2022, Increasing confidence in adversarial robustness evaluations"
+    remedy = "The attack is too weak for this model; its robust accuracy means nothing."
+
+    def judge(self, evidence: Evidence) -> Finding:
+        planted = Planted(evidence.model.model, evidence.model.settings)
+        rows = evidence.looked_at(evidence.budget.planted)
+        hardnesses = (3.0, 10.0)
+        attacked = AttackedModel(
+            planted, **{**evidence.model.settings, "outputs": "logits", "draws": 1}
+        )
+        attacked.counter = evidence.model.counter
+        followed = [attacked]
+        if evidence.follows_surrogates:
+            followed += attacked.with_surrogates(hardnesses)
+        rng, attack = evidence.rng(), PGD(steps=40)
+        missed, made = [], 0
+        for row in rows:
+            points = _points(evidence, row, rng)
+            if not planted.plant(points):
+                continue  # the features do not change within the ball
+            made += 1
+            x = np.repeat(evidence.x[row][None], _TRIES, axis=0)
+            goal = Goal(np.zeros(_TRIES, "int64"))
+            for model in followed:
+                found = attack.on_batch(model, x, goal)(
+                    np.arange(_TRIES), evidence.epsilon, evidence.seed
+                )
+                if attacked.is_adversarial(np.asarray(found), goal).any():
+                    break
+            else:
+                missed.append(int(row))
+        if made < 5:
+            return Finding(
+                NOT_RUN, f"only in {made} of {len(rows)} images could an example be planted"
+            )
+        share = len(missed) / made
+        return passed_or_raised(
+            share > 0.2,
+            f"PGD missed {len(missed)} of {made} planted examples",
+            numbers={"missed": share},
+            images=tuple(missed),
+        )
+
+
+class Planted(keras.Model):
+    """A classifier of two classes on the features of another one.
+
+    Args:
+        model: whose last layer is replaced.
+        settings: of its `AttackedModel`.
+    """
+
+    output_kind = "logits"
+
+    def __init__(self, model: keras.Model, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.whole, self.built = model, True
+        self._features = _features(model, settings["outputs"])
+        self._channels_first = settings["data_format"] == "channels_first"
+        self.direction: Any = None
+        self.threshold: Any = None
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        scores = ops.sum(self.features(images) * self.direction, axis=-1) - self.threshold
+        return ops.stack([ops.zeros_like(scores), scores], axis=-1)
+
+    def features(self, images: Any) -> Any:
+        """Features ``(n, values)`` float32."""
+        features = ops.cast(self._features(images), "float32")
+        return ops.reshape(features, (ops.shape(features)[0], -1))
+
+    def plant(self, points: np.ndarray) -> bool:
+        """Choose the classifier that tells one of the points from the others, by a margin."""
+        images = np.moveaxis(points, -1, 1) if self._channels_first else points
+        features = np.array(
+            ops.convert_to_numpy(ops.stop_gradient(self.features(ops.convert_to_tensor(images)))),
+            dtype="float64",
+        )
+        centre = features.mean(axis=0)
+        spread = features - centre
+        size = np.sqrt((spread**2).mean())
+        if not np.isfinite(features).all() or size == 0:
+            return False
+        # The direction of the first point among the others, whitened (linear discriminant).
+        left = spread / size
+        dual = left @ left.T / len(left) + 0.1 * np.eye(len(left))
+        direction = left.T @ np.linalg.solve(dual, np.eye(len(left))[0])
+        scores = left @ direction
+        second, first = np.sort(scores)[-2:]
+        if first - second <= 1e-3 * scores.std():
+            return False
+        scale = 1 / (size * scores.std())
+        threshold = ((first + second) / 2 + centre @ direction / size) / scores.std()
+        if self.direction is None:
+            zeros = keras.initializers.Zeros()
+            self.direction = self.add_weight(
+                (len(direction),), zeros, "float32", trainable=False, name="direction"
+            )
+            self.threshold = self.add_weight(
+                (), zeros, "float32", trainable=False, name="threshold"
+            )
+        self.direction.assign((direction * scale).astype("float32"))
+        self.threshold.assign(np.float32(threshold))
+        return True
+
+
+def _features(model: keras.Model, outputs: str | None) -> Any:
+    """What goes into a model's last layer with weights, or its logits."""
+    if has_graph(model):
+        call = made_by(model.outputs[0])
+        plain = isinstance(call.operation, keras.layers.Dense) and len(call.parents) == 1
+        if plain and call.operation is model.layers[-1]:
+            part = keras.Model(model.inputs, call.parents[0])
+            return lambda images: part(images, training=False)
+    return logits_function(model, outputs)
+
+
+def _points(evidence: Evidence, row: int, rng: np.random.Generator) -> np.ndarray:
+    """A corner of the ball around an image, and other points of it."""
+    x, epsilon = evidence.x[row], evidence.epsilon
+    change = rng.uniform(-1, 1, (_POINTS + 1, *x.shape))
+    change[::2] = np.sign(change[::2])
+    return np.clip(x + epsilon * change, *evidence.model.value_range).astype("float32")

@@ -1,0 +1,241 @@
+"""AuditReport: the verdict, a line for each check, and one page with the evidence."""
+
+from __future__ import annotations
+
+import functools
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_qusec.audit import page, plots
+from keras_qusec.audit.check import NOT_RUN, RAISED, Check, Finding
+from keras_qusec.audit.evidence import Evidence
+from keras_qusec.plots import save
+from keras_qusec.report import RobustnessReport
+from keras_qusec.report.figures import wilson_interval
+from keras_qusec.report.tables import WIDTH
+
+ROBUST, OVERSTATED, MASKED = "robust", "overstated", "masked"
+# Below this, with 95 % confidence, other attacks find no more than the judged one.
+_TOLERANCE = 0.02
+
+
+class Cost(NamedTuple):
+    """What a check took: images passed backward, images passed forward, seconds."""
+
+    gradients: int
+    queries: int
+    seconds: float
+
+
+class CheckResult(NamedTuple):
+    """A check, what it found, and what it took, its attacks included.
+
+    Attributes:
+        check: the check, with its rule, explanation, source and remedy.
+        finding: status, evidence, numbers and images.
+        cost: attacks that several checks share count for each of them.
+    """
+
+    check: Check
+    finding: Finding
+    cost: Cost
+
+    @property
+    def identifier(self) -> str:
+        """Identifier of the check."""
+        return self.check.identifier
+
+    @property
+    def status(self) -> str:
+        """``"passed"``, ``"RAISED"`` or ``"not run"``."""
+        return self.finding.status
+
+
+class AuditReport:
+    """Whether a model's robustness is real, check by check. Made by `audit_robustness`.
+
+    Args:
+        evidence: what the checks looked at.
+        results: of all checks, in their order.
+    """
+
+    def __init__(self, evidence: Evidence, results: Sequence[CheckResult]) -> None:
+        self._evidence = evidence
+        self._results = tuple(results)
+
+    @property
+    def checks(self) -> tuple[CheckResult, ...]:
+        """All checks, each with its finding and its cost."""
+        return self._results
+
+    @property
+    def raised(self) -> tuple[str, ...]:
+        """Identifiers of the checks that are raised, in their order."""
+        return tuple(r.identifier for r in self._results if r.status == RAISED)
+
+    @property
+    def evaluation(self) -> RobustnessReport | None:
+        """What the judged attack and those of the checks found; None for a random model."""
+        return self._evidence.evaluation if self._evidence.has_evaluation else None
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self._evidence.x)
+
+    @property
+    def judged_accuracy(self) -> float | None:
+        """The robust accuracy that the judged attack leaves, in [0, 1]."""
+        return self._accuracy("judged")
+
+    @property
+    def worst_accuracy(self) -> float | None:
+        """The robust accuracy that is left by everything that the audit tried, in [0, 1]."""
+        return self._accuracy("worst")
+
+    def _accuracy(self, which: str) -> float | None:
+        evidence = self._evidence
+        if not evidence.has_evaluation:
+            return None
+        return float((evidence.correct & ~getattr(evidence, which)).mean())
+
+    @functools.cached_property
+    def overstated_by(self) -> tuple[float, float, float]:
+        """By how much the judged accuracy is too high, in [0, 1], and its 95 % interval."""
+        evidence = self._evidence
+        if not evidence.has_evaluation:
+            return 0.0, 0.0, 1.0
+        more = int((evidence.worst & ~evidence.judged).sum())
+        return (more / self.images, *wilson_interval(more, self.images))
+
+    @property
+    def kind(self) -> str:
+        """``"robust"``, ``"overstated"`` or ``"masked"``."""
+        by_kind = [r.check.shows_masking for r in self._results if r.status == RAISED]
+        if any(by_kind):
+            return MASKED
+        return OVERSTATED if by_kind or self.overstated_by[1] > _TOLERANCE else ROBUST
+
+    @property
+    def evidence(self) -> str:
+        """How strong the evidence is: ``"quick"`` or ``"standard"``."""
+        return "standard" if self._evidence.budget.standard else "quick"
+
+    @property
+    def verdict(self) -> str:
+        """The answer in a sentence."""
+        judged, worst = self.judged_accuracy, self.worst_accuracy
+        if judged is None or worst is None:
+            return (
+                "gradients masked: do not trust gradient attacks on this model, whose outputs are "
+                "random. Judge the mean of its draws: draws=20."
+            )
+        low, high = wilson_interval(round(worst * self.images), self.images)
+        stand = (
+            f"{100 * worst:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {self.images} images "
+            f"stand within L-inf {self._evidence.epsilon:g}; evidence: {self.evidence}"
+        )
+        if self.kind == ROBUST:
+            return f"robust as far as we can attack: {stand}"
+        _, least, most = self.overstated_by
+        more = f"the judged attack leaves {100 * judged:.1f} %, and at most {stand}"
+        if self.kind == OVERSTATED:
+            return (
+                f"overstated by at least {100 * least:.1f} points (95 % interval to "
+                f"{100 * most:.1f}): {more}"
+            )
+        return f"gradients masked: do not trust gradient attacks on this model; {more}"
+
+    def __str__(self) -> str:
+        judged = " and ".join(self._evidence.threat_models)
+        blocks = [textwrap.fill(f"VERDICT: {self.verdict}", WIDTH)]
+        blocks.append(f"Judged: {judged}, PGD of 40 steps. {self._counts()}")
+        lines = []
+        for result in self._results:
+            if result.status == RAISED:
+                lines += ["", *self._raised_lines(result)]
+            else:
+                words = f"{result.identifier}: {result.finding.evidence}"
+                lines += _item(result.status, words)
+        return "\n\n".join([*blocks, "\n".join(lines).lstrip("\n")])
+
+    def _raised_lines(self, result: CheckResult) -> list[str]:
+        check = result.check
+        return [
+            *_item(RAISED, f"{result.identifier}: {result.finding.evidence}"),
+            *_item("", f"{check.rule}. {check.explanation}"),
+            *_item("", f"What to do: {check.remedy}"),
+            "",
+        ]
+
+    def _counts(self) -> str:
+        status = [result.status for result in self._results]
+        raised, skipped = status.count(RAISED), status.count(NOT_RUN)
+        return f"{raised} of {len(status)} checks raised, {skipped} not run."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Verdict, accuracies and all checks as JSON values."""
+        return {
+            "verdict": self.verdict,
+            "kind": self.kind,
+            "epsilon": self._evidence.epsilon,
+            "images": self.images,
+            "threat models": list(self._evidence.threat_models),
+            "level": self._evidence.budget.name,
+            "judged accuracy": self.judged_accuracy,
+            "worst accuracy": self.worst_accuracy,
+            "raised": list(self.raised),
+            "checks": [
+                {
+                    "identifier": result.identifier,
+                    "status": result.status,
+                    "evidence": result.finding.evidence,
+                    "numbers": {k: float(v) for k, v in result.finding.numbers.items()},
+                    "images": list(result.finding.images),
+                    **result.cost._asdict(),
+                }
+                for result in self._results
+            ],
+        }
+
+    def to_html(self, path: str | os.PathLike) -> Path:
+        """Write one page: the verdict, the checks, pictures, and the whole evaluation.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page.html_page(self, self._evidence), encoding="utf-8")
+        return path
+
+    def plot(self, path: str | os.PathLike) -> Path:
+        """Draw loss surface, sizes of the gradient by image, and accuracy against attack budget.
+
+        Args:
+            path: image file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        return save(plots.audit_figure(self._evidence), path)
+
+
+def _item(status: str, text: str) -> list[str]:
+    """Lines of at most 80 columns with a status on their left."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=f"{status:<8} ", subsequent_indent=" " * 9,
+        break_on_hyphens=False,
+    )  # fmt: skip

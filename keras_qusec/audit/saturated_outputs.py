@@ -1,0 +1,56 @@
+"""Outputs so large, or squashed so far, that cross-entropy has no gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.evidence import Evidence
+
+# Below this difference of logits exp is zero in float32, denormal numbers included.
+_UNDERFLOW = 104.0
+
+
+class SaturatedOutputs(Check):
+    """Has the cross-entropy of the model's own outputs a gradient?"""
+
+    identifier = "saturated-outputs"
+    question = "outputs are probabilities or logits that saturate"
+    rule = (
+        "Raised if on more than half of the images the probability of the class is exactly 1 "
+        "where the model gives probabilities, or that of each other class exactly 0 where it "
+        "gives logits (float32)"
+    )
+    explanation = (
+        "There the gradient of the cross-entropy is exactly zero, and attacks on it fail. The "
+        "attacks of this package leave a softmax out and follow the log-odds, so their figures "
+        "stand; those of others do not."
+    )
+    source = "Carlini and Wagner 2017; Croce and Hein 2020 (flag of AutoAttack)"
+    remedy = "Attack the logits, with a loss that does not change with their scale (DLR, log-odds)."
+
+    def judge(self, evidence: Evidence) -> Finding:
+        rows = evidence.rows
+        x, labels = evidence.x[rows], evidence.labels[rows]
+        outputs = evidence.model.outputs(x).reshape(len(rows), -1).astype("float64")
+        logits = evidence.model.logits(x).astype("float64")
+        probabilities = bool((outputs >= 0).all() and (outputs <= 1).all())
+        others = logits.copy()
+        others[np.arange(len(rows)), labels] = -np.inf
+        gap = logits[np.arange(len(rows)), labels] - others.max(axis=1)
+        if probabilities:
+            shares = outputs[np.arange(len(rows)), labels] if outputs.shape[1] > 1 else np.where(
+                labels == 1, outputs[:, 0], 1 - outputs[:, 0]
+            )  # fmt: skip
+            saturated = shares.astype("float32") == 1
+            seen = "the probability of the class is exactly 1"
+        else:
+            saturated = gap > _UNDERFLOW
+            seen = "the probability of every other class is exactly 0"
+        return passed_or_raised(
+            saturated.mean() > 0.5,
+            f"{seen} on {saturated.sum()} of {len(rows)} images; the median difference of the two "
+            f"largest logits is {np.median(gap):.3g}",
+            numbers={"saturated": float(saturated.mean()), "median gap": float(np.median(gap))},
+            images=tuple(rows[saturated].tolist()),
+        )

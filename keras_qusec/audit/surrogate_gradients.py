@@ -1,0 +1,107 @@
+"""Surrogate gradients, or the quantizer's own attack, that find more."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_qusec.attacks import AttackedModel
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
+from keras_qusec.audit.evidence import Evidence
+from keras_qusec.classifiers import output_kind
+from keras_qusec.defenses import straight_through
+from keras_qusec.graphs import calls_of, has_graph
+
+# How many layers in front are tried as the identity.
+_FRONT_LAYERS = 2
+
+
+class SurrogateGradients(Check):
+    """Does an adversary who knows the defence find no more?"""
+
+    identifier = "surrogates"
+    question = "surrogate gradients or the quantizer's own attack find more"
+    rule = "Raised if, with 95 % confidence, they break more than 0.5 % of the images in addition"
+    explanation = (
+        "A sweep of surrogate gradients (BPDA, also the identity for layers in front that keep "
+        "the shape of the image) and a search in the reachable levels see through steps."
+    )
+    source = "Athalye et al. 2018; Buckman et al. 2018"
+    remedy = 'Judge adaptively: threat_models=("white-box", "adaptive").'
+
+    def judge(self, evidence: Evidence) -> Finding:
+        if evidence.knowing is None and not evidence.front:
+            return Finding(NOT_RUN, "no layer offers a surrogate gradient or stands in front")
+        found = evidence.transferred(evidence.front) | evidence.known_defense
+        ways = []
+        if evidence.knowing is not None:
+            hardnesses = evidence.knowing.provenance["identity"]["surrogate hardnesses"]
+            listed = ", ".join(f"{z:g}" for z in hardnesses)
+            own = evidence.knowing.provenance["identity"]["joined attacks"]
+            ways.append(
+                " and ".join([f"PGD through surrogates of hardness {listed}", *sorted(own)])
+            )
+        if evidence.front:
+            ways.append(f"PGD with the identity for {', '.join(evidence.front)}")
+        # Who follows surrogates already has an attack that is a little weaker or stronger at each.
+        limit = 0.02 if evidence.follows_surrogates else 0.005
+        return more_found(evidence, found, "; ".join(ways), limit)
+
+
+@keras.saving.register_keras_serializable("keras_qusec")
+class ThroughIdentity(keras.Model):
+    """A classifier whose front has the gradient of the identity.
+
+    Args:
+        head: from images to a tensor of their shape.
+        tail: from that to the outputs.
+        kind: what the outputs are.
+    """
+
+    def __init__(self, head: keras.Model, tail: keras.Model, kind: str, **settings: object) -> None:
+        super().__init__(**settings)
+        self.head, self.tail, self.output_kind = head, tail, kind
+
+    def call(self, images: object, training: bool = False) -> object:
+        return self.tail(straight_through(self.head(images), images), training=False)
+
+    def get_config(self) -> dict[str, object]:
+        serialize = keras.saving.serialize_keras_object
+        parts = {"head": serialize(self.head), "tail": serialize(self.tail)}
+        return {**super().get_config(), **parts, "kind": self.output_kind}
+
+    @classmethod
+    def from_config(cls, config: dict) -> ThroughIdentity:
+        parts = {name: keras.saving.deserialize_keras_object(config.pop(name))
+                 for name in ("head", "tail")}  # fmt: skip
+        return cls(**parts, **config)
+
+
+def through_front(attacked: AttackedModel) -> dict[str, keras.Model]:
+    """A model with the identity's gradient for the layers in front that keep an image's shape.
+
+    By the names of the layers; none for a model without a graph.
+    """
+    model = attacked.model
+    if not has_graph(model) or len(model.inputs) != 1:
+        return {}
+    shape = tuple(model.inputs[0].shape)
+    # From the input on: the last tensors of the image's shape before it changes.
+    calls = [call for call in reversed(calls_of(model)) if tuple(call.output.shape) == shape]
+    weighing = [call for call in calls if not _is_preprocessing(call.operation)]
+    kept = [call for call in calls if call not in weighing][:_FRONT_LAYERS]
+    made: dict[str, keras.Model] = {}
+    for call in kept:
+        head = keras.Model(model.inputs, call.output)
+        tail = keras.Model(call.output, model.outputs)
+        name = str(call.operation.name)
+        made[name] = ThroughIdentity(head, tail, output_kind(model), name=f"through_{name}")
+        made[name](ops.zeros((1, *shape[1:])))
+    return made
+
+
+def _is_preprocessing(operation: object) -> bool:
+    """Whether a layer may be a defence and is no ordinary part of a network."""
+    ordinary = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Dropout,
+                keras.layers.Conv2D, keras.layers.BatchNormalization)  # fmt: skip
+    return not isinstance(operation, ordinary)

@@ -1,0 +1,38 @@
+"""An attack without bounds that fails."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_qusec.attacks import Attack
+from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.evidence import Budget, Evidence
+from keras_qusec.audit.rising_accuracy import sweep
+from keras_qusec.report.figures import wilson_interval
+
+
+class UnboundedAttack(Check):
+    """Does the attack break every image when all images are allowed?"""
+
+    identifier = "unbounded"
+    question = "an unbounded attack does not reach 100 %"
+    rule = "Raised if, with 95 % confidence, more than 0.5 % of the images stand"
+    explanation = "Within the whole value range lie images of every class."
+    source = "Athalye et al. 2018; Carlini et al. 2019; Pintor et al. 2022, indicator 6"
+    remedy = "The attack fails; do not use its figures at smaller radii. Try surrogate gradients."
+
+    def attacks(self, epsilon: float, width: float, budget: Budget) -> dict[str, Attack]:
+        return sweep(epsilon, width)
+
+    def judge(self, evidence: Evidence) -> Finding:
+        radius = evidence.width
+        standing = evidence.correct & ~evidence.found(f"pgd at {radius:g}", radius)
+        count, n = int(standing.sum()), len(evidence.rows)
+        low, high = wilson_interval(count, n)
+        return passed_or_raised(
+            low > 0.005,
+            f"{count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) stand against PGD with "
+            f"epsilon {radius:g}, the whole value range",
+            numbers={"standing": count / n},
+            images=tuple(np.flatnonzero(standing).tolist()),
+        )
