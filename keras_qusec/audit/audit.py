@@ -23,6 +23,7 @@ from keras_qusec.audit.transfer import substitute
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of
+from keras_qusec.evaluation.results import Result
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 
@@ -197,11 +198,11 @@ def _judge(check: Check, evidence: Evidence, attacks: Sequence[str]) -> CheckRes
     cost = Cost(
         counter.gradients - before[0], counter.queries - before[1], time.perf_counter() - start
     )
-    reports = {
-        "surrogates": [evidence.knowing], "transfer": [evidence.transfers],
-    }.get(check.identifier, [])  # fmt: skip
-    spent = [r for r in evidence.evaluation.results if r.attack in attacks]
-    spent += [r for report in reports if report is not None for r in report.results]
+    spent: list[Result] = []
+    if evidence.has_evaluation:
+        also = {"surrogates": evidence.knowing, "transfer": evidence.transfers}
+        spent = [r for r in evidence.evaluation.results if r.attack in attacks]
+        spent += getattr(also.get(check.identifier), "results", [])
     for result in spent:
         cost = Cost(
             cost.gradients + int(result.gradients.sum()),

@@ -42,7 +42,7 @@ class SurrogateGradients(Check):
                 " and ".join([f"PGD through surrogates of hardness {listed}", *sorted(own)])
             )
         if evidence.front:
-            ways.append(f"PGD with the identity for {', '.join(evidence.front)}")
+            ways.append(f"PGD with the {' and the '.join(evidence.front)}")
         # Who follows surrogates already has an attack that is a little weaker or stronger at each.
         limit = 0.02 if evidence.follows_surrogates else 0.005
         return more_found(evidence, found, "; ".join(ways), limit)

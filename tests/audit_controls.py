@@ -1,0 +1,216 @@
+"""Models of which it is known whether gradient attacks on them can be trusted.
+
+Positive controls mask their gradient in one way each; an audit must raise one of the checks named.
+Negative controls mask nothing; an audit must raise none. Those of `AFTER_RULES` were written after
+the rules of all checks were fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_qusec import AdversarialTraining, QuSecQuantization
+from keras_qusec.defenses import straight_through
+
+IMAGES, TRAINED = 100, 4000
+
+
+class Control(NamedTuple):
+    """A model and what an audit of it must say.
+
+    Attributes:
+        make: from data and seed to a trained classifier.
+        right: identifiers of the checks of which at least one must be raised; none for a
+            negative control, of which no check may be.
+        epsilon: radius of the audit, in [0, 1].
+        adaptive: judged adaptively.
+        top: largest pixel value.
+    """
+
+    make: Callable[[Any, int], keras.Model]
+    right: tuple[str, ...] = ()
+    epsilon: float = 0.2
+    adaptive: bool = False
+    top: float = 1.0
+
+
+def audited(control: Control, data: Any, seed: int, **more: Any) -> Any:
+    """The audit of a control with a seed, on images of its own."""
+    from keras_qusec import audit_robustness
+
+    keras.utils.set_random_seed(seed)
+    model = control.make(data, seed)
+    some = np.random.default_rng(seed).permutation(len(data.x_test))[: more.pop("images", IMAGES)]
+    return audit_robustness(
+        model, data.x_test[some] * np.float32(control.top), data.y_test[some],
+        epsilon=control.epsilon * control.top, value_range=(0.0, control.top), seed=seed,
+        threat_models=("white-box", "adaptive") if control.adaptive else ("white-box",),
+        progress=False, **more,
+    )  # fmt: skip
+
+
+# Parts of the controls.
+
+
+def network(*front: Any, shape: tuple[int, ...] = (28, 28, 1), activation: Any = None) -> Any:
+    """A small CNN behind layers, with logits."""
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            *front,
+            keras.layers.Conv2D(16, 5, strides=2),
+            keras.layers.Activation("relu") if activation is None else activation,
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def fitted(model: Any, data: Any, *callbacks: Any, epochs: int = 4, top: float = 1.0) -> Any:
+    """A classifier that ends in logits, trained."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.002), loss)
+    x, y = data.x_train[:TRAINED] * np.float32(top), data.y_train[:TRAINED]
+    model.fit(x, y, epochs=epochs, batch_size=64, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+def behind(layer: Any, model: Any) -> Any:
+    """A layer in front of a trained classifier."""
+    return keras.Sequential([keras.Input(model.input_shape[1:]), layer, *model.layers])
+
+
+def followed_by(model: Any, *layers: Any) -> Any:
+    """Layers behind a trained classifier."""
+    return keras.Sequential([keras.Input(model.input_shape[1:]), *model.layers, *layers])
+
+
+def pgd_training(epsilon: float, seed: int, **more: Any) -> Any:
+    """PGD training whose epsilon rises."""
+    return AdversarialTraining(
+        "pgd", epsilon=epsilon, steps=5, step_size=epsilon / 3, ramp_epochs=5, seed=seed, **more
+    )
+
+
+class HardSteps(keras.layers.Layer):
+    """The nearest of some levels, without any gradient and without a word to the attacker."""
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+
+    def call(self, x: Any) -> Any:
+        return ops.round(x * (self.levels - 1)) / (self.levels - 1)
+
+
+class StopGradient(keras.layers.Layer):
+    """The image itself, and no gradient."""
+
+    def call(self, x: Any) -> Any:
+        return ops.stop_gradient(x)
+
+
+class Noisy(keras.layers.Layer):
+    """Gaussian noise in every call."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x: Any) -> Any:
+        return x + 0.3 * keras.random.normal(ops.shape(x), dtype=x.dtype, seed=self.generator)
+
+
+class RandomSigns(keras.layers.Layer):
+    """The image itself, with a gradient whose signs are of no use."""
+
+    def call(self, x: Any) -> Any:
+        # A sign that changes fast and at every pixel with the image's own last digits.
+        sign = ops.sign(ops.sin(1e4 * ops.stop_gradient(x) + 1e3 * _ramp(x)))
+        return straight_through(x, x * sign)
+
+
+def _ramp(x: Any) -> Any:
+    return ops.cast(ops.reshape(ops.arange(int(np.prod(x.shape[1:]))), (1, *x.shape[1:])), x.dtype)
+
+
+class Scaled(keras.layers.Layer):
+    """Logits times a factor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x: Any) -> Any:
+        return x * self.factor
+
+
+def _saturated_softmax(data: Any, _: int) -> Any:
+    model = fitted(network(), data)
+    return followed_by(model, keras.layers.Rescaling(30.0), keras.layers.Softmax())
+
+
+POSITIVE: dict[str, Control] = {
+    "hard quantizer, no surrogate": Control(
+        lambda data, seed: behind(HardSteps(2), fitted(network(), data)),
+        ("gradient-values", "gradient-path"),
+    ),
+    "hard QuSecQuantization, white-box": Control(
+        lambda data, seed: fitted(network(QuSecQuantization(2, hard=True)), data),
+        ("surrogates", "distances", "planted-examples", "finite-differences", "loss-path"),
+    ),
+    "hardness 1000, white-box": Control(
+        lambda data, seed: fitted(network(QuSecQuantization(2, hardness=1000)), data),
+        ("surrogates", "distances", "planted-examples", "finite-differences", "loss-path"),
+    ),
+    "saturated softmax": Control(_saturated_softmax, ("saturated-outputs",)),
+    "logits x 10,000": Control(
+        lambda data, seed: followed_by(fitted(network(), data), keras.layers.Rescaling(1e4)),
+        ("saturated-outputs",),
+    ),
+    "noise layer": Control(
+        lambda data, seed: behind(Noisy(seed), fitted(network(), data)), ("random-outputs",)
+    ),
+    "stop_gradient": Control(
+        lambda data, seed: behind(StopGradient(), fitted(network(), data)), ("gradient-path",)
+    ),
+    "path cut by rounding": Control(
+        lambda data, seed: behind(HardSteps(16), fitted(network(), data)), ("gradient-path",)
+    ),
+}
+
+NEGATIVE: dict[str, Control] = {
+    "undefended": Control(lambda data, _: fitted(network(), data), epsilon=0.1),
+    "PGD training": Control(
+        lambda data, seed: fitted(network(), data, pgd_training(0.2, seed), epochs=12)
+    ),
+    "quantized, PGD training, adaptive": Control(
+        lambda data, seed: fitted(
+            network(QuSecQuantization(2)), data,
+            pgd_training(0.3, seed, gradient_hardness=10.0), epochs=12,
+        ),
+        epsilon=0.3, adaptive=True,
+    ),
+    "linear": Control(
+        lambda data, seed: fitted(
+            keras.Sequential(
+                [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+            ),
+            data,
+        ),
+        epsilon=0.05,
+    ),
+    "pixels from 0 to 255": Control(
+        lambda data, seed: fitted(
+            network(keras.layers.Rescaling(1 / 255)), data, top=255.0
+        ),
+        epsilon=0.1, top=255.0,
+    ),
+}  # fmt: skip
+
+CONTROLS = POSITIVE | NEGATIVE
