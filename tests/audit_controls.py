@@ -15,7 +15,12 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import AdversarialTraining, QuSecQuantization
-from keras_qusec.defenses import straight_through
+from keras_qusec.defenses import (
+    QuantizedActivation,
+    ThermometerEncoding,
+    distill,
+    straight_through,
+)
 
 IMAGES, TRAINED = 100, 4000
 
@@ -139,15 +144,19 @@ def _ramp(x: Any) -> Any:
     return ops.cast(ops.reshape(ops.arange(int(np.prod(x.shape[1:]))), (1, *x.shape[1:])), x.dtype)
 
 
-class Scaled(keras.layers.Layer):
-    """Logits times a factor."""
+class NearestImage(keras.layers.Layer):
+    """A purifier: of some training images the one that is nearest to the input."""
 
-    def __init__(self, factor: float) -> None:
+    def __init__(self, images: np.ndarray) -> None:
         super().__init__()
-        self.factor = factor
+        self.images = ops.convert_to_tensor(images.reshape(len(images), -1))
 
     def call(self, x: Any) -> Any:
-        return x * self.factor
+        flat = ops.reshape(x, (ops.shape(x)[0], -1))
+        # Squared distances, less what is the same for all images.
+        products = ops.matmul(flat, ops.transpose(self.images))
+        nearest = ops.argmin(ops.sum(self.images**2, axis=1) - 2 * products, axis=1)
+        return ops.reshape(ops.take(self.images, nearest, axis=0), ops.shape(x))
 
 
 def _saturated_softmax(data: Any, _: int) -> Any:
@@ -157,30 +166,30 @@ def _saturated_softmax(data: Any, _: int) -> Any:
 
 POSITIVE: dict[str, Control] = {
     "hard quantizer, no surrogate": Control(
-        lambda data, seed: behind(HardSteps(2), fitted(network(), data)),
+        lambda data, _: behind(HardSteps(2), fitted(network(), data)),
         ("gradient-values", "gradient-path"),
     ),
     "hard QuSecQuantization, white-box": Control(
-        lambda data, seed: fitted(network(QuSecQuantization(2, hard=True)), data),
+        lambda data, _: fitted(network(QuSecQuantization(2, hard=True)), data),
         ("surrogates", "distances", "planted-examples", "finite-differences", "loss-path"),
     ),
     "hardness 1000, white-box": Control(
-        lambda data, seed: fitted(network(QuSecQuantization(2, hardness=1000)), data),
+        lambda data, _: fitted(network(QuSecQuantization(2, hardness=1000)), data),
         ("surrogates", "distances", "planted-examples", "finite-differences", "loss-path"),
     ),
     "saturated softmax": Control(_saturated_softmax, ("saturated-outputs",)),
     "logits x 10,000": Control(
-        lambda data, seed: followed_by(fitted(network(), data), keras.layers.Rescaling(1e4)),
+        lambda data, _: followed_by(fitted(network(), data), keras.layers.Rescaling(1e4)),
         ("saturated-outputs",),
     ),
     "noise layer": Control(
         lambda data, seed: behind(Noisy(seed), fitted(network(), data)), ("random-outputs",)
     ),
     "stop_gradient": Control(
-        lambda data, seed: behind(StopGradient(), fitted(network(), data)), ("gradient-path",)
+        lambda data, _: behind(StopGradient(), fitted(network(), data)), ("gradient-path",)
     ),
     "path cut by rounding": Control(
-        lambda data, seed: behind(HardSteps(16), fitted(network(), data)), ("gradient-path",)
+        lambda data, _: behind(HardSteps(16), fitted(network(), data)), ("gradient-path",)
     ),
 }
 
@@ -213,4 +222,81 @@ NEGATIVE: dict[str, Control] = {
     ),
 }  # fmt: skip
 
-CONTROLS = POSITIVE | NEGATIVE
+
+def _distilled(data: Any, _: int) -> Any:
+    return distill(
+        network(), data.x_train[:TRAINED], data.y_train[:TRAINED], temperature=40.0,
+        optimizer=keras.optimizers.Adam(0.002), epochs=10, batch_size=64, verbose=0,
+    )  # fmt: skip
+
+
+def _mixed_precision(data: Any, _: int) -> Any:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return fitted(network(), data)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _normalised(data: Any, seed: int) -> Any:
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(16, 5, strides=2),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("relu"),
+            keras.layers.Dropout(0.3, seed=seed),
+            keras.layers.Flatten(),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.3, seed=seed + 1),
+            keras.layers.Dense(10),
+        ]
+    )
+    return fitted(model, data)
+
+
+def _pooled(data: Any, _: int) -> Any:
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(16, 5, activation="tanh"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(16, 3, activation="sigmoid"),
+            keras.layers.GlobalMaxPooling2D(),
+            keras.layers.Dense(10),
+        ]
+    )
+    return fitted(model, data, epochs=12)
+
+
+AFTER_RULES: dict[str, Control] = {
+    "defensive distillation": Control(_distilled, ("saturated-outputs",)),
+    "thermometer encoding, white-box": Control(
+        lambda data, _: fitted(network(ThermometerEncoding(16)), data),
+        ("gradient-values", "gradient-path"),
+    ),
+    "DQA, white-box": Control(
+        lambda data, _: fitted(network(activation=QuantizedActivation(2)), data),
+        ("gradient-values", "gradient-path"),
+    ),
+    "gradients of random sign": Control(
+        lambda data, _: behind(RandomSigns(), fitted(network(), data)),
+        ("finite-differences", "loss-path"),
+    ),
+    "nearest training image": Control(
+        lambda data, _: behind(NearestImage(data.x_train[:TRAINED]), fitted(network(), data)),
+        ("gradient-values", "gradient-path"),
+    ),
+    "TRADES": Control(
+        lambda data, seed: fitted(
+            network(), data, pgd_training(0.2, seed, objective="trades"), epochs=12
+        )
+    ),
+    "mixed precision": Control(_mixed_precision, epsilon=0.1),
+    "batch normalisation and dropout": Control(_normalised, epsilon=0.1),
+    "pooling and sigmoids": Control(_pooled, epsilon=0.1),
+}
+
+CONTROLS = POSITIVE | NEGATIVE | AFTER_RULES
