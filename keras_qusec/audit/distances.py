@@ -19,7 +19,7 @@ class Distances(Check):
     identifier = "distances"
     question = "implausible distances"
     rule = (
-        "Raised if, with 95 % confidence, on more than 2 % of the images the straight line to the "
+        "Raised if, with 95 % confidence, on more than 10 % of the images the straight line to the "
         "nearest image of another class leaves the class more than a tenth sooner than where the "
         "minimum-norm attack ends (or, judged adaptively, PGD at any radius)"
     )
@@ -47,7 +47,7 @@ class Distances(Check):
         middle, straight = float(np.median(found)), float(np.median(line))
         low, _ = wilson_interval(count, n)
         return passed_or_raised(
-            low > 0.02,
+            low > 0.1,
             f"the median distance is {_word(middle)} by gradients and {_word(straight)} along "
             f"lines to other images, which are shorter on {count} of {n} images",
             numbers={"median": middle, "line": straight, "sooner": count / n},

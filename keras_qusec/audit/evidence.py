@@ -46,7 +46,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "quick": Budget("quick", 120, 2, 300, 20, 40, 32, 12, standard=False, substitute=False),
+    "quick": Budget("quick", 120, 2, 300, 20, 60, 32, 12, standard=False, substitute=False),
     "full": Budget("full", 200, 5, 3000, 100, 150, 100, 40, standard=True, substitute=True),
 }
 

@@ -12,7 +12,7 @@ class GradientFree(Check):
 
     identifier = "gradient-free"
     question = "Square finds what gradients missed"
-    rule = "Raised if, with 95 % confidence, it breaks more than 0.5 % of the images in addition"
+    rule = "Raised if, with 95 % confidence, it breaks more than 2 % of the images in addition"
     explanation = "A search that asks for outputs only is weaker, unless gradients mislead."
     source = "Andriushchenko et al. 2020; Croce and Hein 2020"
     remedy = 'Judge by attacks="standard", which has Square, and by surrogate gradients.'
@@ -22,4 +22,4 @@ class GradientFree(Check):
 
     def judge(self, evidence: Evidence) -> Finding:
         by = f"Square with {evidence.budget.queries} queries"
-        return more_found(evidence, evidence.found("square"), by, 0.005)
+        return more_found(evidence, evidence.found("square"), by, 0.02)
