@@ -299,4 +299,59 @@ AFTER_RULES: dict[str, Control] = {
     "pooling and sigmoids": Control(_pooled, epsilon=0.1),
 }
 
-CONTROLS = POSITIVE | NEGATIVE | AFTER_RULES
+# Written after two of the rules were changed because of the controls above.
+
+
+class FlippedGradient(keras.layers.Layer):
+    """The image itself, with the gradient of its mirror image."""
+
+    def call(self, x: Any) -> Any:
+        return straight_through(x, ops.flip(x, axis=2))
+
+
+class HalfCut(keras.layers.Layer):
+    """The image itself, with no gradient on its left half."""
+
+    def call(self, x: Any) -> Any:
+        half = x.shape[2] // 2
+        return ops.concatenate([ops.stop_gradient(x[:, :, :half]), x[:, :, half:]], axis=2)
+
+
+def _mean_of_two(data: Any, _: int) -> Any:
+    images = keras.Input((28, 28, 1))
+    both = [fitted(network(), data)(images), fitted(network(), data)(images)]
+    return keras.Model(images, keras.layers.Average()(both))
+
+
+def _pgd_normalised(data: Any, seed: int) -> Any:
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(16, 5, strides=2),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("gelu"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+    return fitted(model, data, pgd_training(0.1, seed), epochs=8)
+
+
+AFTER_CHANGE: dict[str, Control] = {
+    "mirrored gradient": Control(
+        lambda data, _: behind(FlippedGradient(), fitted(network(), data)),
+        ("finite-differences", "loss-path"),
+    ),
+    "gradient of half the image": Control(
+        lambda data, _: behind(HalfCut(), fitted(network(), data)),
+        ("finite-differences", "gradient-free", "planted-examples"),
+        epsilon=0.15,
+    ),
+    "softmax": Control(
+        lambda data, _: followed_by(fitted(network(), data), keras.layers.Softmax()), epsilon=0.1
+    ),
+    "mean of two networks": Control(_mean_of_two, epsilon=0.1),
+    "batch normalisation, PGD training": Control(_pgd_normalised, epsilon=0.1),
+}
+
+CONTROLS = POSITIVE | NEGATIVE | AFTER_RULES | AFTER_CHANGE
