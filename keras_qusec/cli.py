@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands)
     _add_evaluate(commands)
+    _add_audit(commands)
     _add_compare(commands)
     return parser
 
@@ -115,6 +116,64 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--plot", metavar="FILE", help="draw accuracy against epsilon")
     evaluate.add_argument("--gallery", metavar="FILE", help="draw adversarial examples")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_audit(commands: Any) -> None:
+    audit = commands.add_parser(
+        "audit",
+        help="tell whether a saved classifier's robustness is real",
+        description="Check whether gradient attacks on a saved classifier can be trusted, and by "
+        "how much they overstate its robustness.",
+    )
+    audit.add_argument("model", help="a .keras file: a classifier, logits or softmax")
+    _add_data(audit)
+    audit.add_argument(
+        "--epsilon", type=_radius, metavar="EPS",
+        help="L-infinity radius in units of the pixel values, such as 0.3 or 8/255 (default: 0.3 "
+        "of the value range for grey images, 8/255 of it for colour images)",
+    )  # fmt: skip
+    audit.add_argument(
+        "--images", type=int, default=100,
+        help="test images attacked, the first; 0 for all (default: 100)",
+    )  # fmt: skip
+    level = audit.add_mutually_exclusive_group()
+    level.add_argument(
+        "--quick", dest="level", action="store_const", const="quick", default="quick",
+        help="minutes (the default)",
+    )  # fmt: skip
+    level.add_argument(
+        "--full", dest="level", action="store_const", const="full",
+        help="more of everything, a substitute to transfer from, the standard evaluation",
+    )  # fmt: skip
+    audit.add_argument(
+        "--adaptive", action="store_true",
+        help="judge the adaptive evaluation, which knows the model's defences, and not white-box "
+        "attacks alone",
+    )  # fmt: skip
+    audit.add_argument(
+        "--source", nargs="+", default=[], metavar="MODEL",
+        help="undefended classifiers of the same task, to transfer examples from",
+    )  # fmt: skip
+    audit.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="pixel values that the model expects (default: what its first layers say, else 0 1)",
+    )  # fmt: skip
+    audit.add_argument(
+        "--outputs", choices=["logits", "probabilities"],
+        help="what the model's outputs are, where its graph does not say",
+    )  # fmt: skip
+    audit.add_argument(
+        "--draws", type=int, default=1, help="draws averaged of a random model (default: 1)"
+    )
+    audit.add_argument("--seed", type=int, default=0, help="default: 0")
+    audit.add_argument("--jobs", type=int, help="processes (default: 1)")
+    audit.add_argument(
+        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
+    )
+    audit.add_argument("--html", metavar="FILE", help="write one page with all of it")
+    audit.add_argument("--plot", metavar="FILE", help="draw loss surface, gradients and budget")
+    audit.add_argument("--json", metavar="FILE", help="write verdict and checks as JSON")
+    audit.set_defaults(run=_audit)
 
 
 def _add_compare(commands: Any) -> None:
@@ -229,10 +288,59 @@ def _evaluate(options: argparse.Namespace) -> None:
         resume_dir=options.resume,
     )
     print(report)
+    _write(report, writers)
+
+
+def _audit(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from keras_qusec import audit_robustness, datasets
+    from keras_qusec.report import files
+
+    if options.images < 0:
+        raise ValueError(
+            f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
+        )
+    models = _load_models([options.model])
+    sources = _load_models(options.source)
+    data = datasets.load(options.data)
+    count = options.images or len(data.x_test)
+    low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
+    epsilon = options.epsilon
+    if epsilon is None:
+        colour = data.x_test.ndim == 4 and data.x_test.shape[-1] == 3
+        epsilon = (8 / 255 if colour else 0.3) * (high - low)
+        print(f"Epsilon is {epsilon:.4g}, usual for such images; --epsilon says another.")
+    _greet()
+    audit = audit_robustness(
+        models,
+        data.x_test[:count] * np.float32(high - low) + np.float32(low),
+        data.y_test[:count],
+        epsilon=epsilon,
+        level=options.level,
+        threat_models=("white-box", "adaptive") if options.adaptive else ("white-box",),
+        source_model=sources or None,
+        value_range=(low, high),
+        outputs=options.outputs,
+        draws=options.draws,
+        seed=options.seed,
+        n_jobs=options.jobs,
+        resume_dir=options.resume,
+    )
+    print(audit)
+    writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
+        (options.json, lambda audit, path: files.write(audit.to_dict(), path)),
+        (options.html, lambda audit, path: audit.to_html(path)),
+        (options.plot, lambda audit, path: audit.plot(path)),
+    ]
+    _write(audit, [(path, write) for path, write in writers if path])
+
+
+def _write(result: Any, writers: Sequence[tuple[str, Callable[[Any, str], Any]]]) -> None:
+    """Write files; one that cannot be written does not lose the others."""
     for path, write in writers:
-        # One file that cannot be written does not lose the others.
         try:
-            write(report, path)
+            write(result, path)
             print(f"Written: {path}")
         except (OSError, ValueError, ImportError) as error:
             print(f"keras-qusec: {path} not written: {error}", file=sys.stderr)

@@ -12,10 +12,10 @@ import keras
 import numpy as np
 
 from keras_qusec import checks
-from keras_qusec.attacks import PGD, Attack, AttackedModel, get
+from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, get
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.audit.check import NOT_RUN, Check, Finding
-from keras_qusec.audit.evidence import BUDGETS, JUDGED, Budget, Evidence
+from keras_qusec.audit.evidence import BUDGETS, JUDGED, TARGETED, Budget, Evidence
 from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
 from keras_qusec.audit.surrogate_gradients import through_front
@@ -53,8 +53,9 @@ def audit_robustness(
     """Tell whether a classifier's robustness is real, or an attack that fails.
 
     Judges the figure that PGD of 40 steps gives within an L-infinity ball, by checks that each
-    have a rule: gradients that vanish or mislead, attacks that fail where they cannot, other
-    attacks that find more, adversarial examples planted and not found. The verdict is one of
+    have a rule: gradients that vanish or mislead, attacks that fail where they cannot, others
+    that find what gradients miss, adversarial examples planted and not found. The verdict is one
+    of
 
     - *robust as far as we can attack*, with the worst case and the strength of the evidence;
     - *overstated by at least X points*: other attacks find more than the judged one;
@@ -131,7 +132,10 @@ def audit_robustness(
     with surrogates_in_force({}):
         attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
 
-    battery: dict[str, Attack] = {JUDGED: PGD()}
+    battery: dict[str, Attack] = {
+        JUDGED: PGD(),
+        TARGETED: APGD(loss="dlr", steps=30, targets=3, order="malt"),
+    }
     needs: dict[str, tuple[str, ...]] = {}
     for check in CHECKS:
         needed = check.attacks(epsilon, pixels[1] - pixels[0], budget)
@@ -200,9 +204,8 @@ def _judge(check: Check, evidence: Evidence, attacks: Sequence[str]) -> CheckRes
     )
     spent: list[Result] = []
     if evidence.has_evaluation:
-        also = {"surrogates": evidence.knowing, "transfer": evidence.transfers}
         spent = [r for r in evidence.evaluation.results if r.attack in attacks]
-        spent += getattr(also.get(check.identifier), "results", [])
+        spent += check.own_results(evidence)
     for result in spent:
         cost = Cost(
             cost.gradients + int(result.gradients.sum()),

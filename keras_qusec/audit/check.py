@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_qusec.attacks import Attack
 from keras_qusec.audit.evidence import Budget, Evidence
+from keras_qusec.evaluation.results import Result
 from keras_qusec.report.figures import wilson_interval
 
 PASSED, RAISED, NOT_RUN = "passed", "RAISED", "not run"
@@ -67,6 +68,10 @@ class Check:
         """
         return {}
 
+    def own_results(self, evidence: Evidence) -> list[Result]:
+        """What was run for this check alone, beside `attacks`."""
+        return []
+
     def judge(self, evidence: Evidence) -> Finding:
         """Look at the evidence."""
         raise NotImplementedError(f"{type(self).__name__} needs a method judge.")
@@ -77,22 +82,26 @@ def passed_or_raised(is_raised: Any, evidence: str, **more: Any) -> Finding:
     return Finding(RAISED if is_raised else PASSED, evidence, **more)
 
 
-def more_found(evidence: Evidence, found: np.ndarray, by: str, limit: float) -> Finding:
-    """Whether an attack broke images on which the judged attacks failed.
+def more_found(
+    evidence: Evidence, found: np.ndarray, by: str, limit: float, *, judged_alone: bool = False
+) -> Finding:
+    """Whether an attack broke images on which gradients failed.
 
     Args:
         evidence: all there is.
         found: which images it broke, ``(n,)`` bool.
         by: the attack in words.
         limit: raised if the share is above it with 95 % confidence.
+        judged_alone: compared with the judged attack, and not also with that towards targets.
     """
-    new = found & ~evidence.judged
+    new = found & ~(evidence.judged if judged_alone else evidence.by_gradients)
     count, n = int(new.sum()), len(evidence.rows)
     low, high = wilson_interval(count, n)
+    other = "the judged attack" if judged_alone else "PGD and targeted APGD"
     return passed_or_raised(
         low > limit,
-        f"{by} broke {count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) on which the "
-        "judged attack failed",
+        f"{by} broke {count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) on which {other} "
+        "failed",
         numbers={"images": count, "share": count / n, "low": low, "high": high},
         images=tuple(np.flatnonzero(new).tolist()),
     )

@@ -48,8 +48,8 @@ class Distances(Check):
         low, _ = wilson_interval(count, n)
         return passed_or_raised(
             low > 0.1,
-            f"the median distance is {_word(middle)} by gradients and {_word(straight)} along "
-            f"lines to other images, which are shorter on {count} of {n} images",
+            f"on the median image the nearest example is at {_word(middle)} by gradients and at "
+            f"{_word(straight)} on a line to another image; {count} of {n} lines are shorter",
             numbers={"median": middle, "line": straight, "sooner": count / n},
             images=tuple(rows[sooner].tolist()),
         )
@@ -84,4 +84,4 @@ def line_distances(evidence: Evidence) -> np.ndarray:
 
 
 def _word(distance: float) -> str:
-    return f"{distance:.3g}" if np.isfinite(distance) else "none found"
+    return f"{distance:.3g}" if np.isfinite(distance) else "no distance"

@@ -10,10 +10,12 @@ import numpy as np
 
 from keras_qusec import norms
 from keras_qusec.attacks import Attack, AttackedModel, Goal
+from keras_qusec.evaluation.results import Result
 from keras_qusec.report import RobustnessReport
 
-# The attack whose success is judged.
-JUDGED = "pgd"
+# The attack whose success is judged, and a second one along gradients, towards targets: what both
+# miss is no matter of the loss.
+JUDGED, TARGETED = "pgd", "apgd-t"
 
 
 class Budget(NamedTuple):
@@ -164,6 +166,11 @@ class Evidence:
         own = [name for name in self.evaluation.attacks if name in self._joined]
         return np.any([self.found(name) for name in [JUDGED, *own]], axis=0)
 
+    @functools.cached_property
+    def by_gradients(self) -> np.ndarray:
+        """Which images any attack along gradients broke within epsilon, ``(n,)`` bool."""
+        return self.judged | self.found(TARGETED)
+
     @property
     def _joined(self) -> Mapping[str, str]:
         """Attacks on the quantizer itself, which belong to the adaptive threat model."""
@@ -188,6 +195,11 @@ class Evidence:
     def transferred(self, sources: Sequence[str]) -> np.ndarray:
         """Which images the examples of some sources broke within epsilon, ``(n,)`` bool."""
         return _broken(self.transfers, self.epsilon, sources=sources)
+
+    def results_of(self, sources: Sequence[str]) -> list[Result]:
+        """What the examples of some sources found."""
+        results = [] if self.transfers is None else self.transfers.results
+        return [result for result in results if result.source in sources]
 
     @property
     def known_defense(self) -> np.ndarray:

@@ -24,4 +24,4 @@ class MoreEffort(Check):
     def judge(self, evidence: Evidence) -> Finding:
         budget = evidence.budget
         by = f"PGD of {budget.steps} steps with {budget.restarts} restarts"
-        return more_found(evidence, evidence.found("pgd-more"), by, 0.02)
+        return more_found(evidence, evidence.found("pgd-more"), by, 0.02, judged_alone=True)

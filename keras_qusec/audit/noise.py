@@ -42,7 +42,7 @@ class NoiseBeatsGradients(Check):
 
     identifier = "noise"
     question = "noise of the same size beats the gradient attack"
-    rule = "Raised if it breaks an image on which the judged attack failed"
+    rule = "Raised if it breaks an image on which the gradient attacks failed"
     explanation = "A gradient that is worse than no gradient says nothing about robustness."
     source = "Carlini et al. 2019; Tramer et al. 2020"
     remedy = "Use surrogate gradients, and attacks without gradients such as Square."

@@ -42,7 +42,7 @@ def _loss_surface(axis: Any, evidence: Evidence) -> None:
     ends = epsilon * shares
     grid = loss.reshape(_GRID, _GRID)
     drawn = axis.pcolormesh(ends, ends, grid, cmap="viridis", shading="nearest")
-    axis.figure.colorbar(drawn, ax=axis, label="loss (log-odds); above 0: misclassified")
+    axis.figure.colorbar(drawn, ax=axis, label="loss: log-odds against the label")
     if grid.min() < 0 < grid.max():
         axis.contour(ends, ends, grid, levels=[0], colors=[THRESHOLD_COLOUR])
     axis.plot(0, 0, "w+")
@@ -80,15 +80,20 @@ def _accuracy_by_budget(axis: Any, evidence: Evidence) -> None:
         results = [r for r in evidence.evaluation.results if r.attack == attack]
         passes = sum(float(r.queries.sum() + r.gradients.sum()) for r in results) / n
         points.append((max(passes, 1.0), 100 * (correct & ~evidence.found(attack)).mean(), attack))
-    for passes, accuracy, attack in sorted(points):
+    for place, (passes, accuracy, attack) in enumerate(sorted(points)):
         marker = "D" if attack == JUDGED else "o"
         axis.plot(passes, accuracy, marker, color=CURVE_COLOUR)
         name = f"{attack} (judged)" if attack == JUDGED else attack
-        axis.annotate(name, (passes, accuracy), xytext=(4, 4), textcoords="offset points",
-                      fontsize=8)  # fmt: skip
+        # Below and farther below in turn, since neighbours are often level.
+        offset = (0, (-16, -30, -44)[place % 3] if accuracy > 50 else (8, 22, 36)[place % 3])
+        axis.annotate(
+            name, (passes, accuracy), xytext=offset, textcoords="offset points", fontsize=8,
+            ha="center", arrowprops={"arrowstyle": "-", "alpha": 0.3},
+        )  # fmt: skip
+    axis.margins(x=0.15)
     worst = 100 * (correct & ~evidence.worst).mean()
-    axis.axhline(100 * correct.mean(), color="0.6", linewidth=1, label="clean")
-    axis.axhline(worst, color=THRESHOLD_COLOUR, linestyle="--", label="worst of all")
+    axis.axhline(100 * correct.mean(), color="0.6", linewidth=1, label="clean images")
+    axis.axhline(worst, color=THRESHOLD_COLOUR, linestyle="--", label="worst case found")
     axis.set(xscale="log", xlabel="forward and backward passes per image", ylim=(-2, 102))
     axis.set_ylabel("accuracy in %")
     axis.set_title("Accuracy against attack budget", fontsize=10)

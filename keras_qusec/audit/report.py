@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -120,6 +121,21 @@ class AuditReport:
         return OVERSTATED if by_kind or self.overstated_by[1] > _TOLERANCE else ROBUST
 
     @property
+    def _most_found(self) -> str:
+        """The attack that broke most images on which the judged one failed."""
+        evidence = self._evidence
+        found = {
+            name: int((evidence.found(name) & ~evidence.judged).sum())
+            for name in evidence.evaluation.attacks
+        }
+        others = {
+            "an adaptive attack": evidence.known_defense,
+            "a transferred example": evidence.transferred((*evidence.sources, *evidence.front)),
+        }
+        found |= {name: int((rows & ~evidence.judged).sum()) for name, rows in others.items()}
+        return max(found, key=lambda name: found[name])
+
+    @property
     def evidence(self) -> str:
         """How strong the evidence is: ``"quick"`` or ``"standard"``."""
         return "standard" if self._evidence.budget.standard else "quick"
@@ -145,7 +161,7 @@ class AuditReport:
         if self.kind == OVERSTATED:
             return (
                 f"overstated by at least {100 * least:.1f} points (95 % interval to "
-                f"{100 * most:.1f}): {more}"
+                f"{100 * most:.1f}), most of them found by {self._most_found}: {more}"
             )
         return f"gradients masked: do not trust gradient attacks on this model; {more}"
 
@@ -193,7 +209,11 @@ class AuditReport:
                     "identifier": result.identifier,
                     "status": result.status,
                     "evidence": result.finding.evidence,
-                    "numbers": {k: float(v) for k, v in result.finding.numbers.items()},
+                    "numbers": {
+                        # JSON knows no infinity, which stands for nothing found.
+                        name: float(value) if math.isfinite(value) else None
+                        for name, value in result.finding.numbers.items()
+                    },
                     "images": list(result.finding.images),
                     **result.cost._asdict(),
                 }

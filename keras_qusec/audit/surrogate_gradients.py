@@ -10,6 +10,7 @@ from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.classifiers import output_kind
 from keras_qusec.defenses import straight_through
+from keras_qusec.evaluation.results import Result
 from keras_qusec.graphs import calls_of, has_graph
 
 # How many layers in front are tried as the identity.
@@ -28,6 +29,10 @@ class SurrogateGradients(Check):
     )
     source = "Athalye et al. 2018; Buckman et al. 2018"
     remedy = 'Judge adaptively: threat_models=("white-box", "adaptive").'
+
+    def own_results(self, evidence: Evidence) -> list[Result]:
+        knowing = [] if evidence.knowing is None else evidence.knowing.results
+        return [*knowing, *evidence.results_of(evidence.front)]
 
     def judge(self, evidence: Evidence) -> Finding:
         if evidence.knowing is None and not evidence.front:

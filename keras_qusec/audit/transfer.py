@@ -8,6 +8,7 @@ import numpy as np
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
 from keras_qusec.audit.evidence import Evidence
+from keras_qusec.evaluation.results import Result
 
 
 class Transfer(Check):
@@ -19,6 +20,9 @@ class Transfer(Check):
     explanation = "Who knows the model must do better than who does not."
     source = "Athalye et al. 2018; Papernot et al. 2017 (substitutes)"
     remedy = "Give an undefended model of the task as source_model; judge black-box too."
+
+    def own_results(self, evidence: Evidence) -> list[Result]:
+        return evidence.results_of(evidence.sources)
 
     def judge(self, evidence: Evidence) -> Finding:
         if not evidence.sources:

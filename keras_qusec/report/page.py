@@ -35,7 +35,7 @@ tr:has(+ tr.below) td { border-bottom: none; }
 .verdict.robust { border-color: #1e8449; }
 .verdict.overstated { border-color: #b9770e; }
 .verdict.masked { border-color: var(--strong); }
-.checks td:nth-child(3) { white-space: normal; text-align: left; min-width: 16rem; }
+.checks :is(td, th):nth-child(3) { white-space: normal; text-align: left; min-width: 16rem; }
 details { margin: 0.3rem 0; }
 details p { margin: 0.2rem 0 0.2rem 1rem; }
 .note { border-left: 4px solid var(--strong); padding: 0.4rem 0.8rem; margin: 0.8rem 0; }

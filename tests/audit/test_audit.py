@@ -1,0 +1,250 @@
+"""audit_robustness: its verdict, its costs, its files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import small_cnn
+
+from keras_qusec import QuSecQuantization, audit_robustness
+from keras_qusec.audit import CHECKS, audit
+from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
+from keras_qusec.audit.evidence import log_odds
+
+EPSILON = 0.02
+X = np.random.default_rng(3).uniform(0.2, 0.8, (24, 8, 8, 1)).astype("float32")
+
+
+def labels(model):
+    return keras.ops.convert_to_numpy(model(X, training=False)).argmax(axis=1)
+
+
+class Rounded(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.round(x * 15) / 15
+
+
+def rounded_cnn():
+    model = small_cnn(2)
+    return keras.Sequential([keras.Input((8, 8, 1)), Rounded(), *model.layers])
+
+
+def audited(model, **settings):
+    settings = {"epsilon": EPSILON, "progress": False, **settings}
+    return audit_robustness(model, X, labels(model), **settings)
+
+
+@pytest.fixture(scope="module")
+def clear():
+    return audited(small_cnn(2))
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return audited(rounded_cnn(), epsilon=0.1)
+
+
+def test_clear_model(clear):
+    assert clear.raised == ()
+    assert clear.kind == "robust"
+    assert clear.verdict.startswith("robust as far as we can attack: ")
+    assert "of 24 images stand within L-inf 0.02; evidence: quick" in clear.verdict
+    assert clear.judged_accuracy >= clear.worst_accuracy >= clear.judged_accuracy - 0.1
+    not_run = [check.identifier for check in clear.checks if check.status == NOT_RUN]
+    assert not_run == ["transfer", "surrogates"]
+
+
+def test_masked_model(masked):
+    assert {"gradient-values", "gradient-path", "surrogates", "gradient-free"} <= set(masked.raised)
+    assert masked.kind == "masked"
+    assert masked.verdict.startswith("gradients masked: do not trust gradient attacks")
+    assert masked.worst_accuracy < masked.judged_accuracy - 0.2
+    more, low, high = masked.overstated_by
+    assert more == pytest.approx(masked.judged_accuracy - masked.worst_accuracy)
+    assert low < more < high
+
+
+def test_overstated(monkeypatch):
+    """An attack that is too weak, on a model that masks nothing."""
+    monkeypatch.setattr(audit, "PGD", lambda: audit.get("pgd", steps=1, relative_step_size=0.05))
+    found = audited(small_cnn(2), epsilon=0.1)
+    assert found.kind == "overstated"
+    assert found.verdict.startswith("overstated by at least ")
+    assert "more-effort" in found.raised
+
+
+def test_overstated_by_the_choice_of_the_loss():
+    """On few classes of close logits the log-odds lead astray, which masks nothing."""
+    found = audited(small_cnn(1))
+    assert found.raised == ()
+    assert found.kind == "overstated"
+    assert "most of them found by apgd-t" in found.verdict
+
+
+def test_each_check_says_what_it_is():
+    identifiers = [check.identifier for check in CHECKS]
+    assert len(set(identifiers)) == len(CHECKS) == 17
+    for check in CHECKS:
+        assert check.rule.startswith("Raised if ")
+        assert any(letter.isdigit() for letter in check.rule) or check.identifier in (
+            "gradient-path", "half-range", "noise", "random-outputs", "loss-path",
+            "planted-examples", "saturated-outputs",
+        )  # fmt: skip
+        assert check.explanation.endswith(".")
+        assert check.remedy.endswith(".")
+        assert check.source[-1] != "."
+
+
+def test_text_fits_a_terminal(clear, masked):
+    for found in (clear, masked):
+        lines = str(found).splitlines()
+        assert max(map(len, lines)) <= 80
+        for result in found.checks:
+            assert any(line.startswith(result.status) and result.identifier in line
+                       for line in lines)  # fmt: skip
+    assert "What to do:" in str(masked)
+
+
+def test_content_is_json(clear, masked):
+    for found in (clear, masked):
+        content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+        assert content["verdict"] == found.verdict
+        assert [check["identifier"] for check in content["checks"]] == [
+            check.identifier for check in CHECKS
+        ]
+        assert content["raised"] == list(found.raised)
+
+
+def test_page_and_picture(masked, tmp_path):
+    text = masked.to_html(tmp_path / "new" / "audit.html").read_text()
+    assert masked.verdict in text.replace("&lt;", "<").replace("&#x27;", "'")
+    for result in masked.checks:
+        assert result.check.rule.split(",")[0] in text
+    assert text.index("Is this robustness real?") < text.index("Accuracy against epsilon")
+    assert masked.plot(tmp_path / "audit.png").stat().st_size > 10_000
+
+
+def test_same_seed_same_findings(clear):
+    again = audited(small_cnn(2))
+    assert [c.finding for c in again.checks] == [c.finding for c in clear.checks]
+
+
+def test_costs_are_counted(clear):
+    costs = {check.identifier: check.cost for check in clear.checks}
+    n = len(X)
+    assert costs["gradient-values"][:2] == (n, n)
+    assert costs["one-step"].gradients == n  # one gradient of each image
+    assert 0 < costs["noise"].queries <= 20 * 2 * n + n
+    assert costs["noise"].gradients == 0
+    assert costs["planted-examples"].gradients > 0
+
+
+def test_adaptive_judgement_follows_surrogates():
+    model = small_cnn(quantizer=QuSecQuantization(2, hardness=1000.0))
+    white = audited(model, epsilon=0.1)
+    adaptive = audited(model, epsilon=0.1, threat_models=("white-box", "adaptive"))
+    assert "surrogates" in white.raised
+    assert "surrogates" not in adaptive.raised
+    assert adaptive.judged_accuracy < white.judged_accuracy
+    status = {check.identifier: check.status for check in adaptive.checks}
+    assert status["finite-differences"] == status["loss-path"] == NOT_RUN
+
+
+def test_random_model():
+    class Noisy(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), Noisy(), *small_cnn(2).layers])
+    found = audited(model)
+    assert found.raised == ("random-outputs",)
+    assert found.judged_accuracy is None
+    assert found.evaluation is None
+    assert "draws=20" in found.verdict
+    assert {check.status for check in found.checks} == {RAISED, NOT_RUN}
+    averaged = audited(model, draws=2)
+    assert averaged.judged_accuracy is not None
+    assert "random-outputs" in averaged.raised
+
+
+def test_resumes(tmp_path, monkeypatch):
+    model = small_cnn(2)
+    first = audited(model, resume_dir=tmp_path)
+    calls = []
+    run = audit.evaluate_robustness
+    monkeypatch.setattr(
+        audit, "evaluate_robustness", lambda *a, **k: calls.append(run(*a, **k)) or calls[-1]
+    )
+    again = audited(model, resume_dir=tmp_path)
+    assert [c.finding for c in again.checks] == [c.finding for c in first.checks]
+    # Seconds are those of the first time, so nothing was run again.
+    (report,) = calls
+    before = first.evaluation.results
+    assert [r.seconds.tolist() for r in report.results] == [r.seconds.tolist() for r in before]
+
+
+def test_transfer_from_a_source():
+    # A model whose gradient is of no use, and one that has the same weights and a gradient.
+    found = audited(rounded_cnn(), epsilon=0.1, source_model={"plain": small_cnn(2)})
+    assert "transfer" in found.raised
+    (result,) = [check for check in found.checks if check.identifier == "transfer"]
+    assert "PGD on plain" in result.finding.evidence
+    assert result.cost.gradients > 0
+
+
+def test_full_level_trains_a_substitute_and_makes_the_standard_evaluation():
+    found = audited(small_cnn(2), level="full")
+    status = {check.identifier: check.status for check in found.checks}
+    assert status["transfer"] == PASSED
+    assert "standard" in found.evaluation.attacks
+    assert "evidence: standard" in found.verdict
+
+
+def test_values_from_0_to_255():
+    inner = small_cnn(2)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), *inner.layers]
+    )
+    found = audit_robustness(
+        model, 255 * X, labels(inner), epsilon=255 * EPSILON, value_range=(0, 255), progress=False
+    )
+    assert found.raised == ()
+    assert found.judged_accuracy == pytest.approx(audited(inner).judged_accuracy, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"epsilon": 0}, "epsilon"),
+        ({"epsilon": 8.0}, "/ 255"),
+        ({"level": "slow"}, "'quick', 'full'"),
+        ({"threat_models": ("black-box",)}, "'white-box', 'adaptive'"),
+        ({"threat_models": ()}, "threat_models"),
+        ({"draws": 0}, "draws"),
+    ],
+)
+def test_refuses(settings, words):
+    with pytest.raises(ValueError, match=r"Expected .* Received") as error:
+        audited(small_cnn(2), **settings)
+    assert words in str(error.value)
+
+
+def test_refuses_models_that_are_never_right():
+    model = small_cnn(2)
+    with pytest.raises(ValueError, match="wrong on all 24"):
+        audit_robustness(model, X, (labels(model) + 1) % 4, epsilon=0.1, progress=False)
+    with pytest.raises(ValueError, match="one model"):
+        audit_robustness({"a": model, "b": model}, X, labels(model), epsilon=0.1)
+
+
+def test_log_odds_as_attacks_climb_them():
+    logits = np.array([[1.0, 3.0, -2.0], [500.0, 0.0, 1.0]], "float32")
+    expected = [np.log(np.exp(1.0) + np.exp(-2.0)) - 3.0, np.log(1.0 + np.exp(1.0)) - 500.0]
+    np.testing.assert_allclose(log_odds(logits, np.array([1, 0])), expected, rtol=1e-9)

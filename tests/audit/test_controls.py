@@ -1,0 +1,40 @@
+"""Audits of models of which it is known whether their gradient can be trusted.
+
+`benchmarks/audit.py` measures all of them over many seeds.
+"""
+
+from __future__ import annotations
+
+import pytest
+from audit_controls import CONTROLS, audited
+
+from keras_qusec import datasets
+
+# One way to mask gradients each, and what masks nothing; the others take longer.
+SAMPLE = {
+    "hard QuSecQuantization, white-box",
+    "logits x 10,000",
+    "gradients of random sign",
+    "nearest training image",
+    "gradient of half the image",
+    "undefended",
+    "linear",
+    "batch normalisation and dropout",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in SAMPLE else [pytest.mark.slow], id=name)
+        for name in CONTROLS
+    ],
+)
+def test_control(name):
+    control = CONTROLS[name]
+    found = audited(control, datasets.mnist5k(), seed=0, images=50)
+    if control.right:
+        assert set(control.right) & set(found.raised), found.raised
+        assert found.kind == "masked"
+    else:
+        assert found.raised == ()
