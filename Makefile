@@ -44,6 +44,7 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	$(BIN)/python benchmarks/defenses.py
 	$(BIN)/pip install --quiet multiprocess  # ART's AutoAttack imports it
 	$(BIN)/python benchmarks/attacks.py
+	KERAS_BACKEND=torch $(BIN)/python benchmarks/audit.py --json benchmark-audit.json
 
 clean:
 	rm -rf .venv docs/_build build dist *.egg-info

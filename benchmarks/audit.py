@@ -30,7 +30,9 @@ def main() -> None:
     path = Path(options.json)
     rows = json.loads(path.read_text()) if path.exists() else []
     if options.page:
-        Path(options.page).write_text(page(rows))
+        page_path = Path(options.page)
+        page_path.write_text(page(rows))
+        page_path.with_name("audit_rules.md").write_text(rules())
         return
     from audit_controls import CONTROLS
 
@@ -76,6 +78,18 @@ def measure(name: str, seed: int, level: str) -> dict:
         "images": content["images"],
         "seconds": time.perf_counter() - start,
     }
+
+
+def rules() -> str:
+    """The checks and their rules as a table."""
+    from keras_qusec.audit import CHECKS
+
+    lines = ["<!-- Written by benchmarks/audit.py; do not edit. -->", ""]
+    lines += ["| check | asks | rule | source |", "| --- | --- | --- | --- |"]
+    for check in CHECKS:
+        cells = (f"`{check.identifier}`", check.question, f"{check.rule}.", check.source)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def page(rows: list[dict]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -73,9 +75,33 @@ class TestCommandLine:
         assert "not written" in captured.err
         assert (tmp_path / "c.png").exists()
 
+    def test_audit(self, files, tmp_path, capsys):
+        names = {"json": "a.json", "html": "a.html", "plot": "a.png"}
+        writes = [
+            part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))
+        ]
+        status = cli.main(
+            ["audit", str(files / "quantized.keras"), "--data", str(files / "few.npz"),
+             "--epsilon", "0.1", "--images", "0", "--adaptive", "--quick",
+             "--source", str(files / "plain.keras"), *writes]
+        )  # fmt: skip
+        out = capsys.readouterr().out
+        assert status == 0
+        assert out.startswith("VERDICT: ")
+        assert "Judged: white-box and adaptive" in out
+        assert max(map(len, out.split("Written")[0].splitlines())) <= 80
+        content = json.loads((tmp_path / "a.json").read_text())
+        assert content["images"] == 30
+        assert content["epsilon"] == 0.1
+        for file in names.values():
+            assert (tmp_path / file).stat().st_size > 500
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
+            (["audit", "absent.keras"], "does not exist"),
+            (["audit", "FOLDER/plain.keras", "--epsilon", "8"], "8 / 255"),
+            (["audit", "FOLDER/plain.keras", "--images", "-1"], "0 for all"),
             (["evaluate", "absent.keras"], "does not exist"),
             (["evaluate", "FOLDER/few.npz"], "cannot load"),
             (["evaluate", "FOLDER/plain.keras", "--attacks", "pdg"], "Did you mean"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -88,7 +89,7 @@ def test_each_check_says_what_it_is():
     identifiers = [check.identifier for check in CHECKS]
     assert len(set(identifiers)) == len(CHECKS) == 17
     for check in CHECKS:
-        assert check.rule.startswith("Raised if ")
+        assert check.rule.startswith("Raised if")
         assert any(letter.isdigit() for letter in check.rule) or check.identifier in (
             "gradient-path", "half-range", "noise", "random-outputs", "loss-path",
             "planted-examples", "saturated-outputs",
@@ -96,6 +97,14 @@ def test_each_check_says_what_it_is():
         assert check.explanation.endswith(".")
         assert check.remedy.endswith(".")
         assert check.source[-1] != "."
+
+
+def test_the_documentation_has_the_rules_of_all_checks():
+    text = (Path(__file__).parents[2] / "docs" / "audit_rules.md").read_text()
+    for check in CHECKS:
+        assert (
+            f"| `{check.identifier}` | {check.question} | {check.rule}. | {check.source} |" in text
+        )
 
 
 def test_text_fits_a_terminal(clear, masked):
