@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,54 +132,30 @@ def audit_robustness(
     with surrogates_in_force({}):
         attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
 
-    battery: dict[str, Attack] = {
-        JUDGED: PGD(),
-        TARGETED: APGD(loss="dlr", steps=30, targets=3, order="malt"),
-    }
-    needs: dict[str, tuple[str, ...]] = {}
-    for check in CHECKS:
-        needed = check.attacks(epsilon, pixels[1] - pixels[0], budget)
-        needs[check.identifier] = tuple(needed)
-        battery |= {attack: made for attack, made in needed.items() if attack not in battery}
+    labels = _labels(y, len(images), attacked, last)
+    correct = attacked.predictions(last) == labels
+    if not correct.any():
+        raise ValueError(
+            f"Expected a model that classifies some of the images correctly. Received: {name!r}, "
+            f"which is wrong on all {len(images)}. Check value range and labels."
+        )
+    sources = dict(models_of(source_model, "source_model")) if source_model else {}
+    if not sources and budget.substitute:
+        sources = {"substitute": substitute(attacked, last, epsilon, seed)}
+    front = {f"identity for {n}": m for n, m in through_front(attacked).items()}
+    needs = {c.identifier: c.attacks(epsilon, pixels[1] - pixels[0], budget) for c in CHECKS}
     with shown(progress, "audit") as tell:
         evaluate = _evaluator(net, images, y, epsilon, {**settings, "draws": draws}, resume_dir)
-        defended = bool(attacked.with_surrogates(_HARDNESSES))
-        strong: dict[str, Any] = {"standard": "standard"} if budget.standard else {}
-        evaluation = evaluate(
-            "judged", battery | ({} if defended else _named(strong)), _part(tell, 0.0, 0.6),
-            threat_models=judged, surrogate_hardnesses=_HARDNESSES,
-        )  # fmt: skip
-        knowing = None
-        if defended:
-            known = _ADAPTIVE in judged
-            knowing = evaluate(
-                "adaptive", {"pgd": PGD()} | _named(strong), _part(tell, 0.6, 0.8),
-                threat_models=(_WHITE_BOX, _ADAPTIVE) if strong else (_ADAPTIVE,),
-                surrogate_hardnesses=_MORE_HARDNESSES if known
-                else (*_HARDNESSES, *_MORE_HARDNESSES),
-            )  # fmt: skip
-        front = {f"identity for {n}": m for n, m in through_front(attacked).items()}
-        sources = dict(models_of(source_model, "source_model")) if source_model else {}
-        if not sources and budget.substitute:
-            sources = {"substitute": substitute(attacked, last, epsilon, seed)}
+        evaluation, knowing = _attacked(evaluate, attacked, judged, needs.values(), budget, tell)
         transfers = None
         if front or sources:
             transfers = evaluate(
                 "transfer", {"pgd": PGD()}, _part(tell, 0.8, 0.85),
                 threat_models=("black-box",), source_model={**front, **sources},
             )  # fmt: skip
-        (correct,) = evaluation.correct.values()
-        labels = _labels(y, len(images), attacked, last)
-        if not correct.any():
-            raise ValueError(
-                f"Expected a model that classifies some of the images correctly. Received: {name!r}"
-                f", which is wrong on all {len(images)}. Check value range and labels."
-            )
-        followed = [attacked]
-        if _ADAPTIVE in judged:
-            followed += attacked.with_surrogates(_HARDNESSES)
+        adaptive = attacked.with_surrogates(_HARDNESSES) if _ADAPTIVE in judged else []
         evidence = Evidence(
-            model=attacked, followed=followed, x=last, labels=labels, correct=correct,
+            model=attacked, followed=[attacked, *adaptive], x=last, labels=labels, correct=correct,
             epsilon=epsilon, threat_models=judged, budget=budget, seed=seed,
             evaluation=evaluation, knowing=knowing, transfers=transfers, front=tuple(front),
         )  # fmt: skip
@@ -190,7 +166,48 @@ def audit_robustness(
     return AuditReport(evidence, results)
 
 
-def _judge(check: Check, evidence: Evidence, attacks: Sequence[str]) -> CheckResult:
+def _attacked(
+    evaluate: Callable[..., RobustnessReport],
+    model: AttackedModel,
+    judged: Sequence[str],
+    needs: Iterable[Mapping[str, Attack]],
+    budget: Budget,
+    tell: Progress,
+) -> tuple[RobustnessReport, RobustnessReport | None]:
+    """What the judged attack and those of the checks find, and who knows the defences.
+
+    The standard evaluation, if it is made, is part of the one that sees through the defences.
+    """
+    battery: dict[str, Attack] = {
+        JUDGED: PGD(),
+        TARGETED: APGD(loss="dlr", steps=30, targets=3, order="malt"),
+    }
+    for attacks in needs:
+        battery |= {name: attack for name, attack in attacks.items() if name not in battery}
+    standard = {"standard": get("standard")} if budget.standard else {}
+    defended = bool(model.with_surrogates(_HARDNESSES))
+    evaluation = evaluate(
+        "judged", battery if defended else battery | standard, _part(tell, 0.0, 0.6),
+        threat_models=judged, surrogate_hardnesses=_HARDNESSES,
+    )  # fmt: skip
+    for failure in evaluation.failures:
+        if failure["attack"] == JUDGED:
+            raise ValueError(
+                f"Expected a model that PGD can attack. Received: one where it fails with "
+                f"{failure['message']}"
+            )
+    if not defended:
+        return evaluation, None
+    beyond = _MORE_HARDNESSES if _ADAPTIVE in judged else (*_HARDNESSES, *_MORE_HARDNESSES)
+    knowing = evaluate(
+        "adaptive", {"pgd": PGD()} | standard, _part(tell, 0.6, 0.8),
+        threat_models=(_WHITE_BOX, _ADAPTIVE) if standard else (_ADAPTIVE,),
+        surrogate_hardnesses=beyond,
+    )  # fmt: skip
+    return evaluation, knowing
+
+
+def _judge(check: Check, evidence: Evidence, attacks: Mapping[str, Attack]) -> CheckResult:
     """The finding of a check and what it cost, its attacks' share included."""
     counter, start = evidence.model.counter, time.perf_counter()
     before = counter.gradients, counter.queries
@@ -235,10 +252,6 @@ def _evaluator(
         )  # fmt: skip
 
     return evaluate
-
-
-def _named(attacks: Mapping[str, str]) -> dict[str, Attack]:
-    return {name: get(attack) for name, attack in attacks.items()}
 
 
 def _part(tell: Progress, start: float, end: float) -> Progress:
@@ -294,7 +307,7 @@ def _of_random_model(
     results = [
         CheckResult(check, unknown, Cost(0, 0, 0.0))
         if check.needs_one_answer
-        else _judge(check, evidence, ())
+        else _judge(check, evidence, {})
         for check in CHECKS
     ]
     return AuditReport(evidence, results)

@@ -37,9 +37,7 @@ class PlantedExamples(Check):
         planted = Planted(evidence.model.model, evidence.model.settings)
         rows = evidence.looked_at(evidence.budget.planted)
         hardnesses = (3.0, 10.0)
-        attacked = AttackedModel(
-            planted, **{**evidence.model.settings, "outputs": "logits", "draws": 1}
-        )
+        attacked = AttackedModel(planted, **{**evidence.model.settings, "outputs": "logits"})
         attacked.counter = evidence.model.counter
         followed = [attacked]
         if evidence.follows_surrogates:
@@ -86,7 +84,7 @@ class Planted(keras.Model):
 
     def __init__(self, model: keras.Model, settings: dict[str, Any]) -> None:
         super().__init__()
-        self.whole, self.built = model, True
+        self.classifier, self.built = model, True
         self._features = _features(model, settings["outputs"])
         self._channels_first = settings["data_format"] == "channels_first"
         self.direction: Any = None

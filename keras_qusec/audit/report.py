@@ -168,7 +168,8 @@ class AuditReport:
     def __str__(self) -> str:
         judged = " and ".join(self._evidence.threat_models)
         blocks = [textwrap.fill(f"VERDICT: {self.verdict}", WIDTH)]
-        blocks.append(f"Judged: {judged}, PGD of 40 steps. {self._counts()}")
+        judging = f"Judged: {judged}, PGD of 40 steps. {self._counts()}"
+        blocks.append(textwrap.fill(judging, WIDTH))
         lines = []
         for result in self._results:
             if result.status == RAISED:
