@@ -45,9 +45,12 @@ class Control(NamedTuple):
 
 
 def audited(control: Control, data: Any, seed: int, **more: Any) -> Any:
-    """The audit of a control with a seed, on images of its own."""
+    """The audit of a control with a seed, on images of its own, with an undefended source."""
     from keras_qusec import audit_robustness
 
+    keras.utils.set_random_seed(seed + 1000)
+    scaled = [] if control.top == 1 else [keras.layers.Rescaling(1 / control.top)]
+    source = fitted(network(*scaled), data, top=control.top)
     keras.utils.set_random_seed(seed)
     model = control.make(data, seed)
     some = np.random.default_rng(seed).permutation(len(data.x_test))[: more.pop("images", IMAGES)]
@@ -55,7 +58,7 @@ def audited(control: Control, data: Any, seed: int, **more: Any) -> Any:
         model, data.x_test[some] * np.float32(control.top), data.y_test[some],
         epsilon=control.epsilon * control.top, value_range=(0.0, control.top), seed=seed,
         threat_models=("white-box", "adaptive") if control.adaptive else ("white-box",),
-        progress=False, **more,
+        source_model={"undefended": source}, progress=False, **more,
     )  # fmt: skip
 
 
