@@ -35,6 +35,7 @@ ROOMS = [
     "evaluate",
     "audit",
     "comparison",
+    "reproduction",
     "demo",
     "cli",
 ]

@@ -121,7 +121,7 @@ def compare(
         )  # fmt: skip
         report("source of black-box examples", 0.0)
         source = settings.source_training(loaded)
-        _trained("source", settings.folder, source, contenders.get("undefended").make)
+        trained("source", settings.folder, source, contenders.get("undefended").make)
         measured: dict[str, Measured] = {}
         if joblib.effective_n_jobs(n_jobs) == 1:
             for name in chosen:
@@ -159,8 +159,8 @@ def run_unit(
         data: the data set.
     """
     folder = settings.folder
-    model, seconds = _trained(name, folder, settings.training(data), contender.make)
-    source, _ = _trained("source", folder, settings.source_training(data), contender.make)
+    model, seconds = trained(name, folder, settings.training(data), contender.make)
+    source, _ = trained("source", folder, settings.source_training(data), contender.make)
     x, y = data.x_test[: settings.images], data.y_test[: settings.images]
     evaluated = evaluate_robustness(
         {name: model}, x, y, attacks=list(settings.attacks), epsilons=settings.epsilons,
@@ -178,7 +178,7 @@ def run_unit(
     )
 
 
-def _trained(
+def trained(
     name: str, folder: str, training: Training, make: Callable[[Training], keras.Model]
 ) -> tuple[keras.Model, float]:
     """A trained model and the seconds it took, from disk or trained now."""

@@ -1,0 +1,30 @@
+"""What a figure of the paper is, to be measured again."""
+
+from __future__ import annotations
+
+from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.results import Row
+
+
+class Figure:
+    """A table or figure of the paper.
+
+    A subclass sets the attributes and writes `rows`.
+
+    Attributes:
+        name: what users call it.
+        title: what it shows.
+        claim: what the paper concludes from it.
+        axis: what the numbers are measured at.
+        remarks: what must be known to compare with the paper.
+    """
+
+    name: str
+    title: str
+    claim: str
+    axis: str = "epsilon"
+    remarks: str = ""
+
+    def rows(self, laboratory: Laboratory) -> list[Row]:
+        """Train, attack and measure."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method rows.")

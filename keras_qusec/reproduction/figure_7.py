@@ -1,0 +1,33 @@
+"""Fig. 7: constant quantization under FGSM, by epsilon and number of levels."""
+
+from __future__ import annotations
+
+from keras_qusec.reproduction.figure import Figure
+from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.networks import Make, constant, undefended
+from keras_qusec.reproduction.results import Row
+
+_LEVELS = (2, 3, 4, 8, 16)
+_EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+class Figure7(Figure):
+    """FGSM accuracy of CQ with 2 to 16 levels."""
+
+    name = "figure-7"
+    title = "constant quantization under FGSM by epsilon and levels"
+    claim = "more levels lower the accuracy on adversarial images."
+
+    def rows(self, laboratory: Laboratory) -> list[Row]:
+        levels = (2, 4) if laboratory.quick else _LEVELS
+        epsilons = (0.1, 0.3) if laboratory.quick else _EPSILONS
+        networks: dict[str, tuple[str, Make]] = {"CNN": ("noquantization", undefended)}
+        networks |= {f"CQ, n = {n}": (f"n{n}", constant(n)) for n in levels}
+        rows = []
+        for series, (name, make) in networks.items():
+            report = laboratory.attacked(
+                f"figure-7-{name}", laboratory.model(name, make),
+                {"fgsm": "fgsm", "standard": "standard"}, epsilons=epsilons,
+            )  # fmt: skip
+            rows += [laboratory.row(report, series, "fgsm", value=e) for e in epsilons]
+        return rows

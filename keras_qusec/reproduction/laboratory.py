@@ -1,0 +1,195 @@
+"""Where figures are measured: networks trained once, attacks made once, all of it kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_qusec.comparison.compare import trained
+from keras_qusec.comparison.contenders import Training
+from keras_qusec.datasets import Dataset
+from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.progress import Progress
+from keras_qusec.report import RobustnessReport, files
+from keras_qusec.report.figures import wilson_interval
+from keras_qusec.reproduction.results import Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Laboratory:
+    """The settings of a reproduction, and what is finished.
+
+    Attributes:
+        data: the data set.
+        folder: where trained models and finished attacks are kept.
+        seed: of training and attacks.
+        quick: fewer epochs, levels and images, to see that all runs.
+        tell: told what is running.
+    """
+
+    data: Dataset
+    folder: str
+    seed: int
+    quick: bool
+    tell: Progress
+
+    @property
+    def epochs(self) -> int:
+        """The paper trains 6 to 10."""
+        return 2 if self.quick else 6
+
+    @property
+    def images(self) -> int:
+        """Test images that are attacked."""
+        return min(40 if self.quick else 1000, len(self.data.x_test))
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether the images have three channels, as CIFAR-10."""
+        return self.data.x_train.shape[-1] == 3
+
+    @property
+    def epsilon(self) -> float:
+        """The paper's: 0.3 for MNIST and 0.1 for CIFAR-10."""
+        return 0.1 if self.is_colour else 0.3
+
+    def training(self, **settings: Any) -> Training:
+        """What networks are trained with."""
+        both = {"epsilon": self.epsilon, "epochs": self.epochs, "seed": self.seed, **settings}
+        return Training(self.data, **both)
+
+    def model(
+        self, name: str, make: Callable[[Training], keras.Model], **settings: Any
+    ) -> keras.Model:
+        """A network trained now, or read from the folder.
+
+        Args:
+            name: file name, one for each way to make it.
+            make: function of `Training`.
+            **settings: of the training, such as `seed`.
+        """
+        self.tell(f"training: {name}", 0.0)
+        training = self.training(**settings)
+        folder = str(Path(self.folder) / f"seed-{training.seed}")
+        return trained(name, folder, training, make)[0]
+
+    def kept(self, name: str, measured: list[float]) -> list[float]:
+        """Numbers that only training gives: kept now, or, if there are none, read again.
+
+        Args:
+            name: file name.
+            measured: numbers; none if the model was there already.
+        """
+        path = Path(self.folder) / f"seed-{self.seed}" / f"{name}-measured.json"
+        if measured:
+            files.write({"measured": measured}, path)
+        return list(files.read(path)["measured"])
+
+    def attacked(
+        self,
+        name: str,
+        model: keras.Model,
+        attacks: Mapping[str, Any],
+        *,
+        epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
+        images: int | None = None,
+        **settings: Any,
+    ) -> RobustnessReport:
+        """The report of some attacks, made now or read from the folder.
+
+        Args:
+            name: folder name, one for each set of attacks.
+            model: the classifier.
+            attacks: by name, as for `evaluate_robustness`.
+            epsilons: default the paper's.
+            images: default `Laboratory.images`.
+            **settings: of `evaluate_robustness`.
+        """
+        self.tell(f"attacking: {name}", 0.0)
+        count = images or self.images
+        x, y = self.data.x_test[:count], self.data.y_test[:count]
+        return evaluate_robustness(
+            {name: model}, x, y, attacks=dict(attacks), epsilons=epsilons or [self.epsilon],
+            seed=self.seed, progress=False, batch_size=count,
+            resume_dir=Path(self.folder) / f"seed-{self.seed}" / f"{name}-attacked", **settings,
+        )  # fmt: skip
+
+    def share(self, series: str, value: float, measure: str, share: float, images: int) -> Row:
+        """A share of some images, with its interval."""
+        low, high = wilson_interval(round(share * images), images)
+        return Row(series, value, measure, share, low, high, None, None, images, self.seed)
+
+    def number(self, series: str, value: float, measure: str, number: float) -> Row:
+        """A number that is no share of images."""
+        return Row(series, value, measure, number, None, None, None, None, self.images, self.seed)
+
+    def row(
+        self,
+        report: RobustnessReport,
+        series: str,
+        attack: str,
+        *,
+        value: float | None = None,
+        measure: str | None = None,
+        threat_model: str = "white-box",
+        paper: float | None = None,
+    ) -> Row:
+        """The accuracy under an attack within L-infinity epsilon, the worst case beside it.
+
+        Args:
+            report: of one model.
+            series: line of the figure.
+            attack: name of the attack.
+            value: epsilon; default the paper's.
+            measure: what it is; default the attack.
+            threat_model: whose figure it is.
+            paper: the paper's number in [0, 1].
+        """
+        epsilon = self.epsilon if value is None else value
+        found = _found(report, attack, threat_model, epsilon)
+        return Row(
+            series, epsilon, measure or attack, found.robust_accuracy, found.low, found.high, paper,
+            report.robust_accuracy(epsilon=epsilon, norm="linf"), found.images, self.seed,
+        )  # fmt: skip
+
+    def at_any_distance(
+        self,
+        report: RobustnessReport,
+        series: str,
+        attack: str,
+        measure: str,
+        threat_model: str = "white-box",
+        paper: float | None = None,
+    ) -> Row:
+        """The accuracy under an attack that minimizes, however far its examples are."""
+        (correct,) = report.correct.values()
+        standing = correct.copy()
+        for result in report.results:
+            if (result.attack, result.threat_model) == (attack, threat_model):
+                standing &= ~np.isfinite(next(iter(result.distances.values())))
+        share = float(standing.mean())
+        row = self.share(series, float("inf"), measure, share, len(standing))
+        return row._replace(paper=paper)
+
+    def worst_case(self, report: RobustnessReport, series: str, norm: str, radius: float) -> Row:
+        """The worst case over all attacks within a radius."""
+        found = report.worst_case(report.models[0], norm, radius)
+        share = found.robust_accuracy
+        return Row(
+            series, radius, "worst case", share, found.low, found.high, None, share, found.images,
+            self.seed,
+        )  # fmt: skip
+
+
+def _found(report: RobustnessReport, attack: str, threat: str, epsilon: float) -> Any:
+    """The row of a report for an attack under a threat model."""
+    (row,) = [
+        row for row in report.rows
+        if (row.attack, row.threat_model, row.epsilon) == (attack, threat, epsilon)
+    ]  # fmt: skip
+    return row

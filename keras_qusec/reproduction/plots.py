@@ -1,0 +1,93 @@
+"""A reproduced figure as a picture: ours under the paper's attack, and the worst case."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from keras_qusec.plots import pyplot, save, words
+from keras_qusec.reproduction.results import Reproduction, Row
+
+
+def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:
+    """Lines over the axis, or bars where there is one value; dots are the paper's numbers.
+
+    Args:
+        reproduction: what `reproduce` returned.
+        path: image file to write; its folder is created.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    plt = pyplot()
+    groups = reproduction.by_seed()
+    measures = list(dict.fromkeys(rows[0].measure for rows in groups))
+    figure, axes = plt.subplots(
+        -(-len(measures) // 2), min(2, len(measures)), squeeze=False, layout="constrained",
+        figsize=(5.2 * min(2, len(measures)), 3.6 * -(-len(measures) // 2)),
+    )  # fmt: skip
+    for axis in axes.flat[len(measures) :]:
+        axis.set_visible(False)
+    for axis, measure in zip(axes.flat, measures, strict=False):
+        of_measure = [rows for rows in groups if rows[0].measure == measure]
+        values = {rows[0].value for rows in of_measure}
+        if len(values) > 1 and not any(map(math.isinf, values)):
+            _lines(axis, of_measure)
+            axis.set_xlabel(reproduction.axis)
+        else:
+            _bars(axis, of_measure)
+        axis.set_title(words(measure), fontsize=10)
+        share = of_measure[0][0].low is not None
+        axis.set_ylabel("accuracy in %" if share else measure)
+        if share:
+            axis.set_ylim(0, 102)
+        axis.grid(alpha=0.3, axis="y")
+    figure.suptitle(words(f"{reproduction.figure}: {reproduction.title}"), fontsize=11)
+    return save(figure, path)
+
+
+def _scale(row: Row) -> float:
+    return 100.0 if row.low is not None else 1.0
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _lines(axis, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-def]
+    series = list(dict.fromkeys(rows[0].series for rows in groups))
+    for place, name in enumerate(series):
+        own = sorted((g for g in groups if g[0].series == name), key=lambda g: g[0].value)
+        x = [rows[0].value for rows in own]
+        ours = [_scale(rows[0]) * _mean([row.ours for row in rows]) for rows in own]
+        axis.plot(x, ours, "o-", color=f"C{place}", label=name, markersize=4)
+        worst = [
+            (rows[0].value, 100 * _mean([row.worst for row in rows if row.worst is not None]))
+            for rows in own
+            if rows[0].worst is not None
+        ]
+        if worst:
+            axis.plot(*zip(*worst, strict=True), "x--", color=f"C{place}", markersize=5)
+    axis.plot([], [], "x--", color="0.4", label="worst case")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _bars(axis, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-def]
+    for place, rows in enumerate(groups):
+        first = rows[0]
+        ours = _scale(first) * _mean([row.ours for row in rows])
+        axis.bar(place, ours, 0.6, color="C0", label="ours" if place == 0 else None)
+        worst = [row.worst for row in rows if row.worst is not None]
+        if worst:
+            axis.bar(place, 100 * _mean(worst), 0.6, color="C3", alpha=0.75)
+        if first.paper is not None:
+            axis.plot(place, 100 * first.paper, "D", color="black")
+    axis.plot([], [], "D", color="black", label="paper")
+    axis.bar(0, 0, color="C3", alpha=0.75, label="worst case")
+    axis.set_xticks(range(len(groups)), [words(rows[0].series) for rows in groups],
+                    rotation=45, ha="right", fontsize=8)  # fmt: skip
+    axis.legend(fontsize=8, frameon=False)

@@ -1,0 +1,89 @@
+"""reproduce: a figure of the paper, measured again and kept."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+import keras
+
+from keras_qusec import datasets
+from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.checks import whole_number
+from keras_qusec.progress import Progress, shown
+from keras_qusec.reproduction import registry
+from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.results import Reproduction
+from keras_qusec.version import __version__
+
+
+def reproduce(
+    figure: str,
+    data: str | os.PathLike = "mnist",
+    *,
+    quick: bool = False,
+    seeds: Sequence[int] = (0,),
+    folder: str | os.PathLike | None = None,
+    progress: bool | Progress | None = None,
+) -> Reproduction:
+    """Measure a figure of the paper again: its attack, and the worst case beside it.
+
+    The paper's network and settings: Adam, learning rate 0.001, batch 128, 6 epochs; 1,000 test
+    images are attacked. The worst case is that of the standard evaluation.
+
+    Args:
+        figure: name of `keras_qusec.reproduction.FIGURES`, such as ``"figure-7"``.
+        data: name of a data set, or the path of an ``.npz`` file.
+        quick: two epochs, 40 images and fewer settings, to see that all of it runs.
+        seeds: of training and attack; several show the spread.
+        folder: where trained models and finished attacks are kept. Called again, it goes on
+            from there, and figures share their models. Default: nowhere.
+        progress: as in `evaluate_robustness`.
+
+    Returns:
+        `Reproduction`.
+
+    Raises:
+        ValueError: for an unknown figure, or a folder of other settings.
+        ImportError: without the extra ``keras-qusec[evaluate]``.
+
+    Source: Khalid et al. 2019, QuSecNets; the text of each figure says what was read how.
+
+    Example: ``print(reproduce("figure-7", "mnist5k", quick=True))``
+    """
+    import_foolbox()
+    one = registry.get(figure)
+    loaded = datasets.load(data)
+    listed = [whole_number(seed, "seeds", least=0) for seed in seeds]
+    if not listed:
+        raise ValueError("Expected at least one of seeds. Received: none. One is seeds=(0,).")
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary, shown(progress, figure) as tell:
+        for place, seed in enumerate(listed):
+
+            def part(text: str, _: float, place: int = place) -> None:
+                tell(f"{figure}: {text}", place / len(listed))
+
+            laboratory = Laboratory(loaded, str(folder or temporary), seed, quick, part)
+            rows += one.rows(laboratory)
+    return Reproduction(
+        figure=figure,
+        title=one.title,
+        claim=one.claim,
+        axis=one.axis,
+        rows=rows,
+        made_with={
+            "data": loaded.name,
+            "training images": len(loaded.x_train),
+            "test images attacked": max(row.images for row in rows),
+            "epochs": laboratory.epochs,
+            "seeds": ", ".join(map(str, listed)),
+            "evidence of the worst case": "standard",
+            "keras-qusec": __version__,
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            **({"quick": "yes, too little for conclusions"} if quick else {}),
+            **({"remarks": one.remarks} if one.remarks else {}),
+        },
+    )
