@@ -70,7 +70,10 @@ def measure(name: str, seed: int, level: str) -> dict:
         "kind": content["kind"],
         "judged": content["judged accuracy"],
         "worst": content["worst accuracy"],
-        "numbers": {c["identifier"]: c["numbers"] for c in content["checks"]},
+        "numbers": {
+            c["identifier"]: {k: v and float(f"{v:.3g}") for k, v in c["numbers"].items()}
+            for c in content["checks"]
+        },
         "cost": {
             c["identifier"]: [c["gradients"], c["queries"], round(c["seconds"], 2)]
             for c in content["checks"]

@@ -1,0 +1,135 @@
+"""The paper's figures, measured again on few images."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from keras_qusec import cli
+from keras_qusec.reproduction import FIGURES, Reproduction, Row, picture, reproduce
+from keras_qusec.reproduction.laboratory import Laboratory
+
+FOLDER = "work"
+
+
+def result(*rows):
+    return Reproduction("figure-0", "a | title", "a claim.", "epsilon", [*rows], {"data": "some"})
+
+
+ROW = Row("CQ", 0.3, "FGSM", 0.5, 0.4, 0.6, 0.9751, 0.25, 100, 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("reproduction")
+
+
+@pytest.fixture(scope="module")
+def figure_7(folder):
+    return reproduce("figure-7", "mnist5k", quick=True, folder=folder, progress=False)
+
+
+def test_figure_7(figure_7, tmp_path):
+    found = {(row.series, row.value): row for row in figure_7.rows}
+    assert set(found) == {(s, e) for s in ("CNN", "CQ, n = 2", "CQ, n = 4") for e in (0.1, 0.3)}
+    for row in figure_7.rows:
+        assert row.worst <= row.ours
+        assert row.low <= row.ours <= row.high
+        assert row.images == 40
+    # Two levels keep what few pixels near the threshold leave; the network alone keeps nothing.
+    assert found["CQ, n = 2", 0.3].ours > 0.3 > found["CNN", 0.3].ours
+    assert "too little" in figure_7.made_with["quick"]
+    assert picture(figure_7, tmp_path / "f.png").stat().st_size > 10_000
+    assert max(map(len, str(figure_7).splitlines())) <= 80
+
+
+def test_models_are_kept(figure_7, folder, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("keras_qusec.comparison.contenders.Training.fitted", never)
+    again = reproduce("figure-7", "mnist5k", quick=True, folder=folder, progress=False)
+    assert again.rows == figure_7.rows
+
+
+def test_training_curve_is_kept(folder, monkeypatch):
+    first = reproduce("figure-5", "mnist5k", quick=True, folder=folder, progress=False)
+    assert [row.value for row in first.rows] == [1.0, 2.0] * 2
+    assert [row.worst is None for row in first.rows] == [True, False] * 2
+    monkeypatch.setattr(
+        "keras_qusec.comparison.contenders.Training.fitted", lambda *_: pytest.fail("again")
+    )
+    again = reproduce("figure-5", "mnist5k", quick=True, folder=folder, progress=False)
+    assert again.rows == first.rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure(name, folder, tmp_path):
+    found = reproduce(name, "mnist5k", quick=True, folder=folder, progress=False)
+    assert found.rows
+    assert Reproduction.load(found.save(tmp_path / "f.json")) == found
+    assert picture(found, tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_file(tmp_path):
+    saved = result(ROW, ROW._replace(value=math.inf, low=None, high=None, worst=None))
+    assert Reproduction.load(saved.save(tmp_path / "new" / "f.json")) == saved
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"saved by Reproduction\.save"):
+        Reproduction.load(tmp_path / "other.json")
+
+
+def test_table_shows_means_and_spread_of_seeds():
+    table = result(ROW, ROW._replace(ours=0.7, worst=0.35, seed=1)).table()
+    assert table.rows == [["CQ", "0.3", "FGSM", "97.5", "60.0 ±10.0", "-", "30.0"]]
+    one = result(ROW._replace(value=math.inf)).table()
+    assert one.rows == [["CQ", "any", "FGSM", "97.5", "50.0", "40-60", "25.0"]]
+    text = result(ROW).to_markdown()
+    assert "The paper: a claim." in text
+    assert "data: some" in text
+
+
+def test_settings_of_the_paper():
+    grey = Laboratory(_data((28, 28, 1)), FOLDER, 0, quick=False, tell=print)
+    assert (grey.epochs, grey.images, grey.epsilon) == (6, 1000, 0.3)
+    colour = Laboratory(_data((32, 32, 3)), FOLDER, 0, quick=True, tell=print)
+    assert (colour.epochs, colour.images, colour.epsilon) == (2, 40, 0.1)
+
+
+def _data(shape):
+    import numpy as np
+
+    from keras_qusec.datasets import Dataset
+
+    x, y = np.zeros((1000, *shape), "float32"), np.zeros(1000, "int64")
+    return Dataset("none", x, y, x, y)
+
+
+def test_command_line(folder, figure_7, tmp_path, capsys):
+    work = tmp_path / "mnist5k-quick"
+    work.mkdir()
+    (work / "work").symlink_to(folder)
+    status = cli.main(
+        ["reproduce", "figure-7", "--data", "mnist5k", "--quick", "--folder", str(tmp_path)]
+    )
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "CQ, n = 4" in out
+    assert max(map(len, out.split("Written")[0].splitlines())) <= 80
+    assert Reproduction.load(work / "figure-7.json").rows == figure_7.rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"figure": "figure-77"}, "Did you mean 'figure-7'"),
+        ({"figure": "figure-7", "seeds": ()}, "at least one of seeds"),
+        ({"figure": "figure-7", "data": "imagenet"}, "mnist5k"),
+    ],
+)
+def test_refuses(arguments, words):
+    with pytest.raises(ValueError, match=r"Expected") as error:
+        reproduce(**{"data": "mnist5k", **arguments})
+    assert words in str(error.value)
