@@ -26,6 +26,7 @@ def html_page(audit: Any, evidence: Evidence) -> str:
         f'<p class="verdict {audit.kind}">{html.escape(audit.verdict)}.</p>',
         f"<p>Judged under {html.escape(' and '.join(evidence.threat_models))}: PGD of 40 steps, "
         f"epsilon {evidence.epsilon:g}, {audit.images} images.</p>",
+        *(f'<p class="note">{html.escape(note)}</p>' for note in audit.notes),
         _checks(audit),
         *_explanations(audit),
     ]

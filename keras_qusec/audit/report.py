@@ -21,6 +21,8 @@ from keras_qusec.report.tables import WIDTH
 ROBUST, OVERSTATED, MASKED = "robust", "overstated", "masked"
 # Below this, with 95 % confidence, other attacks find no more than the judged one.
 _TOLERANCE = 0.02
+# With fewer images most limits cannot be passed.
+_FEW = 30
 
 
 class Cost(NamedTuple):
@@ -81,6 +83,18 @@ class AuditReport:
     def evaluation(self) -> RobustnessReport | None:
         """What the judged attack and those of the checks found; None for a random model."""
         return self._evidence.evaluation if self._evidence.has_evaluation else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before the findings."""
+        notes = list(self._evidence.evaluation.notes) if self._evidence.has_evaluation else []
+        count = len(self._evidence.rows)
+        if count < _FEW:
+            notes.append(
+                f"Only {count} images are classified correctly, too few for checks that compare "
+                "shares of them. Give 100 or more."
+            )
+        return notes
 
     @property
     def images(self) -> int:
@@ -170,6 +184,7 @@ class AuditReport:
         blocks = [textwrap.fill(f"VERDICT: {self.verdict}", WIDTH)]
         judging = f"Judged: {judged}, PGD of 40 steps. {self._counts()}"
         blocks.append(textwrap.fill(judging, WIDTH))
+        blocks += [textwrap.fill(f"NOTE: {note}", WIDTH) for note in self.notes]
         lines = []
         for result in self._results:
             if result.status == RAISED:
@@ -205,6 +220,7 @@ class AuditReport:
             "judged accuracy": self.judged_accuracy,
             "worst accuracy": self.worst_accuracy,
             "raised": list(self.raised),
+            "notes": self.notes,
             "checks": [
                 {
                     "identifier": result.identifier,

@@ -98,7 +98,10 @@ def through_front(attacked: AttackedModel) -> dict[str, keras.Model]:
     made: dict[str, keras.Model] = {}
     for call in kept:
         head = keras.Model(model.inputs, call.output)
-        tail = keras.Model(call.output, model.outputs)
+        try:
+            tail = keras.Model(call.output, model.outputs)
+        except ValueError:
+            continue  # something of the image goes past this layer
         name = str(call.operation.name)
         made[name] = ThroughIdentity(head, tail, output_kind(model), name=f"through_{name}")
         made[name](ops.zeros((1, *shape[1:])))
@@ -107,6 +110,8 @@ def through_front(attacked: AttackedModel) -> dict[str, keras.Model]:
 
 def _is_preprocessing(operation: object) -> bool:
     """Whether a layer may be a defence and is no ordinary part of a network."""
-    ordinary = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Dropout,
-                keras.layers.Conv2D, keras.layers.BatchNormalization)  # fmt: skip
+    ordinary = (
+        keras.layers.BatchNormalization, keras.layers.Conv2D, keras.layers.Dense,
+        keras.layers.Dropout, keras.layers.Normalization, keras.layers.Rescaling,
+    )  # fmt: skip
     return not isinstance(operation, ordinary)

@@ -85,6 +85,27 @@ def test_overstated_by_the_choice_of_the_loss():
     assert "most of them found by apgd-t" in found.verdict
 
 
+def test_notes_are_shown(clear):
+    assert any("Only 24 images" in note for note in clear.notes)
+    tiny = audited(small_cnn(2), epsilon=1e-4)
+    assert any("in units of the pixel values" in note for note in tiny.notes)
+    assert "NOTE: All L-inf epsilons are below" in str(tiny)
+
+
+def test_something_of_the_image_goes_past_the_front():
+    images = keras.Input((8, 8, 1))
+    both = keras.layers.Concatenate()([images, Rounded()(images)])
+    model = keras.Model(images, small_cnn_on(2)(both))
+    found = audited(model)
+    assert {c.identifier for c in found.checks if c.status == NOT_RUN} >= {"surrogates"}
+
+
+def small_cnn_on(channels):
+    return keras.Sequential(
+        [keras.Input((8, 8, channels)), keras.layers.Flatten(), keras.layers.Dense(4)]
+    )
+
+
 def test_each_check_says_what_it_is():
     identifiers = [check.identifier for check in CHECKS]
     assert len(set(identifiers)) == len(CHECKS) == 17
