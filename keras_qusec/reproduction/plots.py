@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from keras_qusec.plots import pyplot, save, words
 from keras_qusec.reproduction.results import Reproduction, Row
@@ -58,7 +59,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _lines(axis, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-def]
+def _lines(axis: Any, groups: list[list[Row]]) -> None:
     series = list(dict.fromkeys(rows[0].series for rows in groups))
     for place, name in enumerate(series):
         own = sorted((g for g in groups if g[0].series == name), key=lambda g: g[0].value)
@@ -72,11 +73,12 @@ def _lines(axis, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-de
         ]
         if worst:
             axis.plot(*zip(*worst, strict=True), "x--", color=f"C{place}", markersize=5)
-    axis.plot([], [], "x--", color="0.4", label="worst case")
+    if any(row.worst is not None for rows in groups for row in rows):
+        axis.plot([], [], "x--", color="0.4", label="worst case")
     axis.legend(fontsize=8, frameon=False)
 
 
-def _bars(axis, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-def]
+def _bars(axis: Any, groups: list[list[Row]]) -> None:
     for place, rows in enumerate(groups):
         first = rows[0]
         ours = _scale(first) * _mean([row.ours for row in rows])
@@ -86,8 +88,11 @@ def _bars(axis, groups: list[list[Row]]) -> None:  # type: ignore[no-untyped-def
             axis.bar(place, 100 * _mean(worst), 0.6, color="C3", alpha=0.75)
         if first.paper is not None:
             axis.plot(place, 100 * first.paper, "D", color="black")
-    axis.plot([], [], "D", color="black", label="paper")
-    axis.bar(0, 0, color="C3", alpha=0.75, label="worst case")
+    if any(rows[0].paper is not None for rows in groups):
+        axis.plot([], [], "D", color="black", label="paper")
+    if any(row.worst is not None for rows in groups for row in rows):
+        axis.bar(0, 0, color="C3", alpha=0.75, label="worst case")
     axis.set_xticks(range(len(groups)), [words(rows[0].series) for rows in groups],
                     rotation=45, ha="right", fontsize=8)  # fmt: skip
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3,
+                frameon=False)  # fmt: skip
