@@ -15,10 +15,8 @@ SAMPLE = {
     "hard QuSecQuantization, white-box",
     "logits x 10,000",
     "gradients of random sign",
-    "nearest training image",
     "gradient of half the image",
     "undefended",
-    "linear",
     "batch normalisation and dropout",
 }
 

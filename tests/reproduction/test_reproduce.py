@@ -53,6 +53,7 @@ def test_models_are_kept(figure_7, folder, monkeypatch):
     assert again.rows == figure_7.rows
 
 
+@pytest.mark.slow
 def test_training_curve_is_kept(folder, monkeypatch):
     first = reproduce("figure-5", "mnist5k", quick=True, folder=folder, progress=False)
     assert [row.value for row in first.rows] == [1.0, 2.0] * 2
