@@ -101,9 +101,10 @@ def audit_robustness(
 
     >>> from keras_qusec import audit_robustness
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, use_bias=False)])
-    >>> model.set_weights([np.array([[1, 0]] * 8, "float32") - 0.5])
-    >>> x = np.random.default_rng(0).uniform(0.3, 0.9, (40, 8)).astype("float32")
-    >>> audit = audit_robustness(model, x, 0 * np.arange(40), epsilon=0.2, progress=False)
+    >>> model.set_weights([np.tile(np.eye(2, dtype="float32"), (4, 1))])
+    >>> x = np.random.default_rng(0).uniform(0, 1, (40, 8)).astype("float32")
+    >>> y = (x[:, 1::2].sum(1) > x[:, ::2].sum(1)).astype("int64")
+    >>> audit = audit_robustness(model, x, y, epsilon=0.05, progress=False)
     >>> audit.raised
     ()
     """
