@@ -34,7 +34,7 @@ class PlantedExamples(Check):
     remedy = "The attack is too weak for this model; its robust accuracy means nothing."
 
     def judge(self, evidence: Evidence) -> Finding:
-        planted = Planted(evidence.model.model, evidence.model.settings)
+        planted = Planted(evidence.model.model, evidence.model.settings, evidence.x[:1])
         rows = evidence.looked_at(evidence.budget.planted)
         hardnesses = (3.0, 10.0)
         attacked = AttackedModel(planted, **{**evidence.model.settings, "outputs": "logits"})
@@ -78,17 +78,21 @@ class Planted(keras.Model):
     Args:
         model: whose last layer is replaced.
         settings: of its `AttackedModel`.
+        x: an image, by which the features are counted.
     """
 
     output_kind = "logits"
 
-    def __init__(self, model: keras.Model, settings: dict[str, Any]) -> None:
+    def __init__(self, model: keras.Model, settings: dict[str, Any], x: np.ndarray) -> None:
         super().__init__()
         self.classifier, self.built = model, True
         self._features = _features(model, settings["outputs"])
         self._channels_first = settings["data_format"] == "channels_first"
-        self.direction: Any = None
-        self.threshold: Any = None
+        count = self._features_of(x).shape[1]
+        # Made before anything is compiled, since JAX takes the variables that there are then.
+        zeros = keras.initializers.Zeros()
+        self.direction = self.add_weight((count,), zeros, "float32", trainable=False)
+        self.threshold = self.add_weight((), zeros, "float32", trainable=False)
 
     def call(self, images: Any, training: bool = False) -> Any:
         scores = ops.sum(self.features(images) * self.direction, axis=-1) - self.threshold
@@ -99,13 +103,15 @@ class Planted(keras.Model):
         features = ops.cast(self._features(images), "float32")
         return ops.reshape(features, (ops.shape(features)[0], -1))
 
+    def _features_of(self, images: np.ndarray) -> np.ndarray:
+        """Features of images with channels last, ``(n, values)`` float64."""
+        given = np.moveaxis(images, -1, 1) if self._channels_first else images
+        features = ops.stop_gradient(self.features(ops.convert_to_tensor(given)))
+        return np.array(ops.convert_to_numpy(features), dtype="float64")
+
     def plant(self, points: np.ndarray) -> bool:
         """Choose the classifier that tells one of the points from the others, by a margin."""
-        images = np.moveaxis(points, -1, 1) if self._channels_first else points
-        features = np.array(
-            ops.convert_to_numpy(ops.stop_gradient(self.features(ops.convert_to_tensor(images)))),
-            dtype="float64",
-        )
+        features = self._features_of(points)
         centre = features.mean(axis=0)
         spread = features - centre
         size = np.sqrt((spread**2).mean())
@@ -121,14 +127,6 @@ class Planted(keras.Model):
             return False
         scale = 1 / (size * scores.std())
         threshold = ((first + second) / 2 + centre @ direction / size) / scores.std()
-        if self.direction is None:
-            zeros = keras.initializers.Zeros()
-            self.direction = self.add_weight(
-                (len(direction),), zeros, "float32", trainable=False, name="direction"
-            )
-            self.threshold = self.add_weight(
-                (), zeros, "float32", trainable=False, name="threshold"
-            )
         self.direction.assign((direction * scale).astype("float32"))
         self.threshold.assign(np.float32(threshold))
         return True

@@ -11,9 +11,11 @@ import pytest
 from helpers import small_cnn
 
 from keras_qusec import QuSecQuantization, audit_robustness
+from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.audit import CHECKS, audit
 from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
 from keras_qusec.audit.evidence import log_odds
+from keras_qusec.audit.planted_examples import Planted
 
 EPSILON = 0.02
 X = np.random.default_rng(3).uniform(0.2, 0.8, (24, 8, 8, 1)).astype("float32")
@@ -278,3 +280,16 @@ def test_log_odds_as_attacks_climb_them():
     logits = np.array([[1.0, 3.0, -2.0], [500.0, 0.0, 1.0]], "float32")
     expected = [np.log(np.exp(1.0) + np.exp(-2.0)) - 3.0, np.log(1.0 + np.exp(1.0)) - 500.0]
     np.testing.assert_allclose(log_odds(logits, np.array([1, 0])), expected, rtol=1e-9)
+
+
+def test_each_planted_example_is_one_of_its_own():
+    """The readout changes from image to image, also in compiled functions."""
+    model = small_cnn(2)
+    planted = Planted(model, AttackedModel(model).settings, X[:1])
+    attacked = AttackedModel(planted)
+    rng = np.random.default_rng(0)
+    for row in range(3):
+        points = np.clip(X[row] + 0.1 * rng.uniform(-1, 1, (50, 8, 8, 1)), 0, 1).astype("float32")
+        assert planted.plant(points)
+        reached = attacked.is_adversarial(points, Goal(np.zeros(50, "int64")))
+        assert np.flatnonzero(reached).tolist() == [0]
