@@ -96,7 +96,7 @@ def write_page(rows: list[dict], path: Path) -> None:
                 if (row["backend"], row["model"]) == (backend, model):
                     panel.scatter(
                         row["seconds"], 100 * row["robust"], marker=marks[row["name"]], s=60,
-                        label=row["name"], alpha=0.85,
+                        label=row["name"], alpha=0.85, color=f"C{names.index(row['name'])}",
                     )  # fmt: skip
             panel.set(xscale="log", title=f"{model}\n{backend}, epsilon {epsilon:g}")
             panel.set(xlim=(min(seconds) / 2, 2 * max(seconds)), xlabel="seconds, one run")

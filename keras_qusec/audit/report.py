@@ -87,7 +87,9 @@ class AuditReport:
     @property
     def notes(self) -> list[str]:
         """What a reader must know before the findings."""
-        notes = list(self._evidence.evaluation.notes) if self._evidence.has_evaluation else []
+        notes: list[str] = []
+        if self._evidence.has_evaluation:
+            notes += [f"Judged evaluation: {n}" for n in self._evidence.evaluation.notes]
         count = len(self._evidence.rows)
         if count < _FEW:
             notes.append(

@@ -91,7 +91,7 @@ def test_notes_are_shown(clear):
     assert any("Only 24 images" in note for note in clear.notes)
     tiny = audited(small_cnn(2), epsilon=1e-4)
     assert any("in units of the pixel values" in note for note in tiny.notes)
-    assert "NOTE: All L-inf epsilons are below" in str(tiny)
+    assert "NOTE: Judged evaluation: All L-inf epsilons are" in str(tiny)
 
 
 def test_something_of_the_image_goes_past_the_front():
