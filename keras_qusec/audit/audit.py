@@ -16,6 +16,7 @@ from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, get
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.audit.check import NOT_RUN, Check, Finding
 from keras_qusec.audit.evidence import BUDGETS, JUDGED, TARGETED, Budget, Evidence
+from keras_qusec.audit.random_outputs import LIMIT, difference_between_calls
 from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
 from keras_qusec.audit.surrogate_gradients import through_front
@@ -128,7 +129,7 @@ def audit_robustness(
     last = np.moveaxis(images, 1, -1) if form == "channels_first" else images
     with surrogates_in_force({}):
         attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form)
-    if draws == 1 and _is_random(attacked, last):
+    if draws == 1 and difference_between_calls(attacked, last[:64]) > LIMIT:
         return _of_random_model(attacked, last, y, epsilon, judged, budget, seed)
     with surrogates_in_force({}):
         attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
@@ -281,11 +282,6 @@ def _one(models: Mapping[str, keras.Model]) -> Mapping[str, keras.Model]:
 
 def _labels(y: Any, count: int, model: AttackedModel, x: np.ndarray) -> np.ndarray:
     return checks.class_labels(y, count, classes=model.logits(x[:1]).shape[1])
-
-
-def _is_random(model: AttackedModel, x: np.ndarray) -> bool:
-    first, second = model.repeated(x[:64], calls=2)
-    return not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _of_random_model(

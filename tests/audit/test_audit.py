@@ -206,6 +206,21 @@ def test_random_model():
     assert "random-outputs" in averaged.raised
 
 
+def test_weak_noise_is_told_as_well():
+    class Noisy(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.generator = keras.random.SeedGenerator(0)
+
+        def call(self, x):
+            return x + 1e-3 * keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+    model = keras.Sequential([keras.Input((8, 8, 1)), Noisy(), *small_cnn(2).layers])
+    found = audited(model)
+    assert found.raised == ("random-outputs",)
+    assert found.kind == "masked"
+
+
 def test_resumes(tmp_path, monkeypatch):
     model = small_cnn(2)
     first = audited(model, resume_dir=tmp_path)
