@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,33 +85,14 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--l2-epsilons", nargs="+", type=_radius, metavar="EPS", help="L2 radii, for L2 attacks"
     )
-    evaluate.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
-        help="pixel values that the models expect, to which images are scaled (default: what "
-        "their first layers say, else 0 1)",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--outputs", choices=["logits", "probabilities"],
-        help="what the models' outputs are, where their graphs do not say",
-    )  # fmt: skip
-    evaluate.add_argument(
-        "--draws", type=int, default=1, help="draws averaged of random models (default: 1)"
-    )
+    _add_models(evaluate)
     evaluate.add_argument(
         "--threat-models", nargs="+", metavar="THREAT",
         help="white-box, adaptive, black-box (default: the first two; all with --source)",
     )  # fmt: skip
-    evaluate.add_argument(
-        "--source", nargs="+", default=[], metavar="MODEL",
-        help="classifiers on which black-box examples are made",
-    )  # fmt: skip
     evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
     evaluate.add_argument("--batch-size", type=int, help="images in a unit (default: up to 512)")
-    evaluate.add_argument("--seed", type=int, default=0, help="default: 0")
-    evaluate.add_argument("--jobs", type=int, help="processes (default: 1)")
-    evaluate.add_argument(
-        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
-    )
+    _add_run(evaluate)
     evaluate.add_argument("--output", metavar="FILE", help="write the report as JSON")
     evaluate.add_argument("--markdown", metavar="FILE", help="write its tables in Markdown")
     evaluate.add_argument("--html", metavar="FILE", help="write one page with all of it")
@@ -152,26 +133,8 @@ def _add_audit(commands: Any) -> None:
         help="judge the adaptive evaluation, which knows the model's defences, and not white-box "
         "attacks alone",
     )  # fmt: skip
-    audit.add_argument(
-        "--source", nargs="+", default=[], metavar="MODEL",
-        help="undefended classifiers of the same task, to transfer examples from",
-    )  # fmt: skip
-    audit.add_argument(
-        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
-        help="pixel values that the model expects (default: what its first layers say, else 0 1)",
-    )  # fmt: skip
-    audit.add_argument(
-        "--outputs", choices=["logits", "probabilities"],
-        help="what the model's outputs are, where its graph does not say",
-    )  # fmt: skip
-    audit.add_argument(
-        "--draws", type=int, default=1, help="draws averaged of a random model (default: 1)"
-    )
-    audit.add_argument("--seed", type=int, default=0, help="default: 0")
-    audit.add_argument("--jobs", type=int, help="processes (default: 1)")
-    audit.add_argument(
-        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
-    )
+    _add_models(audit)
+    _add_run(audit)
     audit.add_argument("--html", metavar="FILE", help="write one page with all of it")
     audit.add_argument("--plot", metavar="FILE", help="draw loss surface, gradients and budget")
     audit.add_argument("--json", metavar="FILE", help="write verdict and checks as JSON")
@@ -236,6 +199,36 @@ def _add_reproduce(commands: Any) -> None:
     reproduce.set_defaults(run=_reproduce)
 
 
+def _add_models(command: argparse.ArgumentParser) -> None:
+    """What is known of the attacked models, and the sources of black-box examples."""
+    command.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="pixel values that the models expect, to which images are scaled (default: what "
+        "their first layers say, else 0 1)",
+    )  # fmt: skip
+    command.add_argument(
+        "--outputs", choices=["logits", "probabilities"],
+        help="what the models' outputs are, where their graphs do not say",
+    )  # fmt: skip
+    command.add_argument(
+        "--draws", type=int, default=1, help="draws averaged of random models (default: 1)"
+    )
+    command.add_argument(
+        "--source", nargs="+", default=[], metavar="MODEL",
+        help="classifiers on which black-box examples are made, such as undefended ones of the "
+        "same task",
+    )  # fmt: skip
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """How attacks are run."""
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    command.add_argument("--jobs", type=int, help="processes (default: 1)")
+    command.add_argument(
+        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
+    )
+
+
 def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
@@ -270,20 +263,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    import numpy as np
+    from keras_qusec import evaluate_robustness
 
-    from keras_qusec import datasets, evaluate_robustness
-
-    writers = _writers(options)
-    if options.images < 0:
-        raise ValueError(
-            f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
-        )
-    models = _load_models([options.model, *options.compare])
-    sources = _load_models(options.source)
-    data = datasets.load(options.data)
-    count = options.images or len(data.x_test)
-    low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
+    given = _inputs(options, options.compare)
+    low, high = given.value_range
     epsilons = None
     if options.epsilons or options.l2_epsilons:
         # Without L-infinity radii, attacks in that norm have the default ones.
@@ -292,20 +275,20 @@ def _evaluate(options: argparse.Namespace) -> None:
         if options.l2_epsilons:
             epsilons["l2"] = options.l2_epsilons
     threat_models = options.threat_models or (
-        ["white-box", "adaptive", *(["black-box"] if sources else [])]
+        ["white-box", "adaptive", *(["black-box"] if given.sources else [])]
     )
     _greet()
     report = evaluate_robustness(
-        models,
-        data.x_test[:count] * np.float32(high - low) + np.float32(low),
-        data.y_test[:count],
+        given.models,
+        given.x,
+        given.y,
         attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
         epsilons=epsilons,
-        value_range=(low, high),
+        value_range=given.value_range,
         outputs=options.outputs,
         draws=options.draws,
         threat_models=threat_models,
-        source_model=sources or None,
+        source_model=given.sources or None,
         targets=options.targets,
         batch_size=options.batch_size,
         seed=options.seed,
@@ -313,39 +296,67 @@ def _evaluate(options: argparse.Namespace) -> None:
         resume_dir=options.resume,
     )
     print(report)
+    # The report that can be read again first.
+    writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
+        (options.output, lambda report, path: report.save(path)),
+        (options.markdown, lambda report, path: Path(path).write_text(report.to_markdown())),
+        (options.html, lambda report, path: report.to_html(path)),
+        (options.plot, lambda report, path: report.plot(path)),
+        (options.gallery, lambda report, path: report.plot_gallery(path)),
+    ]
     _write(report, writers)
 
 
-def _audit(options: argparse.Namespace) -> None:
+class _Inputs(NamedTuple):
+    """Models and sources by name, and test images scaled to what the models expect."""
+
+    models: dict[str, Any]
+    sources: dict[str, Any]
+    x: Any
+    y: Any
+    value_range: tuple[float, float]
+
+
+def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
+    """What is to be attacked; `more` models beside the one of the command."""
     import numpy as np
 
-    from keras_qusec import audit_robustness, datasets
-    from keras_qusec.report import files
+    from keras_qusec import datasets
 
     if options.images < 0:
         raise ValueError(
             f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
         )
-    models = _load_models([options.model])
+    models = _load_models([options.model, *more])
     sources = _load_models(options.source)
     data = datasets.load(options.data)
     count = options.images or len(data.x_test)
     low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
+    x = data.x_test[:count] * np.float32(high - low) + np.float32(low)
+    return _Inputs(models, sources, x, data.y_test[:count], (low, high))
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from keras_qusec import audit_robustness
+    from keras_qusec.report import files
+
+    given = _inputs(options)
+    low, high = given.value_range
     epsilon = options.epsilon
     if epsilon is None:
-        colour = data.x_test.ndim == 4 and data.x_test.shape[-1] == 3
+        colour = given.x.shape[-1] == 3
         epsilon = (8 / 255 if colour else 0.3) * (high - low)
         print(f"Epsilon is {epsilon:.4g}, usual for such images; --epsilon says another.")
     _greet()
     audit = audit_robustness(
-        models,
-        data.x_test[:count] * np.float32(high - low) + np.float32(low),
-        data.y_test[:count],
+        given.models,
+        given.x,
+        given.y,
         epsilon=epsilon,
         level=options.level,
         threat_models=("white-box", "adaptive") if options.adaptive else ("white-box",),
-        source_model=sources or None,
-        value_range=(low, high),
+        source_model=given.sources or None,
+        value_range=given.value_range,
         outputs=options.outputs,
         draws=options.draws,
         seed=options.seed,
@@ -358,12 +369,14 @@ def _audit(options: argparse.Namespace) -> None:
         (options.html, lambda audit, path: audit.to_html(path)),
         (options.plot, lambda audit, path: audit.plot(path)),
     ]
-    _write(audit, [(path, write) for path, write in writers if path])
+    _write(audit, writers)
 
 
-def _write(result: Any, writers: Sequence[tuple[str, Callable[[Any, str], Any]]]) -> None:
-    """Write files; one that cannot be written does not lose the others."""
+def _write(result: Any, writers: Sequence[tuple[str | None, Callable[[Any, str], Any]]]) -> None:
+    """Write the files asked for; one that cannot be written does not lose the others."""
     for path, write in writers:
+        if not path:
+            continue
         try:
             write(result, path)
             print(f"Written: {path}")
@@ -444,18 +457,6 @@ def _value_range(
     if (low, high) != (0.0, 1.0):
         print(f"Images are scaled to {low:g} ... {high:g}, which the models' first layers expect.")
     return low, high
-
-
-def _writers(options: argparse.Namespace) -> list[tuple[str, Callable[[Any, str], Any]]]:
-    """The files asked for and what writes them; the report that can be read again first."""
-    writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
-        (options.output, lambda report, path: report.save(path)),
-        (options.markdown, lambda report, path: Path(path).write_text(report.to_markdown())),
-        (options.html, lambda report, path: report.to_html(path)),
-        (options.plot, lambda report, path: report.plot(path)),
-        (options.gallery, lambda report, path: report.plot_gallery(path)),
-    ]
-    return [(path, write) for path, write in writers if path]
 
 
 def _load_models(paths: Sequence[str]) -> dict[str, Any]:

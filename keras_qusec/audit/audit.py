@@ -15,7 +15,7 @@ from keras_qusec import checks
 from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, get
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.audit.check import NOT_RUN, Check, Finding
-from keras_qusec.audit.evidence import BUDGETS, JUDGED, TARGETED, Budget, Evidence
+from keras_qusec.audit.evidence import BUDGETS, HARDNESSES, JUDGED, TARGETED, Budget, Evidence
 from keras_qusec.audit.random_outputs import LIMIT, difference_between_calls
 from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
@@ -28,8 +28,8 @@ from keras_qusec.evaluation.results import Result
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 
-# Of the surrogate gradients: those of the judged adaptive attack, and those tried beyond it.
-_HARDNESSES, _MORE_HARDNESSES = (3.0, 10.0), (1.0, 30.0)
+# Of the surrogate gradients that are tried beyond those of the judged adaptive attack.
+_MORE_HARDNESSES = (1.0, 30.0)
 _WHITE_BOX, _ADAPTIVE = "white-box", "adaptive"
 
 
@@ -128,12 +128,9 @@ def audit_robustness(
     form = data_format_of([(name, net)], images.shape[1:], data_format)
     last = np.moveaxis(images, 1, -1) if form == "channels_first" else images
     with surrogates_in_force({}):
-        attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form)
+        attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
     if draws == 1 and difference_between_calls(attacked, last[:64]) > LIMIT:
         return _of_random_model(attacked, last, y, epsilon, judged, budget, seed)
-    with surrogates_in_force({}):
-        attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
-
     labels = _labels(y, len(images), attacked, last)
     correct = attacked.predictions(last) == labels
     if not correct.any():
@@ -152,10 +149,10 @@ def audit_robustness(
         transfers = None
         if front or sources:
             transfers = evaluate(
-                "transfer", {"pgd": PGD()}, _part(tell, 0.8, 0.85),
+                "transfer", {JUDGED: PGD()}, _part(tell, 0.8, 0.85),
                 threat_models=("black-box",), source_model={**front, **sources},
             )  # fmt: skip
-        adaptive = attacked.with_surrogates(_HARDNESSES) if _ADAPTIVE in judged else []
+        adaptive = attacked.with_surrogates(HARDNESSES) if _ADAPTIVE in judged else []
         evidence = Evidence(
             model=attacked, followed=[attacked, *adaptive], x=last, labels=labels, correct=correct,
             epsilon=epsilon, threat_models=judged, budget=budget, seed=seed,
@@ -187,10 +184,10 @@ def _attacked(
     for attacks in needs:
         battery |= {name: attack for name, attack in attacks.items() if name not in battery}
     standard = {"standard": get("standard")} if budget.standard else {}
-    defended = bool(model.with_surrogates(_HARDNESSES))
+    defended = bool(model.with_surrogates(HARDNESSES))
     evaluation = evaluate(
         "judged", battery if defended else battery | standard, _part(tell, 0.0, 0.6),
-        threat_models=judged, surrogate_hardnesses=_HARDNESSES,
+        threat_models=judged, surrogate_hardnesses=HARDNESSES,
     )  # fmt: skip
     for failure in evaluation.failures:
         if failure["attack"] == JUDGED:
@@ -200,9 +197,9 @@ def _attacked(
             )
     if not defended:
         return evaluation, None
-    beyond = _MORE_HARDNESSES if _ADAPTIVE in judged else (*_HARDNESSES, *_MORE_HARDNESSES)
+    beyond = _MORE_HARDNESSES if _ADAPTIVE in judged else (*HARDNESSES, *_MORE_HARDNESSES)
     knowing = evaluate(
-        "adaptive", {"pgd": PGD()} | standard, _part(tell, 0.6, 0.8),
+        "adaptive", {JUDGED: PGD()} | standard, _part(tell, 0.6, 0.8),
         threat_models=(_WHITE_BOX, _ADAPTIVE) if standard else (_ADAPTIVE,),
         surrogate_hardnesses=beyond,
     )  # fmt: skip

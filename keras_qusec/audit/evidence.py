@@ -16,6 +16,8 @@ from keras_qusec.report import RobustnessReport
 # The attack whose success is judged, and a second one along gradients, towards targets: what both
 # miss is no matter of the loss.
 JUDGED, TARGETED = "pgd", "apgd-t"
+# Of the surrogate gradients that the judged adaptive attack follows.
+HARDNESSES = (3.0, 10.0)
 
 
 class Budget(NamedTuple):
@@ -30,7 +32,6 @@ class Budget(NamedTuple):
         minimum_norm_steps: of the search for the closest example.
         looked_at: images whose loss is followed.
         planted: images in which an adversarial example is planted.
-        draws: calls of a model that may be random.
         standard: whether the standard evaluation is made too.
         substitute: whether a substitute is trained to transfer from, if no source is given.
     """
@@ -179,10 +180,8 @@ class Evidence:
     @functools.cached_property
     def worst(self) -> np.ndarray:
         """Which images anything at all broke within epsilon, ``(n,)`` bool."""
-        everything = _broken(self.evaluation, self.epsilon)
-        for report in (self.knowing, self.transfers):
-            everything = everything | _broken(report, self.epsilon)
-        return everything
+        reports = (self.evaluation, self.knowing, self.transfers)
+        return np.any([self._broken(report) for report in reports], axis=0)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -194,7 +193,7 @@ class Evidence:
 
     def transferred(self, sources: Sequence[str]) -> np.ndarray:
         """Which images the examples of some sources broke within epsilon, ``(n,)`` bool."""
-        return _broken(self.transfers, self.epsilon, sources=sources)
+        return self._broken(self.transfers, sources=sources)
 
     def results_of(self, sources: Sequence[str]) -> list[Result]:
         """What the examples of some sources found."""
@@ -204,11 +203,11 @@ class Evidence:
     @property
     def known_defense(self) -> np.ndarray:
         """Which images an adversary broke who knows the defences, ``(n,)`` bool."""
-        return _broken(self.knowing, self.epsilon)
+        return self._broken(self.knowing)
 
     def found(self, attack: str, radius: float | None = None) -> np.ndarray:
         """Which images an attack broke within a radius, by default epsilon, ``(n,)`` bool."""
-        return _broken(self.evaluation, self.epsilon if radius is None else radius, attack)
+        return self._broken(self.evaluation, radius, attack)
 
     def distances(self, attack: str) -> np.ndarray:
         """L-infinity distances ``(n,)`` of what an attack found; infinite where it failed."""
@@ -221,23 +220,21 @@ class Evidence:
         messages = [f["message"] for f in self.evaluation.failures if f["attack"] == attack]
         return messages[0] if messages else None
 
-
-def _broken(
-    report: RobustnessReport | None,
-    radius: float,
-    attack: str | None = None,
-    sources: Sequence[str] | None = None,
-) -> np.ndarray:
-    """Which images attacks broke: all, or one of them, or those made on some sources."""
-    if report is None:
-        return np.zeros(1, bool)
-    (correct,) = report.correct.values()
-    broken = np.zeros(len(correct), bool)
-    for result in report.results:
-        of_attack = attack is None or result.attack == attack
-        if of_attack and (sources is None or result.source in sources):
-            broken |= norms.within(result.distances["linf"], radius)
-    return broken & correct
+    def _broken(
+        self,
+        report: RobustnessReport | None,
+        radius: float | None = None,
+        attack: str | None = None,
+        sources: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Which images attacks broke: all, or one of them, or those made on some sources."""
+        broken = np.zeros(len(self.x), bool)
+        for result in [] if report is None else report.results:
+            of_attack = attack is None or result.attack == attack
+            if of_attack and (sources is None or result.source in sources):
+                within = self.epsilon if radius is None else radius
+                broken |= norms.within(result.distances["linf"], within)
+        return broken & self.correct
 
 
 def log_odds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

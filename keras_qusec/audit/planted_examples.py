@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_qusec.attacks import PGD, AttackedModel, Goal
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
-from keras_qusec.audit.evidence import Evidence
+from keras_qusec.audit.evidence import HARDNESSES, Evidence
 from keras_qusec.classifiers import logits_function
 from keras_qusec.graphs import has_graph, made_by
 
@@ -36,12 +36,11 @@ class PlantedExamples(Check):
     def judge(self, evidence: Evidence) -> Finding:
         planted = Planted(evidence.model.model, evidence.model.settings, evidence.x[:1])
         rows = evidence.looked_at(evidence.budget.planted)
-        hardnesses = (3.0, 10.0)
         attacked = AttackedModel(planted, **{**evidence.model.settings, "outputs": "logits"})
         attacked.counter = evidence.model.counter
         followed = [attacked]
         if evidence.follows_surrogates:
-            followed += attacked.with_surrogates(hardnesses)
+            followed += attacked.with_surrogates(HARDNESSES)
         rng, attack = evidence.rng(), PGD(steps=40)
         missed, made = [], 0
         for row in rows:

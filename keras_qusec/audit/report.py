@@ -14,7 +14,7 @@ from keras_qusec.audit import page, plots
 from keras_qusec.audit.check import NOT_RUN, RAISED, Check, Finding
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.plots import save
-from keras_qusec.report import RobustnessReport
+from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.figures import wilson_interval
 from keras_qusec.report.tables import WIDTH
 
@@ -252,10 +252,7 @@ class AuditReport:
         Raises:
             ImportError: without matplotlib.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html_page(self, self._evidence), encoding="utf-8")
-        return path
+        return files.write_text(page.html_page(self, self._evidence), path)
 
     def plot(self, path: str | os.PathLike) -> Path:
         """Draw loss surface, sizes of the gradient by image, and accuracy against attack budget.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
+
+import numpy as np
 
 from keras_qusec.attacks import PGD, Attack
 from keras_qusec.audit.check import Check, Finding, passed_or_raised
@@ -13,13 +16,38 @@ from keras_qusec.report.figures import wilson_interval
 def radii_of(epsilon: float, width: float) -> dict[str, float]:
     """The radii of the sweep by the name of its attacks, in rising order."""
     some = {epsilon / 4, epsilon / 2, epsilon, min(2 * epsilon, width), width / 2, width}
-    return {f"pgd at {radius:g}": radius for radius in sorted(some)}
+    return {_name(radius): radius for radius in sorted(some)}
+
+
+def _name(radius: float) -> str:
+    return f"pgd at {radius:g}"
 
 
 def sweep(epsilon: float, width: float) -> dict[str, Attack]:
     """PGD at each radius on its own."""
     pgd = PGD()
     return {name: AtRadius(pgd, r) for name, r in radii_of(epsilon, width).items()}
+
+
+class Standing(NamedTuple):
+    """What stands against PGD at a radius: which images, their share's interval, in words."""
+
+    images: np.ndarray
+    share: float
+    low: float
+    words: str
+
+
+def standing_at(evidence: Evidence, radius: float) -> Standing:
+    """What stands at a radius of the sweep."""
+    standing = evidence.correct & ~evidence.found(_name(radius), radius)
+    count, n = int(standing.sum()), len(evidence.rows)
+    low, high = wilson_interval(count, n)
+    words = (
+        f"{count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) stand against PGD with "
+        f"epsilon {radius:g}"
+    )
+    return Standing(np.flatnonzero(standing), count / n, low, words)
 
 
 class RisingAccuracy(Check):

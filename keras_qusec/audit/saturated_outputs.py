@@ -33,11 +33,8 @@ class SaturatedOutputs(Check):
         rows = evidence.rows
         x, labels = evidence.x[rows], evidence.labels[rows]
         outputs = evidence.model.outputs(x).reshape(len(rows), -1).astype("float64")
-        logits = evidence.model.logits(x).astype("float64")
+        gap = -evidence.model.margins(x, evidence.goal(rows))
         probabilities = bool((outputs >= 0).all() and (outputs <= 1).all())
-        others = logits.copy()
-        others[np.arange(len(rows)), labels] = -np.inf
-        gap = logits[np.arange(len(rows)), labels] - others.max(axis=1)
         if probabilities:
             shares = outputs[np.arange(len(rows)), labels] if outputs.shape[1] > 1 else np.where(
                 labels == 1, outputs[:, 0], 1 - outputs[:, 0]

@@ -92,11 +92,13 @@ def through_front(attacked: AttackedModel) -> dict[str, keras.Model]:
         return {}
     shape = tuple(model.inputs[0].shape)
     # From the input on: the last tensors of the image's shape before it changes.
-    calls = [call for call in reversed(calls_of(model)) if tuple(call.output.shape) == shape]
-    weighing = [call for call in calls if not _is_preprocessing(call.operation)]
-    kept = [call for call in calls if call not in weighing][:_FRONT_LAYERS]
+    kept = [
+        call
+        for call in reversed(calls_of(model))
+        if tuple(call.output.shape) == shape and _may_defend(call.operation)
+    ]
     made: dict[str, keras.Model] = {}
-    for call in kept:
+    for call in kept[:_FRONT_LAYERS]:
         head = keras.Model(model.inputs, call.output)
         try:
             tail = keras.Model(call.output, model.outputs)
@@ -108,7 +110,7 @@ def through_front(attacked: AttackedModel) -> dict[str, keras.Model]:
     return made
 
 
-def _is_preprocessing(operation: object) -> bool:
+def _may_defend(operation: object) -> bool:
     """Whether a layer may be a defence and is no ordinary part of a network."""
     ordinary = (
         keras.layers.BatchNormalization, keras.layers.Conv2D, keras.layers.Dense,

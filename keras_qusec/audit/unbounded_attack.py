@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from keras_qusec.attacks import Attack
 from keras_qusec.audit.check import Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import Budget, Evidence
-from keras_qusec.audit.rising_accuracy import sweep
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec.audit.rising_accuracy import standing_at, sweep
 
 
 class UnboundedAttack(Check):
@@ -25,14 +22,10 @@ class UnboundedAttack(Check):
         return sweep(epsilon, width)
 
     def judge(self, evidence: Evidence) -> Finding:
-        radius = evidence.width
-        standing = evidence.correct & ~evidence.found(f"pgd at {radius:g}", radius)
-        count, n = int(standing.sum()), len(evidence.rows)
-        low, high = wilson_interval(count, n)
+        standing = standing_at(evidence, evidence.width)
         return passed_or_raised(
-            low > 0.005,
-            f"{count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) stand against PGD with "
-            f"epsilon {radius:g}, the whole value range",
-            numbers={"standing": count / n},
-            images=tuple(np.flatnonzero(standing).tolist()),
+            standing.low > 0.005,
+            f"{standing.words}, the whole value range",
+            numbers={"standing": standing.share},
+            images=tuple(standing.images.tolist()),
         )

@@ -136,9 +136,15 @@ def _defense_gan(training: Training) -> keras.Model:
     return training.in_front(layer, classifier)
 
 
+def fgsm_callback(training: Training, **settings: Any) -> AdversarialTraining:
+    """FGSM on half of each batch, as the paper's Fig. 5; other settings of the callback too."""
+    return AdversarialTraining(
+        "fgsm", epsilon=training.epsilon, ratio=0.5, seed=training.seed, **settings
+    )
+
+
 def _fgsm_training(training: Training) -> keras.Model:
-    callback = AdversarialTraining("fgsm", epsilon=training.epsilon, ratio=0.5, seed=training.seed)
-    return training.fitted(training.network(), callback)
+    return training.fitted(training.network(), fgsm_callback(training))
 
 
 def _pgd_training(training: Training) -> keras.Model:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_qusec.report import RobustnessReport
+from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.page import html_page
 from keras_qusec.report.tables import WIDTH, Table, markdown_table, text_table
 
@@ -125,8 +125,5 @@ class Comparison:
         Raises:
             ImportError: without matplotlib.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         page = html_page(self.report(), first=self.tables(), remarks_first=self.remarks())
-        path.write_text(page, encoding="utf-8")
-        return path
+        return files.write_text(page, path)

@@ -138,6 +138,14 @@ def write(content: dict[str, Any], path: str | os.PathLike) -> Path:
     return path
 
 
+def write_text(text: str, path: str | os.PathLike) -> Path:
+    """Write a page; its folder is created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def read(path: str | os.PathLike) -> Any:
     """The content of a report's file.
 

@@ -84,10 +84,7 @@ class RobustnessReport(Figures):
         Raises:
             ImportError: without matplotlib.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html_page(self), encoding="utf-8")
-        return path
+        return files.write_text(page.html_page(self), path)
 
     @classmethod
     def joined(cls, reports: Sequence[RobustnessReport]) -> RobustnessReport:

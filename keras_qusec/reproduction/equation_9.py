@@ -5,12 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.defenses import find_quantizers
 from keras_qusec.quantization import equal_thresholds
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import trainable
+from keras_qusec.reproduction.networks import input_gradients, trainable
 from keras_qusec.reproduction.results import Row
 
 _HARDNESSES = (1.0, 5.0, 10.0, 20.0, 40.0, 100.0)
@@ -26,21 +25,17 @@ class Equation9(Figure):
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         hardnesses = (1.0, 5.0, 100.0) if laboratory.quick else _HARDNESSES
-        count, rows = laboratory.images, []
-        x, y = laboratory.data.x_test[:count], laboratory.data.y_test[:count]
+        rows = []
         for z in hardnesses:
             model = laboratory.model("vq" if z == 5 else f"vq-z{z:g}", trainable(hardness=z))
             moved = _movement(model)
-            attacked = AttackedModel(model)
-            sizes = np.abs(attacked.ascent(x, Goal(y.astype("int64")))).mean()
-            report = laboratory.attacked(
-                f"equation-9-z{z:g}", model, {"fgsm": "fgsm", "standard": "standard"}
-            )
+            size = float(np.abs(input_gradients(model, laboratory)).mean())
+            report = laboratory.attacked(f"equation-9-z{z:g}", model)
             clean = report.clean_accuracy()
             rows += [
                 laboratory.number("VQ, n = 2", z, "thresholds moved by", moved),
-                laboratory.number("VQ, n = 2", z, "mean gradient", float(sizes)),
-                laboratory.share("VQ, n = 2", z, "clean", clean, count),
+                laboratory.number("VQ, n = 2", z, "mean gradient", size),
+                laboratory.share("VQ, n = 2", z, "clean", clean, laboratory.images),
                 laboratory.row(report, "VQ, n = 2", "fgsm", measure="FGSM, white-box")._replace(
                     value=z
                 ),

@@ -23,9 +23,7 @@ class Figure1(Figure):
         for series, make in networks.items():
             name = series.replace(" ", "").replace("=", "")
             model = laboratory.model(name, make)
-            report = laboratory.attacked(
-                f"figure-1-{name}", model, {"fgsm": "fgsm", "standard": "standard"}, epsilons=[0.1]
-            )
+            report = laboratory.attacked(f"figure-1-{name}", model, epsilons=[0.1])
             paper = _PAPER[series] if laboratory.is_colour else None
             rows.append(laboratory.row(report, series, "fgsm", value=0.1, paper=paper))
         return rows

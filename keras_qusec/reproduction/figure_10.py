@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import constant, source, trainable, undefended
+from keras_qusec.reproduction.networks import defended, source
 from keras_qusec.reproduction.results import Row
 
 # White-box; (MNIST, CIFAR-10).
@@ -28,14 +28,9 @@ class Figure10(Figure):
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        networks = {
-            "none": ("noquantization", undefended),
-            "CQ": ("n2", constant(2)),
-            "VQ": ("vq", trainable()),
-        }
         colour, rows = laboratory.is_colour, []
         strong = ("cw", {"steps": 30, "binary_search_steps": 2}) if laboratory.quick else "cw"
-        for series, (name, make) in networks.items():
+        for series, (name, make) in defended().items():
             model = laboratory.model(name, make)
             for targets in (None, "next"):
                 kind = "untargeted" if targets is None else "targeted"

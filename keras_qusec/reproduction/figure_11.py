@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import constant, trainable, undefended
+from keras_qusec.reproduction.networks import defended
 from keras_qusec.reproduction.results import Row
 
 
@@ -17,13 +17,8 @@ class Figure11(Figure):
     axis = "pixels"
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        networks = {
-            "none": ("noquantization", undefended),
-            "CQ": ("n2", constant(2)),
-            "VQ": ("vq", trainable()),
-        }
         pixels, rows = 20.0, []
-        for series, (name, make) in networks.items():
+        for series, (name, make) in defended().items():
             report = laboratory.attacked(
                 f"figure-11-{name}", laboratory.model(name, make),
                 {"jsma-paper": "jsma-paper", "sigma-zero": "sigma-zero"},

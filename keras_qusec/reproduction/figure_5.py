@@ -6,11 +6,10 @@ from typing import Any
 
 import keras
 
-from keras_qusec.comparison.contenders import Training
+from keras_qusec.comparison.contenders import Training, fgsm_callback
 from keras_qusec.defenses import TrainableQuSecQuantization
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import fgsm_training
 from keras_qusec.reproduction.results import Row
 
 
@@ -23,14 +22,12 @@ class Figure5(Figure):
     axis = "epoch"
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        count = laboratory.images
-        shown = laboratory.data.x_test[:count], laboratory.data.y_test[:count]
         rows = []
         for series, levels in {"CNN": None, "VQ, n = 2": 2}.items():
             curve: list[float] = []
 
             def make(training: Training, levels: Any = levels, curve: Any = curve) -> keras.Model:
-                callback = fgsm_training(training, validation_data=shown)
+                callback = fgsm_callback(training, validation_data=laboratory.test())
                 front = None if levels is None else TrainableQuSecQuantization(levels)
                 model = training.fitted(training.network(front), callback)
                 curve += [float(v) for v in model.history.history["val_adversarial_accuracy"]]
@@ -40,10 +37,9 @@ class Figure5(Figure):
             model = laboratory.model(name, make)
             accuracies = laboratory.kept(name, curve)
             rows += [
-                laboratory.share(series, epoch, "FGSM, white-box", accuracy, count)
+                laboratory.share(series, epoch, "FGSM, white-box", accuracy, laboratory.images)
                 for epoch, accuracy in enumerate(accuracies, start=1)
             ]
             report = laboratory.attacked(name, model, {"standard": "standard"})
-            worst = report.robust_accuracy()
-            rows[-1] = rows[-1]._replace(worst=worst)
+            rows[-1] = rows[-1]._replace(worst=report.robust_accuracy())
         return rows

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from keras_qusec.defenses import QuantizedActivation
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import constant, trainable, undefended, zero_gradients
+from keras_qusec.reproduction.networks import constant, dqa, input_gradients, trainable, undefended
 from keras_qusec.reproduction.results import Row
 
 
@@ -21,21 +20,13 @@ class Figure6(Figure):
             "CNN": ("noquantization", undefended),
             "CQ, n = 2": ("n2", constant(2)),
             "VQ, n = 2": ("vq", trainable()),
-            "DQA": (
-                "dqa",
-                lambda training: training.fitted(
-                    training.network(first_activation=QuantizedActivation(2))
-                ),
-            ),
+            "DQA": ("dqa", dqa),
         }
-        count, rows = laboratory.images, []
-        x, y = laboratory.data.x_test[:count], laboratory.data.y_test[:count]
+        rows = []
         for series, (name, make) in networks.items():
             model = laboratory.model(name, make)
-            zeros = zero_gradients(model, x, y)
+            zeros = float((input_gradients(model, laboratory) == 0).mean())
             rows.append(laboratory.number(series, laboratory.epsilon, "zero gradients", zeros))
-            report = laboratory.attacked(
-                f"figure-6-{name}", model, {"fgsm": "fgsm", "standard": "standard"}
-            )
+            report = laboratory.attacked(f"figure-6-{name}", model)
             rows.append(laboratory.row(report, series, "fgsm", measure="FGSM, white-box"))
         return rows

@@ -26,8 +26,7 @@ class Figure7(Figure):
         rows = []
         for series, (name, make) in networks.items():
             report = laboratory.attacked(
-                f"figure-7-{name}", laboratory.model(name, make),
-                {"fgsm": "fgsm", "standard": "standard"}, epsilons=epsilons,
+                f"figure-7-{name}", laboratory.model(name, make), epsilons=epsilons
             )  # fmt: skip
             rows += [laboratory.row(report, series, "fgsm", value=e) for e in epsilons]
         return rows

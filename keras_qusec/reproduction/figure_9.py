@@ -8,11 +8,9 @@ from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
     Make,
-    constant,
+    defended,
     on_fgsm,
     source,
-    trainable,
-    undefended,
 )
 from keras_qusec.reproduction.results import Row
 
@@ -38,9 +36,7 @@ class Figure9(Figure):
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         networks: dict[str, tuple[str, Make]] = {
-            "none": ("noquantization", undefended),
-            "CQ": ("n2", constant(2)),
-            "VQ": ("vq", trainable()),
+            **defended(),
             "none, FGSM training": ("fgsm-none", on_fgsm(None)),
             "CQ, FGSM training": ("fgsm-cq", on_fgsm(lambda: QuSecQuantization(2))),
             "VQ, FGSM training": ("fgsm-vq", on_fgsm(lambda: TrainableQuSecQuantization(2))),
@@ -51,7 +47,6 @@ class Figure9(Figure):
         for series, (name, make) in networks.items():
             report = laboratory.attacked(
                 f"figure-9-{name}", laboratory.model(name, make),
-                {"fgsm": "fgsm", "standard": "standard"},
                 threat_models=["white-box", "adaptive", "black-box"],
                 source_model={"undefended": origin},
             )  # fmt: skip

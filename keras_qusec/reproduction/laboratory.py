@@ -19,6 +19,9 @@ from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.figures import wilson_interval
 from keras_qusec.reproduction.results import Row
 
+# The paper's attack, and the worst case beside it.
+FGSM = {"fgsm": "fgsm", "standard": "standard"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Laboratory:
@@ -58,6 +61,11 @@ class Laboratory:
         """The paper's: 0.3 for MNIST and 0.1 for CIFAR-10."""
         return 0.1 if self.is_colour else 0.3
 
+    def test(self, images: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Test images and their labels, the first `Laboratory.images` or another number."""
+        count = images or self.images
+        return self.data.x_test[:count], self.data.y_test[:count]
+
     def training(self, **settings: Any) -> Training:
         """What networks are trained with."""
         both = {"epsilon": self.epsilon, "epochs": self.epochs, "seed": self.seed, **settings}
@@ -94,7 +102,7 @@ class Laboratory:
         self,
         name: str,
         model: keras.Model,
-        attacks: Mapping[str, Any],
+        attacks: Mapping[str, Any] = FGSM,
         *,
         epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         images: int | None = None,
@@ -105,17 +113,17 @@ class Laboratory:
         Args:
             name: folder name, one for each set of attacks.
             model: the classifier.
-            attacks: by name, as for `evaluate_robustness`.
+            attacks: by name, as for `evaluate_robustness`; default FGSM and the standard
+                evaluation.
             epsilons: default the paper's.
             images: default `Laboratory.images`.
             **settings: of `evaluate_robustness`.
         """
         self.tell(f"attacking: {name}", 0.0)
-        count = images or self.images
-        x, y = self.data.x_test[:count], self.data.y_test[:count]
+        x, y = self.test(images)
         return evaluate_robustness(
             {name: model}, x, y, attacks=dict(attacks), epsilons=epsilons or [self.epsilon],
-            seed=self.seed, progress=False, batch_size=count,
+            seed=self.seed, progress=False, batch_size=len(x),
             resume_dir=Path(self.folder) / f"seed-{self.seed}" / f"{name}-attacked", **settings,
         )  # fmt: skip
 

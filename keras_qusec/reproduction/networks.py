@@ -6,19 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_qusec.attacks import AttackedModel, Goal
+from keras_qusec.comparison import contenders
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.training import AdversarialTraining
 
 Make = Callable[[Training], keras.Model]
 
 
-def undefended(training: Training) -> keras.Model:
-    """The CNN alone."""
-    return training.fitted(training.network())
+# The CNN alone, and with the activation of DQA.
+undefended: Make = contenders.get("undefended").make
+dqa: Make = contenders.get("dqa").make
 
 
 def constant(levels: int) -> Make:
@@ -36,11 +37,13 @@ def trainable(levels: int = 2, hardness: float = 5.0) -> Make:
     return make
 
 
-def fgsm_training(training: Training, **settings: Any) -> AdversarialTraining:
-    """FGSM on half of each batch."""
-    return AdversarialTraining(
-        "fgsm", epsilon=training.epsilon, ratio=0.5, seed=training.seed, **settings
-    )
+def defended() -> dict[str, tuple[str, Make]]:
+    """No defence, constant and variable quantization: by name, the file of the model and how."""
+    return {
+        "none": ("noquantization", undefended),
+        "CQ": ("n2", constant(2)),
+        "VQ": ("vq", trainable()),
+    }
 
 
 def on_fgsm(front: Callable[[], Any] | None) -> Make:
@@ -48,16 +51,15 @@ def on_fgsm(front: Callable[[], Any] | None) -> Make:
 
     def make(training: Training) -> keras.Model:
         layer = None if front is None else front()
-        return training.fitted(training.network(layer), fgsm_training(training))
+        return training.fitted(training.network(layer), contenders.fgsm_callback(training))
 
     return make
 
 
-def zero_gradients(model: keras.Model, x: Any, y: Any) -> float:
-    """The share of the values of the input gradient that are exactly zero."""
-    attacked = AttackedModel(model)
-    gradients = attacked.ascent(x, Goal(y.astype("int64")))
-    return float((gradients == 0).mean())
+def input_gradients(model: keras.Model, laboratory: Laboratory) -> np.ndarray:
+    """The gradients that attacks climb at the test images, ``(n, ...)``."""
+    x, y = laboratory.test()
+    return AttackedModel(model).ascent(x, Goal(y))
 
 
 def source(laboratory: Laboratory) -> keras.Model:

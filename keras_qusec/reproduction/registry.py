@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from keras_qusec.checks import closest
 from keras_qusec.reproduction.equation_9 import Equation9
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.figure_1 import Figure1
@@ -19,16 +18,3 @@ FIGURES: dict[str, Figure] = {
         Figure1(), Figure5(), Figure6(), Equation9(), Figure7(), Figure9(), Figure10(), Figure11(),
     )
 }  # fmt: skip
-
-
-def get(name: str) -> Figure:
-    """A figure by its name.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if name not in FIGURES:
-        raise ValueError(
-            f"Expected a figure: {', '.join(FIGURES)}. Received: {name!r}.{closest(name, FIGURES)}"
-        )
-    return FIGURES[name]

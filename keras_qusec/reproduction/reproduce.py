@@ -10,10 +10,10 @@ import keras
 
 from keras_qusec import datasets
 from keras_qusec.attacks.foolbox import import_foolbox
-from keras_qusec.checks import whole_number
+from keras_qusec.checks import one_of, whole_number
 from keras_qusec.progress import Progress, shown
-from keras_qusec.reproduction import registry
 from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.registry import FIGURES
 from keras_qusec.reproduction.results import Reproduction
 from keras_qusec.version import __version__
 
@@ -53,7 +53,7 @@ def reproduce(
     Example: ``print(reproduce("figure-7", "mnist5k", quick=True))``
     """
     import_foolbox()
-    one = registry.get(figure)
+    one = FIGURES[one_of(figure, "figure", FIGURES)]
     loaded = datasets.load(data)
     listed = [whole_number(seed, "seeds", least=0) for seed in seeds]
     if not listed:

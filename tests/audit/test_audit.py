@@ -35,6 +35,19 @@ def rounded_cnn():
     return keras.Sequential([keras.Input((8, 8, 1)), Rounded(), *model.layers])
 
 
+class Noisy(keras.layers.Layer):
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.generator = size, keras.random.SeedGenerator(0)
+
+    def call(self, x):
+        return x + self.size * keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+
+def noisy_cnn(size):
+    return keras.Sequential([keras.Input((8, 8, 1)), Noisy(size), *small_cnn(2).layers])
+
+
 def audited(model, **settings):
     settings = {"epsilon": EPSILON, "progress": False, **settings}
     return audit_robustness(model, X, labels(model), **settings)
@@ -186,15 +199,7 @@ def test_adaptive_judgement_follows_surrogates():
 
 
 def test_random_model():
-    class Noisy(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.generator = keras.random.SeedGenerator(0)
-
-        def call(self, x):
-            return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.generator)
-
-    model = keras.Sequential([keras.Input((8, 8, 1)), Noisy(), *small_cnn(2).layers])
+    model = noisy_cnn(0.1)
     found = audited(model)
     assert found.raised == ("random-outputs",)
     assert found.judged_accuracy is None
@@ -207,15 +212,7 @@ def test_random_model():
 
 
 def test_weak_noise_is_told_as_well():
-    class Noisy(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.generator = keras.random.SeedGenerator(0)
-
-        def call(self, x):
-            return x + 1e-3 * keras.random.normal(keras.ops.shape(x), seed=self.generator)
-
-    model = keras.Sequential([keras.Input((8, 8, 1)), Noisy(), *small_cnn(2).layers])
+    model = noisy_cnn(1e-3)
     found = audited(model)
     assert found.raised == ("random-outputs",)
     assert found.kind == "masked"
