@@ -208,7 +208,9 @@ def trained(
     model = make(training)
     seconds = time.perf_counter() - start
     model.save(path)
-    files.write({"identity": identity, "seconds": seconds}, description)
+    history = getattr(getattr(model, "history", None), "history", {})
+    log = {key: [float(value) for value in values] for key, values in history.items()}
+    files.write({"identity": identity, "seconds": seconds, "log": log}, description)
     # As it will be after a restart: what is evaluated is what was saved.
     return keras.saving.load_model(path, compile=False), seconds
 

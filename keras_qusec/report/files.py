@@ -49,9 +49,7 @@ def content_of(figures: Figures) -> dict[str, Any]:
             }
             for result in figures.results
         ],
-        "gallery": [
-            {**example._asdict(), "images": _packed(example.images)} for example in figures.gallery
-        ],
+        "gallery": [content_of_example(example) for example in figures.gallery],
         "certificates": [
             {**certificate._asdict(), "radii": _packed(certificate.radii)}
             for certificate in figures.certificates
@@ -84,7 +82,7 @@ def parts_of(content: Any) -> dict[str, Any]:
             "provenance": content["provenance"],
             "failures": content["failures"],
             "notes": content["notes"],
-            "gallery": [_example(example) for example in content["gallery"]],
+            "gallery": [example_of(example) for example in content["gallery"]],
             "certificates": [
                 Certificate(**{**certificate, "radii": _unpacked(certificate["radii"])})
                 for certificate in content.get("certificates", [])
@@ -121,7 +119,13 @@ def _result(content: dict[str, Any]) -> Result:
     )
 
 
-def _example(content: dict[str, Any]) -> Example:
+def content_of_example(example: Example) -> dict[str, Any]:
+    """An adversarial example as JSON values."""
+    return {**example._asdict(), "images": _packed(example.images)}
+
+
+def example_of(content: dict[str, Any]) -> Example:
+    """An adversarial example from the values of `content_of_example`."""
     distances = content["distances"]
     if not isinstance(distances, dict):
         distances = dict(zip(_NORMS_OF_VERSION_1, distances, strict=True))

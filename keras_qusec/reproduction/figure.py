@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.results import Row
 
@@ -28,3 +29,7 @@ class Figure:
     def rows(self, laboratory: Laboratory) -> list[Row]:
         """Train, attack and measure."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rows.")
+
+    def gallery(self, laboratory: Laboratory) -> list[Example]:
+        """Adversarial examples to be shown; called after `rows`, whose attacks are kept."""
+        return []

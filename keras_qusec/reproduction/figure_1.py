@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import constant, undefended
+from keras_qusec.reproduction.networks import Make, constant, report, shown, strong, undefended
 from keras_qusec.reproduction.results import Row
 
 _PAPER = {"no quantization": 0.0887, "n = 2": 0.2466, "n = 3": 0.196}
+_NETWORKS: dict[str, tuple[str, Make]] = {
+    "no quantization": ("noquantization", undefended),
+    "n = 2": ("n2", constant(2)),
+    "n = 3": ("n3", constant(3)),
+}
 
 
 class Figure1(Figure):
@@ -18,12 +24,12 @@ class Figure1(Figure):
     claim = "quantization raises the accuracy on adversarial images of CIFAR-10, n = 2 most."
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        networks = {"no quantization": undefended, "n = 2": constant(2), "n = 3": constant(3)}
         rows = []
-        for series, make in networks.items():
-            name = series.replace(" ", "").replace("=", "")
-            model = laboratory.model(name, make)
-            report = laboratory.attacked(f"figure-1-{name}", model, epsilons=[0.1])
+        for series, (name, make) in _NETWORKS.items():
             paper = _PAPER[series] if laboratory.is_colour else None
-            rows.append(laboratory.row(report, series, "fgsm", value=0.1, paper=paper))
+            row = laboratory.row(report(laboratory, name, make), series, "fgsm", paper=paper)
+            rows.append(row._replace(strong=strong(laboratory, name, make)))
         return rows
+
+    def gallery(self, laboratory: Laboratory) -> list[Example]:
+        return shown({s: report(laboratory, *network) for s, network in _NETWORKS.items()})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from keras_qusec.report import RobustnessReport
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import defended, source
+from keras_qusec.reproduction.networks import Make, defended, source
 from keras_qusec.reproduction.results import Row
 
 # White-box; (MNIST, CIFAR-10).
@@ -29,18 +30,10 @@ class Figure10(Figure):
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         colour, rows = laboratory.is_colour, []
-        strong = ("cw", {"steps": 30, "binary_search_steps": 2}) if laboratory.quick else "cw"
         for series, (name, make) in defended().items():
-            model = laboratory.model(name, make)
             for targets in (None, "next"):
                 kind = "untargeted" if targets is None else "targeted"
-                report = laboratory.attacked(
-                    f"figure-10-{name}-{kind}", model,
-                    {"cw-paper": "cw-paper", "cw": strong, "standard-l2": "standard-l2"},
-                    epsilons={"l2": _L2}, images=10 if targets else min(200, laboratory.images),
-                    threat_models=["white-box", "adaptive", "black-box"], targets=targets,
-                    source_model={"undefended": source(laboratory)},
-                )  # fmt: skip
+                report = cw_report(laboratory, name, make, targets)
                 for threat, known in (("white-box", _PAPER), ("black-box", _BLACK_BOX)):
                     for attack in ("cw-paper", "cw"):
                         same = attack == "cw-paper" and targets is None and series in known
@@ -51,3 +44,24 @@ class Figure10(Figure):
                 if targets is None:
                     rows += [laboratory.worst_case(report, series, "l2", r) for r in _L2]
         return rows
+
+
+def cw_report(
+    laboratory: Laboratory, name: str, make: Make, targets: str | None = None
+) -> RobustnessReport:
+    """CW-L2 with the paper's settings and strong ones, and the standard evaluation in L2.
+
+    Args:
+        laboratory: that keeps it.
+        name: file of the network.
+        make: how it is trained.
+        targets: None for untargeted, ``"next"`` for the class after the true one.
+    """
+    strong = ("cw", {"steps": 30, "binary_search_steps": 2}) if laboratory.quick else "cw"
+    return laboratory.attacked(
+        f"{name}-cw-{targets or 'untargeted'}", laboratory.model(name, make),
+        {"cw-paper": "cw-paper", "cw": strong, "standard-l2": "standard-l2"},
+        epsilons={"l2": _L2}, images=10 if targets else min(100, laboratory.images),
+        threat_models=["white-box", "adaptive", "black-box"], targets=targets,
+        source_model={"undefended": source(laboratory)},
+    )  # fmt: skip

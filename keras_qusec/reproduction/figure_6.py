@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import constant, dqa, input_gradients, trainable, undefended
+from keras_qusec.reproduction.networks import (
+    Make,
+    constant,
+    dqa,
+    input_gradients,
+    report,
+    shown,
+    trainable,
+    undefended,
+)
 from keras_qusec.reproduction.results import Row
+
+_NETWORKS: dict[str, tuple[str, Make]] = {
+    "CNN": ("noquantization", undefended),
+    "CQ, n = 2": ("n2", constant(2)),
+    "VQ, n = 2": ("vq", trainable()),
+    "DQA": ("other-dqa", dqa),
+}
 
 
 class Figure6(Figure):
@@ -16,17 +33,14 @@ class Figure6(Figure):
     claim = "the signum function of DQA masks the gradient; the adversary finds no examples."
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        networks = {
-            "CNN": ("noquantization", undefended),
-            "CQ, n = 2": ("n2", constant(2)),
-            "VQ, n = 2": ("vq", trainable()),
-            "DQA": ("dqa", dqa),
-        }
         rows = []
-        for series, (name, make) in networks.items():
+        for series, (name, make) in _NETWORKS.items():
             model = laboratory.model(name, make)
             zeros = float((input_gradients(model, laboratory) == 0).mean())
             rows.append(laboratory.number(series, laboratory.epsilon, "zero gradients", zeros))
-            report = laboratory.attacked(f"figure-6-{name}", model)
-            rows.append(laboratory.row(report, series, "fgsm", measure="FGSM, white-box"))
+            attacked = report(laboratory, name, make)
+            rows.append(laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box"))
         return rows
+
+    def gallery(self, laboratory: Laboratory) -> list[Example]:
+        return shown({s: report(laboratory, *network) for s, network in _NETWORKS.items()})

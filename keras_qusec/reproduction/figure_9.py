@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from keras_qusec.comparison import contenders
-from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
-    Make,
     defended,
-    on_fgsm,
-    source,
+    every_defence,
+    report,
+    strong,
+    trained_on_fgsm,
 )
 from keras_qusec.reproduction.results import Row
 
 # On MNIST at 0.3, white-box.
 _PAPER = {"none": 0.0148, "CQ": 0.9751, "BReLU + GDA": 0.94}
-_OTHERS = {
-    "feature squeezing": "squeezing", "BReLU + GDA": "brelu-gda", "distillation": "distillation",
-    "DQA": "dqa", "APE-GAN": "ape-gan", "Defense-GAN": "defense-gan",
-    "thermometer": "thermometer",
-}  # fmt: skip
 
 
 class Figure9(Figure):
@@ -35,26 +29,15 @@ class Figure9(Figure):
     remarks = "BReLU's number is that of its authors, as the paper quotes it."
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        networks: dict[str, tuple[str, Make]] = {
-            **defended(),
-            "none, FGSM training": ("fgsm-none", on_fgsm(None)),
-            "CQ, FGSM training": ("fgsm-cq", on_fgsm(lambda: QuSecQuantization(2))),
-            "VQ, FGSM training": ("fgsm-vq", on_fgsm(lambda: TrainableQuSecQuantization(2))),
-        }
-        others = ["BReLU + GDA"] if laboratory.quick else _OTHERS
-        networks |= {n: (f"other-{_OTHERS[n]}", contenders.get(_OTHERS[n]).make) for n in others}
-        origin, rows = source(laboratory), []
-        for series, (name, make) in networks.items():
-            report = laboratory.attacked(
-                f"figure-9-{name}", laboratory.model(name, make),
-                threat_models=["white-box", "adaptive", "black-box"],
-                source_model={"undefended": origin},
-            )  # fmt: skip
+        of_the_paper, rows = {**defended(), **trained_on_fgsm()}, []
+        for series, (name, make) in every_defence(laboratory).items():
+            attacked = report(laboratory, name, make)
             paper = None if laboratory.is_colour else _PAPER.get(series)
-            rows += [
-                laboratory.row(report, series, "fgsm", measure="FGSM, white-box", paper=paper),
-                laboratory.row(
-                    report, series, "fgsm", measure="FGSM, black-box", threat_model="black-box"
-                ),
-            ]
+            white = laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box", paper=paper)
+            if series in of_the_paper:
+                white = white._replace(strong=strong(laboratory, name, make))
+            black = laboratory.row(
+                attacked, series, "fgsm", measure="FGSM, black-box", threat_model="black-box"
+            )
+            rows += [white, black]
         return rows

@@ -21,6 +21,7 @@ from keras_qusec.reproduction.results import Row
 
 # The paper's attack, and the worst case beside it.
 FGSM = {"fgsm": "fgsm", "standard": "standard"}
+STRONG = {"strong": "strong"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Laboratory:
     def images(self) -> int:
         """Test images that are attacked."""
         return min(40 if self.quick else 1000, len(self.data.x_test))
+
+    @property
+    def strong_images(self) -> int:
+        """Test images that the strong evaluation attacks, which takes minutes for each hundred."""
+        return 4 if self.quick else 100
 
     @property
     def is_colour(self) -> bool:
@@ -86,17 +92,10 @@ class Laboratory:
         folder = str(Path(self.folder) / f"seed-{training.seed}")
         return trained(name, folder, training, make)[0]
 
-    def kept(self, name: str, measured: list[float]) -> list[float]:
-        """Numbers that only training gives: kept now, or, if there are none, read again.
-
-        Args:
-            name: file name.
-            measured: numbers; none if the model was there already.
-        """
-        path = Path(self.folder) / f"seed-{self.seed}" / f"{name}-measured.json"
-        if measured:
-            files.write({"measured": measured}, path)
-        return list(files.read(path)["measured"])
+    def log(self, name: str) -> dict[str, list[float]]:
+        """What `fit` measured after each epoch of a network of `model`."""
+        path = Path(self.folder) / f"seed-{self.seed}" / f"{name}.json"
+        return dict(files.read(path)["log"])
 
     def attacked(
         self,
@@ -130,11 +129,13 @@ class Laboratory:
     def share(self, series: str, value: float, measure: str, share: float, images: int) -> Row:
         """A share of some images, with its interval."""
         low, high = wilson_interval(round(share * images), images)
-        return Row(series, value, measure, share, low, high, None, None, images, self.seed)
+        return Row(series, value, measure, share, low, high, None, None, None, images, self.seed)
 
     def number(self, series: str, value: float, measure: str, number: float) -> Row:
         """A number that is no share of images."""
-        return Row(series, value, measure, number, None, None, None, None, self.images, self.seed)
+        return Row(
+            series, value, measure, number, None, None, None, None, None, self.images, self.seed
+        )
 
     def row(
         self,
@@ -162,7 +163,7 @@ class Laboratory:
         found = _found(report, attack, threat_model, epsilon)
         return Row(
             series, epsilon, measure or attack, found.robust_accuracy, found.low, found.high, paper,
-            report.robust_accuracy(epsilon=epsilon, norm="linf"), found.images, self.seed,
+            report.robust_accuracy(epsilon=epsilon, norm="linf"), None, found.images, self.seed,
         )  # fmt: skip
 
     def at_any_distance(
@@ -189,8 +190,8 @@ class Laboratory:
         found = report.worst_case(report.models[0], norm, radius)
         share = found.robust_accuracy
         return Row(
-            series, radius, "worst case", share, found.low, found.high, None, share, found.images,
-            self.seed,
+            series, radius, "worst case", share, found.low, found.high, None, share, None,
+            found.images, self.seed,
         )  # fmt: skip
 
 

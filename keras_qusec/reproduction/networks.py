@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +13,9 @@ from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.comparison import contenders
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
-from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.evaluation.results import Example
+from keras_qusec.report import RobustnessReport
+from keras_qusec.reproduction.laboratory import STRONG, Laboratory
 
 Make = Callable[[Training], keras.Model]
 
@@ -47,19 +50,102 @@ def defended() -> dict[str, tuple[str, Make]]:
 
 
 def on_fgsm(front: Callable[[], Any] | None) -> Make:
-    """The CNN behind a layer, trained on FGSM examples."""
+    """The CNN behind a layer, trained on FGSM examples; its log has the accuracy by epoch."""
 
     def make(training: Training) -> keras.Model:
         layer = None if front is None else front()
-        return training.fitted(training.network(layer), contenders.fgsm_callback(training))
+        test = training.data.x_test[:1000], training.data.y_test[:1000]
+        callback = contenders.fgsm_callback(training, validation_data=test)
+        return training.fitted(training.network(layer), callback)
 
     return make
+
+
+def trained_on_fgsm() -> dict[str, tuple[str, Make]]:
+    """No defence, constant and variable quantization, trained on FGSM examples."""
+    return {
+        "none, FGSM training": ("fgsm-none", on_fgsm(None)),
+        "CQ, FGSM training": ("fgsm-cq", on_fgsm(lambda: QuSecQuantization(2))),
+        "VQ, FGSM training": ("fgsm-vq", on_fgsm(lambda: TrainableQuSecQuantization(2))),
+    }
+
+
+# Defence-GAN would train for days on all of MNIST; it is compared on 4,000 images elsewhere.
+_OTHERS = {
+    "feature squeezing": "squeezing", "BReLU + GDA": "brelu-gda", "distillation": "distillation",
+    "DQA": "dqa", "APE-GAN": "ape-gan", "thermometer": "thermometer",
+}  # fmt: skip
+
+
+def every_defence(laboratory: Laboratory) -> dict[str, tuple[str, Make]]:
+    """The paper's networks and the other defences of the comparison; one of them if quick."""
+    others = ["BReLU + GDA"] if laboratory.quick else list(_OTHERS)
+    return {
+        **defended(),
+        **trained_on_fgsm(),
+        **{name: (f"other-{_OTHERS[name]}", contenders.get(_OTHERS[name]).make) for name in others},
+    }
 
 
 def input_gradients(model: keras.Model, laboratory: Laboratory) -> np.ndarray:
     """The gradients that attacks climb at the test images, ``(n, ...)``."""
     x, y = laboratory.test()
     return AttackedModel(model).ascent(x, Goal(y))
+
+
+def report(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
+    """FGSM and the standard evaluation of a network, white-box, adaptive and black-box.
+
+    Args:
+        laboratory: that keeps it; figures share it.
+        name: file of the network.
+        make: how it is trained.
+    """
+    return laboratory.attacked(
+        name, laboratory.model(name, make), threat_models=["white-box", "adaptive", "black-box"],
+        source_model={"undefended": source(laboratory)},
+    )  # fmt: skip
+
+
+def strong(laboratory: Laboratory, name: str, make: Make) -> float:
+    """The accuracy of a network in the worst case of the strong evaluation.
+
+    Args:
+        laboratory: that keeps it.
+        name: file of the network.
+        make: how it is trained.
+    """
+    return laboratory.attacked(
+        f"{name}-strong", laboratory.model(name, make), STRONG, images=laboratory.strong_images
+    ).robust_accuracy()
+
+
+def closest(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
+    """The closest adversarial examples of a network in L2.
+
+    Args:
+        laboratory: that keeps it.
+        name: file of the network.
+        make: how it is trained.
+    """
+    return laboratory.attacked(
+        f"{name}-closest", laboratory.model(name, make), {"fmn-l2": "fmn-l2"},
+        epsilons={"l2": [1.0]}, images=min(200, laboratory.images),
+    )  # fmt: skip
+
+
+def shown(reports: Mapping[str, RobustnessReport]) -> list[Example]:
+    """One adversarial example of each report that has any, of the same image where they can be.
+
+    Args:
+        reports: by what the network is called in the picture.
+    """
+    galleries = {name: report.gallery for name, report in reports.items() if report.gallery}
+    numbers = Counter(example.number for gallery in galleries.values() for example in gallery)
+    return [
+        max(gallery, key=lambda example: numbers[example.number])._replace(model=name)
+        for name, gallery in galleries.items()
+    ]
 
 
 def source(laboratory: Laboratory) -> keras.Model:

@@ -11,10 +11,11 @@ import keras
 from keras_qusec import datasets
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import one_of, whole_number
+from keras_qusec.evaluation.results import Example
 from keras_qusec.progress import Progress, shown
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.registry import FIGURES
-from keras_qusec.reproduction.results import Reproduction
+from keras_qusec.reproduction.results import Reproduction, Row
 from keras_qusec.version import __version__
 
 
@@ -58,7 +59,8 @@ def reproduce(
     listed = [whole_number(seed, "seeds", least=0) for seed in seeds]
     if not listed:
         raise ValueError("Expected at least one of seeds. Received: none. One is seeds=(0,).")
-    rows = []
+    rows: list[Row] = []
+    gallery: list[Example] = []
     with tempfile.TemporaryDirectory() as temporary, shown(progress, figure) as tell:
         for place, seed in enumerate(listed):
 
@@ -67,6 +69,7 @@ def reproduce(
 
             laboratory = Laboratory(loaded, str(folder or temporary), seed, quick, part)
             rows += one.rows(laboratory)
+            gallery = gallery or one.gallery(laboratory)
     return Reproduction(
         figure=figure,
         title=one.title,
@@ -86,4 +89,5 @@ def reproduce(
             **({"quick": "yes, too little for conclusions"} if quick else {}),
             **({"remarks": one.remarks} if one.remarks else {}),
         },
+        gallery=gallery,
     )

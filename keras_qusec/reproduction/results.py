@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_qusec.evaluation.results import Example
 from keras_qusec.report import files
 from keras_qusec.report.tables import Table, markdown_table, text_table
 
@@ -23,7 +24,8 @@ class Row(NamedTuple):
         low: lower end of the 95 % interval, or None where there is none.
         high: upper end.
         paper: the paper's number, or None where it gives none.
-        worst: accuracy in the worst case over all attacks that were made, or None.
+        worst: accuracy in the worst case under the standard evaluation, or None.
+        strong: the same under the strong evaluation, of fewer images, or None.
         images: number of images.
         seed: of training and attack.
     """
@@ -36,6 +38,7 @@ class Row(NamedTuple):
     high: float | None
     paper: float | None
     worst: float | None
+    strong: float | None
     images: int
     seed: int
 
@@ -50,6 +53,7 @@ class Reproduction(NamedTuple):
         axis: what `Row.value` is.
         rows: the numbers.
         made_with: data, epochs, evidence, versions.
+        gallery: adversarial examples to be shown.
     """
 
     figure: str
@@ -58,18 +62,19 @@ class Reproduction(NamedTuple):
     axis: str
     rows: Sequence[Row]
     made_with: Mapping[str, Any]
+    gallery: Sequence[Example] = ()
 
     def __str__(self) -> str:
         return text_table(self.table())
 
     def table(self) -> Table:
         """The numbers as a table; means over the seeds, and how far they spread."""
-        cells, strong = [], []
+        cells: list[list[str]] = []
+        bold: list[int] = []
         for rows in self.by_seed():
             first = rows[0]
             mean = sum(row.ours for row in rows) / len(rows)
             spread = max(row.ours for row in rows) - min(row.ours for row in rows)
-            worst = [row.worst for row in rows if row.worst is not None]
             share = first.low is not None
             cells.append([
                 first.series,
@@ -79,12 +84,18 @@ class Reproduction(NamedTuple):
                 _number(mean, share) + (f" ±{_number(spread / 2, share)}" if len(rows) > 1 else ""),
                 "-" if first.low is None or len(rows) > 1 else
                 f"{100 * first.low:.0f}-{100 * (first.high or 0):.0f}",
-                _number(sum(worst) / len(worst), True) if worst else "-",
+                _mean_share([row.worst for row in rows]),
+                _mean_share([row.strong for row in rows]),
             ])  # fmt: skip
             if first.paper is not None:
-                strong.append(len(cells) - 1)
-        columns = ["series", self.axis, "measure", "paper", "ours", "95 %", "worst"]
-        return Table(f"{self.figure}: {self.title}", columns, cells, tuple(strong))
+                bold.append(len(cells) - 1)
+        columns = ["series", self.axis, "measure", "paper", "ours", "95 %", "standard", "strong"]
+        # Only what at least one row has.
+        shown = [place for place in range(len(columns))
+                 if place < 3 or any(row[place] != "-" for row in cells)]  # fmt: skip
+        cells = [[row[place] for place in shown] for row in cells]
+        columns = [columns[place] for place in shown]
+        return Table(f"{self.figure}: {self.title}", columns, cells, tuple(bold))
 
     def by_seed(self) -> list[list[Row]]:
         """The rows that differ in their seed only, together."""
@@ -103,7 +114,8 @@ class Reproduction(NamedTuple):
         # JSON knows no infinity, which stands for any distance.
         rows = [[None if part == math.inf else part for part in row] for row in self.rows]
         content = {**self._asdict(), "rows": rows}
-        return files.write({**content, "made_with": dict(self.made_with)}, path)
+        gallery = [files.content_of_example(example) for example in self.gallery]
+        return files.write({**content, "made_with": dict(self.made_with), "gallery": gallery}, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Reproduction:
@@ -117,11 +129,18 @@ class Reproduction(NamedTuple):
             raise ValueError(
                 f"Expected a figure that was saved by Reproduction.save. Received: {path}."
             )
-        return cls(**{**content, "rows": [_row(*row) for row in content["rows"]]})
+        rows = [_row(*row) for row in content["rows"]]
+        gallery = [files.example_of(example) for example in content["gallery"]]
+        return cls(**{**content, "rows": rows, "gallery": gallery})
 
 
 def _row(series: str, value: float | None, *rest: Any) -> Row:
     return Row(series, math.inf if value is None else value, *rest)
+
+
+def _mean_share(shares: Sequence[float | None]) -> str:
+    known = [share for share in shares if share is not None]
+    return _number(sum(known) / len(known), True) if known else "-"
 
 
 def _number(value: float, share: bool) -> str:

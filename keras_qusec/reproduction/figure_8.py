@@ -1,0 +1,38 @@
+"""Fig. 8: adversarial examples of each defence, and how far they are from the clean image."""
+
+from __future__ import annotations
+
+from keras_qusec.evaluation.results import Example
+from keras_qusec.reproduction.figure import Figure
+from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.networks import closest, defended, shown, trained_on_fgsm
+from keras_qusec.reproduction.results import Row
+
+
+class Figure8(Figure):
+    """The closest adversarial examples in L2, as pictures and by their median distance."""
+
+    name = "figure-8"
+    title = "the closest adversarial examples of each defence"
+    claim = "quantization makes adversarial examples easier to see."
+    axis = "distance"
+    remarks = (
+        "The closest example of FMN and, behind a quantizer, of its own attack on the nearest "
+        "thresholds."
+    )
+
+    def rows(self, laboratory: Laboratory) -> list[Row]:
+        rows = []
+        for series, (name, make) in {**defended(), **trained_on_fgsm()}.items():
+            report = closest(laboratory, name, make)
+            median = report.worst_case(report.models[0], "l2", None).median["l2"]
+            if median is not None:
+                images = len(next(iter(report.correct.values())))
+                row = laboratory.number(series, float("inf"), "median L2 distance", median)
+                rows.append(row._replace(images=images))
+        return rows
+
+    def gallery(self, laboratory: Laboratory) -> list[Example]:
+        networks = {**defended(), **trained_on_fgsm()}
+        reports = {s: closest(laboratory, *network) for s, network in networks.items()}
+        return shown(reports)

@@ -1,0 +1,34 @@
+"""Table 1: the defences, measured instead of described."""
+
+from __future__ import annotations
+
+from keras_qusec.reproduction.figure import Figure
+from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.networks import every_defence, report
+from keras_qusec.reproduction.results import Row
+
+
+class Table1(Figure):
+    """Clean accuracy, and the worst case white-box and black-box, of each defence."""
+
+    name = "table-1"
+    title = "each defence: clean, and against the best attack of each threat model"
+    claim = "each defence but QuSecNets is limited by some attack or threat model."
+    remarks = (
+        "White-box: gradients as they are. Adaptive: gradients through surrogates, and a "
+        "quantizer's own attack. Black-box: examples made on an undefended network of another seed."
+    )
+
+    def rows(self, laboratory: Laboratory) -> list[Row]:
+        rows = []
+        for series, (name, make) in every_defence(laboratory).items():
+            attacked = report(laboratory, name, make)
+            images, epsilon = laboratory.images, laboratory.epsilon
+            rows.append(laboratory.share(
+                series, 0.0, "clean", attacked.clean_accuracy(), images
+            ))  # fmt: skip
+            for threat in attacked.threat_models:
+                share = attacked.robust_accuracy(epsilon=epsilon, norm="linf", threat_model=threat)
+                row = laboratory.share(series, epsilon, f"worst case, {threat}", share, images)
+                rows.append(row._replace(worst=attacked.robust_accuracy()))
+        return rows
