@@ -42,12 +42,14 @@ class Training(NamedTuple):
         epsilon: radius of attacks in training, L-infinity.
         epochs: epochs of a classifier.
         seed: seed of initial weights and of all that is random.
+        backup: folder where a long training keeps each epoch, or empty for nowhere.
     """
 
     data: Dataset
     epsilon: float
     epochs: int
     seed: int
+    backup: str = ""
 
     def network(self, front: Any = None, **settings: Any) -> keras.Model:
         """The paper's network behind a layer, not trained."""

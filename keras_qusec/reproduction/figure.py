@@ -33,3 +33,7 @@ class Figure:
     def gallery(self, laboratory: Laboratory) -> list[Example]:
         """Adversarial examples to be shown; called after `rows`, whose attacks are kept."""
         return []
+
+    def logs(self, laboratory: Laboratory) -> dict[str, dict[str, list[float]]]:
+        """Training logs to be shown, by series and quantity; called after `rows`."""
+        return {}

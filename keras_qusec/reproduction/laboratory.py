@@ -32,7 +32,7 @@ class Laboratory:
         data: the data set.
         folder: where trained models and finished attacks are kept.
         seed: of training and attacks.
-        quick: fewer epochs, levels and images, to see that all runs.
+        quick: one epoch, few images and settings, no strong evaluation, to see that all runs.
         tell: told what is running.
     """
 
@@ -45,17 +45,12 @@ class Laboratory:
     @property
     def epochs(self) -> int:
         """The paper trains 6 to 10."""
-        return 2 if self.quick else 6
+        return 1 if self.quick else 6
 
     @property
     def images(self) -> int:
         """Test images that are attacked."""
-        return min(40 if self.quick else 1000, len(self.data.x_test))
-
-    @property
-    def strong_images(self) -> int:
-        """Test images that the strong evaluation attacks, which takes minutes for each hundred."""
-        return 4 if self.quick else 100
+        return min(20 if self.quick else 1000, len(self.data.x_test))
 
     @property
     def is_colour(self) -> bool:
@@ -90,6 +85,7 @@ class Laboratory:
         self.tell(f"training: {name}", 0.0)
         training = self.training(**settings)
         folder = str(Path(self.folder) / f"seed-{training.seed}")
+        training = training._replace(backup=str(Path(folder) / f"{name}-backup"))
         return trained(name, folder, training, make)[0]
 
     def log(self, name: str) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keras_qusec.reproduction.abstract import Abstract
+from keras_qusec.reproduction.best import Best
 from keras_qusec.reproduction.equation_9 import Equation9
 from keras_qusec.reproduction.explanations import Explanations
 from keras_qusec.reproduction.figure import Figure
@@ -20,6 +21,6 @@ FIGURES: dict[str, Figure] = {
     figure.name: figure
     for figure in (
         Figure1(), Figure5(), Figure6(), Equation9(), Figure7(), Figure8(), Figure9(), Figure10(),
-        Figure11(), Abstract(), Table1(), Explanations(),
+        Figure11(), Abstract(), Table1(), Explanations(), Best(),
     )
 }  # fmt: skip

@@ -61,6 +61,7 @@ def reproduce(
         raise ValueError("Expected at least one of seeds. Received: none. One is seeds=(0,).")
     rows: list[Row] = []
     gallery: list[Example] = []
+    logs: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as temporary, shown(progress, figure) as tell:
         for place, seed in enumerate(listed):
 
@@ -70,6 +71,7 @@ def reproduce(
             laboratory = Laboratory(loaded, str(folder or temporary), seed, quick, part)
             rows += one.rows(laboratory)
             gallery = gallery or one.gallery(laboratory)
+            logs = logs or one.logs(laboratory)
     return Reproduction(
         figure=figure,
         title=one.title,
@@ -90,4 +92,5 @@ def reproduce(
             **({"remarks": one.remarks} if one.remarks else {}),
         },
         gallery=gallery,
+        logs=logs,
     )

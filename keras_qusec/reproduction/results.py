@@ -54,6 +54,7 @@ class Reproduction(NamedTuple):
         rows: the numbers.
         made_with: data, epochs, evidence, versions.
         gallery: adversarial examples to be shown.
+        logs: of training, by series and quantity: one number an epoch.
     """
 
     figure: str
@@ -63,6 +64,7 @@ class Reproduction(NamedTuple):
     rows: Sequence[Row]
     made_with: Mapping[str, Any]
     gallery: Sequence[Example] = ()
+    logs: Mapping[str, Mapping[str, Sequence[float]]] = {}
 
     def __str__(self) -> str:
         return text_table(self.table())
