@@ -187,7 +187,7 @@ def _add_reproduce(commands: Any) -> None:
     _add_data(reproduce)
     reproduce.add_argument(
         "--quick", action="store_true",
-        help="two epochs and few images, to see that all of it runs",
+        help="one epoch, few images, no strong evaluation, to see that all of it runs",
     )  # fmt: skip
     reproduce.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0"
@@ -420,8 +420,8 @@ def _reproduce(options: argparse.Namespace) -> None:
             name, options.data, quick=options.quick, seeds=options.seeds, folder=folder / "work"
         )
         print(f"{result}\n\n{textwrap.fill(f'The paper: {result.claim}', 80)}\n")
-        print(f"Written: {result.save(folder / f'{name}.json')}")
-        print(f"Written: {reproduction.picture(result, folder / f'{name}.png')}\n")
+        paths = [result.save(folder / f"{name}.json"), *reproduction.pictures(result, folder)]
+        print("\n".join(f"Written: {path}" for path in paths) + "\n")
 
 
 def _radius(text: str) -> float:

@@ -8,7 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from keras_qusec.plots import pyplot, save, words
+from keras_qusec.report.plots import adversarial_gallery
 from keras_qusec.reproduction.results import Reproduction, Row
+
+
+def pictures(reproduction: Reproduction, folder: str | os.PathLike) -> list[Path]:
+    """All pictures of a figure: its numbers, its adversarial examples, and how training went.
+
+    Args:
+        reproduction: what `reproduce` returned.
+        folder: where they are written, named after the figure.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    stem = Path(folder) / reproduction.figure
+    paths = [picture(reproduction, stem.with_suffix(".png"))]
+    if reproduction.gallery:
+        path = stem.with_name(f"{stem.name}-examples.png")
+        paths.append(adversarial_gallery(list(reproduction.gallery), path))
+    if reproduction.logs:
+        paths.append(_training(reproduction, stem.with_name(f"{stem.name}-training.png")))
+    return paths
+
+
+def _training(reproduction: Reproduction, path: Path) -> Path:
+    """Accuracy on the adversarial examples of training, by epoch."""
+    figure, axis = pyplot().subplots(figsize=(6, 3.4), layout="constrained")
+    for series, log in reproduction.logs.items():
+        accuracy = [100 * share for share in log["adversarial_accuracy"]]
+        axis.plot(range(1, len(accuracy) + 1), accuracy, "o-", markersize=3, label=series)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("accuracy on training attack in %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)
+    return save(figure, path)
 
 
 def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:

@@ -1,0 +1,50 @@
+"""Pages of the results in Markdown: each figure of a data set, and what becomes of the claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from keras_qusec.report.tables import markdown_table
+from keras_qusec.reproduction.claims import FAILS, HOLDS, WEAK, judged
+from keras_qusec.reproduction.results import Reproduction
+
+
+def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
+    """The paper's claims, judged by the figures of each data set.
+
+    Args:
+        results: by data set, ``"MNIST"`` or ``"CIFAR-10"``, the figures by name.
+    """
+    parts = [
+        "# The paper's claims",
+        f"What the numbers of the [figures](index.md) say. **{HOLDS}**: under the paper's attack "
+        f"and, where it is about robustness, in the worst case under the standard evaluation. "
+        f"**{WEAK}**: a stronger attack undoes it. **{FAILS}**: not under the paper's own attack "
+        "either. One share is above another if their 95 % intervals are apart; a number comes out "
+        "if it is within five points.",
+    ]
+    for data, figures in results.items():
+        table = judged(data, figures)
+        verdicts = [row[1] for row in table.rows]
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (HOLDS, WEAK, FAILS))
+        parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", markdown_table(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def figures_page(
+    data: str, figures: Mapping[str, Reproduction], pictures: Mapping[str, Sequence[Path | str]]
+) -> str:
+    """The figures of a data set: pictures, tables, and what they were made with.
+
+    Args:
+        data: name of the data set.
+        figures: by name.
+        pictures: by name of the figure, paths as the page links to them.
+    """
+    parts = [f"# {data}"]
+    for name, figure in figures.items():
+        parts.append(f"## {name}: {figure.title}")
+        parts += [f"![{name}: {figure.title}]({path})" for path in pictures.get(name, ())]
+        parts.append(figure.to_markdown().rstrip())
+    return "\n\n".join(parts) + "\n"
