@@ -44,13 +44,24 @@ def write_pages(docs: Path) -> None:
     found = {data: results(docs, data) for data in _TITLES}
     judged = {title.split(" (")[0]: found[data] for data, title in _TITLES.items() if found[data]}
     files.write_text(claims_page(judged), docs / "claims.md")
+    best = {_TITLES[data]: figures.pop("best") for data, figures in found.items()
+            if "best" in figures}  # fmt: skip
+    drawn = {_TITLES[data]: _drawn(docs, data, "best") for data in _TITLES}
+    files.write_text(figures_page("The best honest model", best, drawn), docs / "best.md")
     for data, title in _TITLES.items():
-        drawn = {
-            name: [path.relative_to(docs) for path in sorted((docs / data).glob(f"{name}*.png"))
-                   if path.stem in (name, f"{name}-examples", f"{name}-training")]
-            for name in found[data]
-        }  # fmt: skip
-        files.write_text(figures_page(title, found[data], drawn), docs / f"{data}.md")
+        headings = {name: f"{name}: {figure.title}" for name, figure in found[data].items()}
+        page = figures_page(
+            title,
+            {headings[name]: figure for name, figure in found[data].items()},
+            {headings[name]: _drawn(docs, data, name) for name in headings},
+        )
+        files.write_text(page, docs / f"{data}.md")
+
+
+def _drawn(docs: Path, data: str, name: str) -> list[Path]:
+    """The pictures of a figure, as pages link to them."""
+    paths = [docs / data / f"{name}{kind}.png" for kind in ("", "-examples", "-training")]
+    return [path.relative_to(docs) for path in paths if path.exists()]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Best(Figure):
             strong = None
             if not laboratory.quick:
                 strong = laboratory.attacked(
-                    f"{recipe.name}-strong", model, STRONG, images=1000, **radius
+                    f"{recipe.name}-strong", model, STRONG, images=200, **radius
                 ).robust_accuracy()
             rows.append(laboratory.share(
                 recipe.title, 0.0, "clean", standard.clean_accuracy(), images

@@ -8,7 +8,7 @@ from keras_qusec.reproduction.networks import Make, constant, undefended
 from keras_qusec.reproduction.results import Row
 
 _LEVELS = (2, 3, 4, 8, 16)
-_EPSILONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+_EPSILONS = (0.1, 0.2, 0.3, 0.4)
 
 
 class Figure7(Figure):
@@ -26,7 +26,8 @@ class Figure7(Figure):
         rows = []
         for series, (name, make) in networks.items():
             report = laboratory.attacked(
-                f"figure-7-{name}", laboratory.model(name, make), epsilons=epsilons
+                f"figure-7-{name}", laboratory.model(name, make), epsilons=epsilons,
+                images=min(200, laboratory.images),
             )  # fmt: skip
             rows += [laboratory.row(report, series, "fgsm", value=e) for e in epsilons]
         return rows

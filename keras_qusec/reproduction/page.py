@@ -33,18 +33,18 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
 
 
 def figures_page(
-    data: str, figures: Mapping[str, Reproduction], pictures: Mapping[str, Sequence[Path | str]]
+    title: str, figures: Mapping[str, Reproduction], pictures: Mapping[str, Sequence[Path | str]]
 ) -> str:
-    """The figures of a data set: pictures, tables, and what they were made with.
+    """Figures with their pictures, tables, and what they were made with.
 
     Args:
-        data: name of the data set.
-        figures: by name.
-        pictures: by name of the figure, paths as the page links to them.
+        title: of the page.
+        figures: by heading.
+        pictures: by heading, paths as the page links to them.
     """
-    parts = [f"# {data}"]
-    for name, figure in figures.items():
-        parts.append(f"## {name}: {figure.title}")
-        parts += [f"![{name}: {figure.title}]({path})" for path in pictures.get(name, ())]
+    parts = [f"# {title}"]
+    for heading, figure in figures.items():
+        parts.append(f"## {heading}")
+        parts += [f"![{heading}]({path})" for path in pictures.get(heading, ())]
         parts.append(figure.to_markdown().rstrip())
     return "\n\n".join(parts) + "\n"

@@ -132,7 +132,7 @@ class Reproduction(NamedTuple):
                 f"Expected a figure that was saved by Reproduction.save. Received: {path}."
             )
         rows = [_row(*row) for row in content["rows"]]
-        gallery = [files.example_of(example) for example in content["gallery"]]
+        gallery = tuple(files.example_of(example) for example in content["gallery"])
         return cls(**{**content, "rows": rows, "gallery": gallery})
 
 

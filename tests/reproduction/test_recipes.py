@@ -1,0 +1,83 @@
+"""Recipes: their data, their precision, and training that goes on where it stopped."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from keras_qusec.comparison.contenders import Training
+from keras_qusec.datasets import Dataset
+from keras_qusec.defenses import find_quantizers
+from keras_qusec.reproduction import recipes
+from keras_qusec.reproduction.recipes import CIFAR10, MNIST, Augmented
+
+
+def training(images=256, backup="", shape=(28, 28, 1), **settings):
+    random = np.random.default_rng(0)
+    x = random.random((images, *shape), dtype="float32")
+    y = random.integers(0, 10, images)
+    y[0] = 9
+    return Training(Dataset("some", x, y, x, y), 0.3, 1, 0, backup)._replace(**settings)
+
+
+def test_each_image_once_an_epoch():
+    data = Augmented(training(), shift=0, flip=False)
+    seen = np.concatenate([data[place][0] for place in range(len(data))])
+    assert len(data) == 2
+    assert sorted(seen.sum(axis=(1, 2, 3))) == pytest.approx(sorted(data.x.sum(axis=(1, 2, 3))))
+    order = data.order.copy()
+    data.on_epoch_end()
+    assert (order != data.order).any()
+
+
+def test_shifts_and_mirror_images():
+    one = training(images=128)
+    data = Augmented(one, shift=2, flip=True)
+    images, labels = data[0]
+    for image, label, row in zip(images, labels, data.order, strict=True):
+        original = one.data.x_train[row]
+        if data.mirrored[row]:
+            original = original[:, ::-1]
+        down, right = data.shifts[row]
+        padded = np.pad(original, ((2, 2), (2, 2), (0, 0)))
+        expected = padded[2 + down : 30 + down, 2 + right : 30 + right]
+        np.testing.assert_array_equal(image, expected)
+        assert label == one.data.y_train[row]
+    assert set(np.unique(data.shifts)) == {-2, -1, 0, 1, 2}
+    assert 0.2 < data.mirrored.mean() < 0.8
+
+
+def test_a_recipe_returns_a_network_in_float32(tmp_path):
+    before = keras.config.dtype_policy()
+    model = MNIST[0].trained(training(backup=str(tmp_path / "backup")))
+    assert keras.config.dtype_policy() == before
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    (layer,) = find_quantizers(model)
+    assert (layer.levels, layer.hard) == (2, True)
+    assert len(model.history.history["adversarial_accuracy"]) == 1
+    assert np.isfinite(model.predict(np.zeros((1, 28, 28, 1)), verbose=0)).all()
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    epochs = []
+
+    class Stops(recipes.AdversarialTraining):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1 and len(epochs) == 1:
+                raise KeyboardInterrupt
+            epochs.append(epoch)
+            super().on_epoch_begin(epoch, logs)
+
+    monkeypatch.setattr(recipes, "AdversarialTraining", Stops)
+    two = training(backup=str(tmp_path / "backup"), epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        MNIST[0].trained(two)
+    MNIST[0].trained(two)
+    assert epochs == [0, 1]
+
+
+def test_names_are_unique():
+    names = [recipe.name for recipe in (*MNIST, *CIFAR10)]
+    assert len(set(names)) == len(names)
