@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from keras_qusec import RobustnessReport, cli, datasets
+import keras_qusec_cli as cli
+from keras_qusec import RobustnessReport, __version__, datasets
+from keras_qusec.attacks import registry
+from keras_qusec_cli.quiet import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
@@ -64,16 +70,37 @@ class TestCommandLine:
         assert "adaptive reachable-levels" in out
         assert max(map(len, out.splitlines())) <= 80
 
-    def test_a_file_that_cannot_be_written_does_not_lose_the_rest(self, files, tmp_path, capsys):
+    def test_a_file_that_cannot_be_written_does_not_lose_the_rest(
+        self, files, tmp_path, capsys, monkeypatch
+    ):
+        def full(*_):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(RobustnessReport, "to_html", full)
         status = cli.main(
             ["evaluate", str(files / "plain.keras"), "--data", str(files / "few.npz"),
-             "--attacks", "fgsm", "--html", str(files / "plain.keras" / "no.html"),
+             "--attacks", "fgsm", "--html", str(tmp_path / "no.html"),
              "--plot", str(tmp_path / "c.png")]
         )  # fmt: skip
-        captured = capsys.readouterr()
-        assert status == 0
-        assert "not written" in captured.err
+        assert status == 1
+        assert "no.html not written: No space left" in capsys.readouterr().err
         assert (tmp_path / "c.png").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "path", "message"),
+        [
+            ("--html", "FOLDER/few.npz/no.html", "can be written to"),
+            ("--html", "FOLDER", "ends in .html or .htm"),
+            ("--plot", "curves.gif", "ends in .png or .svg"),
+            ("--output", "report.txt", "ends in .json"),
+        ],
+    )
+    def test_paths_are_checked_before_the_work(self, files, capsys, option, path, message):
+        path = path.replace("FOLDER", str(files))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["evaluate", "absent.keras", option, path])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
 
     def test_audit(self, files, tmp_path, capsys):
         names = {"json": "a.json", "html": "a.html", "plot": "a.png"}
@@ -116,3 +143,59 @@ class TestCommandLine:
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
+
+
+def run(*arguments):
+    """The command in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, check=False,
+        env=environment,
+    )  # fmt: skip
+
+
+def test_help_and_version_load_no_backend():
+    script = (
+        "import sys; from keras_qusec_cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'keras', 'tensorflow', 'torch', 'jax', 'numpy'} & set(sys.modules)"
+    )
+    for words in (["--help"], ["evaluate", "--help"], ["--version"], ["evaluate", "--no-such"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines() or [""])) <= 80
+
+
+def test_version():
+    done = run("keras_qusec_cli", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"keras-qusec {__version__}\n"
+
+
+def test_attacks_are_listed_without_noise():
+    done = run("keras_qusec", "attacks")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    listed = {line.split()[0]: line.split()[1] for line in lines[2:] if not line.startswith(" ")}
+    assert set(registry.names()) <= set(listed)
+    assert (listed["pgd-l2"], listed["sigma-zero"]) == ("l2", "l0")
+
+
+def test_what_libraries_print_is_shown_after_an_error(capfd):
+    with quiet():
+        os.write(2, b"greeting\n")
+    assert capfd.readouterr().err == ""
+
+    @quiet()
+    def fails():
+        os.write(2, b"cannot open shared object\n")
+        raise ImportError
+
+    with pytest.raises(ImportError):
+        fails()
+    assert capfd.readouterr().err == "cannot open shared object\n"

@@ -18,13 +18,13 @@ from helpers import BACKEND, FEATURES, IMAGES, WEIGHTS, X, predicted, small_cnn
 from keras import ops
 from odd_models import MARGIN, NEAREST, RADIUS, Y
 
+import keras_qusec_cli as cli
 from keras_qusec import (
     AdversarialTraining,
     HardnessSchedule,
     QuSecQuantization,
     RobustnessReport,
     TrainableQuSecQuantization,
-    cli,
     evaluate_robustness,
 )
 from keras_qusec.attacks import (

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import keras_qusec
-from keras_qusec import cli, datasets
+import keras_qusec_cli as cli
+from keras_qusec import datasets
 from keras_qusec.models import paper_cnn
 
 EXTRAS = (

@@ -159,6 +159,18 @@ def names() -> tuple[str, ...]:
     return tuple(_ENTRIES)
 
 
+def summary(name: str) -> str:
+    """What an attack of the list is, in a few words.
+
+    Example:
+
+    >>> from keras_qusec.attacks import registry
+    >>> registry.summary("fgsm")
+    'one step along the sign of the gradient'
+    """
+    return _ENTRIES[name].summary
+
+
 def get(attack: str | Attack | Any, **settings: Any) -> Attack:
     """An attack by name with its settings, or the object given.
 

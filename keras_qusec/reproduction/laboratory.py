@@ -118,7 +118,7 @@ class Laboratory:
         x, y = self.test(images)
         return evaluate_robustness(
             {name: model}, x, y, attacks=dict(attacks), epsilons=epsilons or [self.epsilon],
-            seed=self.seed, progress=False, batch_size=len(x),
+            seed=self.seed, progress=False, batch_size=min(len(x), 1000),
             resume_dir=Path(self.folder) / f"seed-{self.seed}" / f"{name}-attacked", **settings,
         )  # fmt: skip
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from digit_networks import small_network, trained
 
-from keras_qusec import QuSecQuantization, cli, comparison, datasets
+import keras_qusec_cli as cli
+from keras_qusec import QuSecQuantization, comparison, datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 

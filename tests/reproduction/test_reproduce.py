@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from keras_qusec import cli
+import keras_qusec_cli as cli
 from keras_qusec.datasets import Dataset
 from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction import FIGURES, Reproduction, Row, picture, pictures, reproduce

@@ -1,0 +1,280 @@
+"""The commands of the command line: call, print, write."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+def demo(options: argparse.Namespace) -> int:
+    """The demonstration."""
+    from keras_qusec import datasets
+    from keras_qusec import demo as demonstration
+    from keras_qusec.progress import shown
+
+    data = datasets.load(options.data)
+    with shown(None, "starting") as progress:
+        result = demonstration.run_demo(
+            data=data, epochs=options.epochs, images=options.images, progress=progress
+        )
+    print(result.report)
+    print(f"{result.text}\n\n{demonstration.MEANING}\n")
+    figure = Path(options.figure)
+    return _write(result, [
+        (options.html, lambda result, path: result.report.to_html(path)),
+        (options.figure, demonstration.save_figure),
+        (str(figure.with_stem(figure.stem + "-training")), demonstration.save_curves),
+    ])  # fmt: skip
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Attack saved classifiers and report what is left of their accuracy."""
+    from keras_qusec import evaluate_robustness
+    from keras_qusec.report import files
+
+    given = _inputs(options, options.compare)
+    low, high = given.value_range
+    epsilons = None
+    if options.epsilons or options.l2_epsilons:
+        # Without L-infinity radii, attacks in that norm have the default ones.
+        linf = options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)]
+        epsilons = {"linf": linf}
+        if options.l2_epsilons:
+            epsilons["l2"] = options.l2_epsilons
+    threat_models = options.threat_models or (
+        ["white-box", "adaptive", *(["black-box"] if given.sources else [])]
+    )
+    report = evaluate_robustness(
+        given.models,
+        given.x,
+        given.y,
+        attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
+        epsilons=epsilons,
+        value_range=given.value_range,
+        outputs=options.outputs,
+        draws=options.draws,
+        threat_models=threat_models,
+        source_model=given.sources or None,
+        targets=options.targets,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        n_jobs=options.jobs,
+        resume_dir=options.resume,
+    )
+    print(report)
+    # The report that can be read again first.
+    writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
+        (options.output, lambda report, path: report.save(path)),
+        (options.markdown, lambda report, path: files.write_text(report.to_markdown(), path)),
+        (options.html, lambda report, path: report.to_html(path)),
+        (options.plot, lambda report, path: report.plot(path)),
+        (options.gallery, lambda report, path: report.plot_gallery(path)),
+    ]
+    return _write(report, writers)
+
+
+class _Inputs(NamedTuple):
+    """Models and sources by name, and test images scaled to what the models expect."""
+
+    models: dict[str, Any]
+    sources: dict[str, Any]
+    x: Any
+    y: Any
+    value_range: tuple[float, float]
+
+
+def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
+    """What is to be attacked; `more` models beside the one of the command."""
+    import numpy as np
+
+    from keras_qusec import datasets
+
+    if options.images < 0:
+        raise ValueError(
+            f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
+        )
+    models = _load_models([options.model, *more])
+    sources = _load_models(options.source)
+    data = datasets.load(options.data)
+    count = options.images or len(data.x_test)
+    low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
+    x = data.x_test[:count] * np.float32(high - low) + np.float32(low)
+    return _Inputs(models, sources, x, data.y_test[:count], (low, high))
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Tell whether a saved classifier's robustness is real."""
+    from keras_qusec import audit_robustness
+    from keras_qusec.report import files
+
+    given = _inputs(options)
+    low, high = given.value_range
+    epsilon = options.epsilon
+    if epsilon is None:
+        colour = given.x.shape[-1] == 3
+        epsilon = (8 / 255 if colour else 0.3) * (high - low)
+        print(f"Epsilon is {epsilon:.4g}, usual for such images; --epsilon says another.")
+    audit = audit_robustness(
+        given.models,
+        given.x,
+        given.y,
+        epsilon=epsilon,
+        level=options.level,
+        threat_models=("white-box", "adaptive") if options.adaptive else ("white-box",),
+        source_model=given.sources or None,
+        value_range=given.value_range,
+        outputs=options.outputs,
+        draws=options.draws,
+        seed=options.seed,
+        n_jobs=options.jobs,
+        resume_dir=options.resume,
+    )
+    print(audit)
+    writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
+        (options.json, lambda audit, path: files.write(audit.to_dict(), path)),
+        (options.html, lambda audit, path: audit.to_html(path)),
+        (options.plot, lambda audit, path: audit.plot(path)),
+    ]
+    return _write(audit, writers)
+
+
+def _write(result: Any, writers: Sequence[tuple[str | None, Callable[[Any, str], Any]]]) -> int:
+    """Write the files asked for; one that cannot be written does not lose the others.
+
+    Returns:
+        The exit status: 1 if one could not be written, else 0.
+    """
+    status = 0
+    for path, write in writers:
+        if not path:
+            continue
+        try:
+            write(result, path)
+            print(f"Written: {path}")
+        except (OSError, ValueError, ImportError) as error:
+            print(f"keras-qusec: {path} not written: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Train defences and put them in one table."""
+    from keras_qusec import comparison
+    from keras_qusec.report import files
+
+    result = comparison.compare(
+        options.data,
+        options.defenses,
+        epsilons=options.epsilons,
+        attacks=options.attacks,
+        images=options.images,
+        epochs=options.epochs,
+        seed=options.seed,
+        folder=options.resume,
+        n_jobs=options.jobs,
+    )
+    print(result)
+    return _write(result, [
+        (options.markdown, lambda result, path: files.write_text(result.to_markdown(), path)),
+        (options.html, lambda result, path: result.to_html(path)),
+    ])  # fmt: skip
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """The paper's figures, measured again."""
+    from keras_qusec import reproduction
+
+    names = list(reproduction.FIGURES) if options.figure == "all" else [options.figure]
+    # Another data set, or quick results, never meet those of a full run.
+    kind = Path(options.data).stem + ("-quick" if options.quick else "")
+    folder, status = Path(options.folder) / kind, 0
+    for name in names:
+        result = reproduction.reproduce(
+            name, options.data, quick=options.quick, seeds=options.seeds, folder=folder / "work"
+        )
+        print(f"{result}\n\n{textwrap.fill(f'The paper: {result.claim}', 80)}\n")
+        status |= _write(result, [
+            (str(folder / f"{name}.json"), lambda result, path: result.save(path)),
+            (str(folder / f"{name}.png"), lambda result, _: reproduction.pictures(result, folder)),
+        ])  # fmt: skip
+        print()
+    return status
+
+
+def attacks(_: argparse.Namespace) -> int:
+    """The attacks by name: norm, what each is, and its cost an image."""
+    from keras_qusec.attacks import registry
+
+    print(f"{'name':<20} {'norm':<5} what it is (cost for each image)\n{'-' * 80}")
+    for name in registry.names():
+        attack = registry.get(name)
+        text = f"{registry.summary(name)} ({attack.cost})"
+        print(textwrap.fill(
+            text, 80, initial_indent=f"{name:<20} {attack.norm:<5} ", subsequent_indent=" " * 27
+        ))  # fmt: skip
+    return 0
+
+
+def _value_range(
+    given: Sequence[float] | None, models: Sequence[tuple[str, Any]]
+) -> tuple[float, float]:
+    """The value range given, or the one that all models say they expect, or (0, 1)."""
+    from keras_qusec.expected_inputs import expected_range
+
+    if given is not None:
+        return given[0], given[1]
+    expected = {name: expected_range(model) for name, model in models}
+    ranges = {found for found in expected.values() if found is not None}
+    if len(ranges) > 1:
+        raise ValueError(
+            "Expected models of one value range. Received: "
+            f"{', '.join(f'{name}: {found}' for name, found in expected.items())}. Evaluate them "
+            "one by one."
+        )
+    if not ranges:
+        return 0.0, 1.0
+    (low, high) = ranges.pop()
+    if (low, high) != (0.0, 1.0):
+        print(f"Images are scaled to {low:g} ... {high:g}, which the models' first layers expect.")
+    return low, high
+
+
+def _load_models(paths: Sequence[str]) -> dict[str, Any]:
+    """Models by the names of their files, or by their paths where those are the same."""
+    import keras
+
+    # The defences must be known to Keras before a model with them is loaded.
+    import keras_qusec.defenses  # noqa: F401
+
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if list(paths).count(path) > 1)
+        raise ValueError(f"Expected each model once. Received: {twice} twice.")
+    stems = [Path(path).stem for path in paths]
+    models = {}
+    for path, stem in zip(paths, stems, strict=True):
+        if not Path(path).is_file():
+            raise ValueError(f"Expected a .keras file. Received: {path}, which does not exist.")
+        try:
+            # Uncompiled: an optimizer saved on another backend, or an unknown loss, is no obstacle.
+            model = keras.saving.load_model(path, compile=False)
+            models[stem if stems.count(stem) == 1 else path] = model
+        except Exception as error:
+            raise ValueError(
+                f"Expected a model saved by model.save({path!r}). Received: a file that Keras "
+                f"cannot load: {error}"
+            ) from error
+    return models
+
+
+def start_backend() -> None:
+    """Load the backend and Foolbox, which print when they are first used."""
+    import keras
+
+    from keras_qusec.attacks.foolbox import import_foolbox
+
+    import_foolbox()
+    keras.ops.zeros(1)

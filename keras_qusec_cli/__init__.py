@@ -1,0 +1,34 @@
+"""The command line of keras-qusec: a backend is loaded only once there is work for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from keras_qusec_cli.parser import parser
+from keras_qusec_cli.quiet import quiet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``keras-qusec``.
+
+    Returns:
+        The exit status: 0; 1 if something asked for was not written; 2 for bad input; 130 if
+        interrupted.
+    """
+    options = parser().parse_args(arguments)
+    # Must be set before TensorFlow is loaded, which greets with the processor's features.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        with quiet():
+            from keras_qusec import commands
+
+            commands.start_backend()
+        return int(getattr(commands, options.command)(options))
+    except (ValueError, ImportError) as error:
+        print(f"keras-qusec: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("keras-qusec: interrupted", file=sys.stderr)
+        return 130

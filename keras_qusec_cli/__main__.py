@@ -1,0 +1,7 @@
+"""``python -m keras_qusec_cli``."""
+
+import sys
+
+from keras_qusec_cli import main
+
+sys.exit(main())

@@ -1,0 +1,317 @@
+"""What the command line takes: no backend is loaded to say it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = "keras-qusec"
+
+_EXAMPLES = {
+    "demo": """\
+examples:
+  keras-qusec demo
+  keras-qusec demo --data mnist.npz --epochs 6 --images 1000""",
+    "evaluate": """\
+examples:
+  keras-qusec evaluate model.keras --data mnist5k --html report.html
+  keras-qusec evaluate model.keras --attacks standard --epsilons 2/255 8/255
+  keras-qusec evaluate a.keras --compare b.keras --images 1000""",
+    "audit": """\
+examples:
+  keras-qusec audit model.keras --data mnist5k --epsilon 0.3 --html audit.html
+  keras-qusec audit model.keras --epsilon 8/255 --adaptive --full""",
+    "compare": """\
+examples:
+  keras-qusec compare --defenses undefended constant pgd-training
+  keras-qusec compare --resume work --jobs 2 --html compare.html""",
+    "reproduce": """\
+examples:
+  keras-qusec reproduce figure-7 --quick
+  keras-qusec reproduce all --data mnist.npz --seeds 0 1 2
+  keras-qusec reproduce best --data mnist.npz""",
+}
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``keras-qusec``; its `command` names a function of `keras_qusec.commands`."""
+    whole = argparse.ArgumentParser(
+        prog="keras-qusec",
+        description="Is a Keras classifier robust, and how does it become so? Each command has a "
+        "--help of its own.",
+    )
+    whole.add_argument("--version", action="version", version=f"%(prog)s {version(_PACKAGE)}")
+    commands = whole.add_subparsers(required=True, metavar="command", dest="command")
+    _add_demo(commands)
+    _add_evaluate(commands)
+    _add_audit(commands)
+    _add_compare(commands)
+    _add_reproduce(commands)
+    commands.add_parser("attacks", help="list the attacks by name: norm, what it is, cost")
+    return whole
+
+
+def _file(*suffixes: str) -> Callable[[str], str]:
+    """A file to be written, checked before hours of work."""
+
+    def check(text: str) -> str:
+        path = Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(
+                f"expected a file that ends in {' or '.join(suffixes)}; received {text!r}"
+            )
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"expected a file; {text!r} is a folder")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise argparse.ArgumentTypeError(
+                f"expected a file in a folder that can be written to; received {text!r}"
+            )
+        return text
+
+    return check
+
+
+_page, _json, _markdown = _file(".html", ".htm"), _file(".json"), _file(".md")
+_picture = _file(".png", ".svg", ".pdf", ".jpg")
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["demo"],
+        help="train, attack and compare the paper's CNN with and without a quantizer",
+        description="Train the paper's CNN undefended and behind quantizers, attack each "
+        "with FGSM and PGD, print the report, and write figures and an HTML page.",
+    )
+    _add_data(demo)
+    demo.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
+    demo.add_argument("--images", type=int, default=200, help="test images attacked (default: 200)")
+    demo.add_argument(
+        "--figure", default="demo.png", type=_picture, help="figure to write (default: demo.png)"
+    )
+    demo.add_argument(
+        "--html", default="demo.html", type=_page, help="page to write (default: demo.html)"
+    )
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["evaluate"],
+        help="attack saved classifiers and report their robust accuracy",
+        description="Attack saved Keras classifiers and report what is left of their accuracy, "
+        "the worst case first.",
+    )
+    evaluate.add_argument("model", help="a .keras file: a classifier, logits or softmax")
+    evaluate.add_argument(
+        "--compare", nargs="+", default=[], metavar="MODEL", help="more classifiers, same report"
+    )
+    _add_data(evaluate)
+    evaluate.add_argument(
+        "--images", type=int, default=200,
+        help="test images attacked, the first; 0 for all (default: 200)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--attacks", nargs="+", default=["quick"], metavar="ATTACK",
+        help="quick, standard or strong evidence, or names of attacks (default: quick); "
+        '"keras-qusec attacks" lists them',
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--epsilons", nargs="+", type=_radius, metavar="EPS",
+        help="L-infinity radii in rising order, in units of the pixel values, such as 0.1 or 8/255 "
+        "(default: 0.1, 0.2 and 0.3 of the value range)",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--l2-epsilons", nargs="+", type=_radius, metavar="EPS", help="L2 radii, for L2 attacks"
+    )
+    _add_models(evaluate)
+    evaluate.add_argument(
+        "--threat-models", nargs="+", metavar="THREAT",
+        help="white-box, adaptive, black-box (default: the first two; all with --source)",
+    )  # fmt: skip
+    evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
+    evaluate.add_argument("--batch-size", type=int, help="images in a unit (default: up to 512)")
+    _add_run(evaluate)
+    evaluate.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
+    evaluate.add_argument(
+        "--markdown", metavar="FILE", type=_markdown, help="write its tables in Markdown"
+    )
+    evaluate.add_argument(
+        "--html", metavar="FILE", type=_page, help="write one page with all of it"
+    )
+    evaluate.add_argument(
+        "--plot", metavar="FILE", type=_picture, help="draw accuracy against epsilon"
+    )
+    evaluate.add_argument(
+        "--gallery", metavar="FILE", type=_picture, help="draw adversarial examples"
+    )
+
+
+def _add_audit(commands: Any) -> None:
+    audit = commands.add_parser(
+        "audit",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["audit"],
+        help="tell whether a saved classifier's robustness is real",
+        description="Check whether gradient attacks on a saved classifier can be trusted, and by "
+        "how much they overstate its robustness.",
+    )
+    audit.add_argument("model", help="a .keras file: a classifier, logits or softmax")
+    _add_data(audit)
+    audit.add_argument(
+        "--epsilon", type=_radius, metavar="EPS",
+        help="L-infinity radius in units of the pixel values, such as 0.3 or 8/255 (default: 0.3 "
+        "of the value range for grey images, 8/255 of it for colour images)",
+    )  # fmt: skip
+    audit.add_argument(
+        "--images", type=int, default=100,
+        help="test images attacked, the first; 0 for all (default: 100)",
+    )  # fmt: skip
+    level = audit.add_mutually_exclusive_group()
+    level.add_argument(
+        "--quick", dest="level", action="store_const", const="quick", default="quick",
+        help="minutes (the default)",
+    )  # fmt: skip
+    level.add_argument(
+        "--full", dest="level", action="store_const", const="full",
+        help="more of everything, a substitute to transfer from, the standard evaluation",
+    )  # fmt: skip
+    audit.add_argument(
+        "--adaptive", action="store_true",
+        help="judge the adaptive evaluation, which knows the model's defences, and not white-box "
+        "attacks alone",
+    )  # fmt: skip
+    _add_models(audit)
+    _add_run(audit)
+    audit.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
+    audit.add_argument(
+        "--plot", metavar="FILE", type=_picture, help="draw loss surface, gradients and budget"
+    )
+    audit.add_argument(
+        "--json", metavar="FILE", type=_json, help="write verdict and checks as JSON"
+    )
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["compare"],
+        help="train defences on the same network and put them in one table",
+        description="Train defences on the paper's network with the same data and seed, attack "
+        "each white-box, adaptively and black-box, and print one table.",
+    )
+    _add_data(compare)
+    compare.add_argument(
+        "--defenses", nargs="+", metavar="NAME",
+        help="names (default: all); a wrong one lists them",
+    )  # fmt: skip
+    compare.add_argument(
+        "--epsilons", nargs="+", type=_radius, default=[0.1, 0.2, 0.3], metavar="EPS",
+        help="L-infinity radii in rising order (default: 0.1 0.2 0.3); the largest in training",
+    )  # fmt: skip
+    compare.add_argument(
+        "--images", type=int, default=100, help="test images attacked (default: 100)"
+    )
+    compare.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
+    compare.add_argument(
+        "--attacks", nargs="+", default=["fgsm", "standard"], metavar="ATTACK",
+        help="names of attacks (default: fgsm standard); \"keras-qusec attacks\" lists them",
+    )  # fmt: skip
+    compare.add_argument("--seed", type=int, default=0, help="default: 0")
+    compare.add_argument("--jobs", type=int, help="processes (default: 1)")
+    compare.add_argument(
+        "--resume", metavar="FOLDER",
+        help="keep trained models and finished evaluations here, and go on from them",
+    )  # fmt: skip
+    compare.add_argument(
+        "--markdown", metavar="FILE", type=_markdown, help="write the tables in Markdown"
+    )
+    compare.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
+
+
+def _add_reproduce(commands: Any) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["reproduce"],
+        help="measure the paper's figures again, with the worst case beside each number",
+        description="Train the paper's networks, make the attacks of a figure, and put the worst "
+        "case under the standard evaluation beside each number.",
+    )
+    reproduce.add_argument("figure", help='a figure, or "all"; a wrong one lists them')
+    _add_data(reproduce)
+    reproduce.add_argument(
+        "--quick", action="store_true",
+        help="one epoch, few images, no strong evaluation, to see that all of it runs",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: 0"
+    )
+    reproduce.add_argument(
+        "--folder", default="reproduction", metavar="FOLDER",
+        help="trained models, finished attacks, results and pictures (default: reproduction)",
+    )  # fmt: skip
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    """What is known of the attacked models, and the sources of black-box examples."""
+    command.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="pixel values that the models expect, to which images are scaled (default: what "
+        "their first layers say, else 0 1)",
+    )  # fmt: skip
+    command.add_argument(
+        "--outputs", choices=["logits", "probabilities"],
+        help="what the models' outputs are, where their graphs do not say",
+    )  # fmt: skip
+    command.add_argument(
+        "--draws", type=int, default=1, help="draws averaged of random models (default: 1)"
+    )
+    command.add_argument(
+        "--source", nargs="+", default=[], metavar="MODEL",
+        help="classifiers on which black-box examples are made, such as undefended ones of the "
+        "same task",
+    )  # fmt: skip
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    """How attacks are run."""
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    command.add_argument("--jobs", type=int, help="processes (default: 1)")
+    command.add_argument(
+        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
+    )
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        default="mnist5k",
+        help="mnist5k, mnist, fashion_mnist, cifar10 or an .npz file (default: mnist5k)",
+    )
+
+
+def _radius(text: str) -> float:
+    """A radius as a number, or as a fraction such as 8/255."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / (float(below) if below else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(
+            f"expected a number such as 0.1, or a fraction such as 8/255; received {text!r}"
+        ) from None
