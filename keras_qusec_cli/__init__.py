@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError) as error:
         print(f"keras-qusec: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Who reads the output, such as head, has enough; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("keras-qusec: interrupted", file=sys.stderr)
         return 130

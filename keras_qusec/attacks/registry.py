@@ -37,6 +37,16 @@ class Entry(NamedTuple):
     summary: str
 
 
+# What other libraries call our settings.
+_NAMES_ELSEWHERE = {
+    "eps": "epsilon", "epsilons": "epsilon", "alpha": "step_size", "eps_step": "step_size",
+    "eps_iter": "step_size", "stepsize": "step_size", "abs_stepsize": "step_size",
+    "rel_stepsize": "relative_step_size", "nb_iter": "steps", "max_iter": "steps",
+    "num_steps": "steps", "n_iter": "steps", "iterations": "steps", "ord": "norm",
+    "clip_min": "value_range", "clip_max": "value_range", "bounds": "value_range",
+    "rand_init": "random_start", "num_random_init": "restarts", "n_restarts": "restarts",
+}  # fmt: skip
+
 _CW = {"binary_search_steps": 9, "steps": 1000, "stepsize": 0.01, "initial_const": 1e-3}
 # CleverHans v2's tutorial, which the paper used, with the paper's 100 iterations.
 _CW_PAPER = {"binary_search_steps": 1, "steps": 100, "stepsize": 0.2, "initial_const": 10.0}
@@ -208,10 +218,11 @@ def get(attack: str | Attack | Any, **settings: Any) -> Attack:
     except TypeError as error:
         known = [*dict.fromkeys([*_setting_names(entry.make), "restarts"])]
         wrong = [name for name in settings if name not in known]
+        ours = _NAMES_ELSEWHERE.get((wrong or [""])[0])
+        hint = closest((wrong or [""])[0], known) if ours is None else f" Here it is {ours!r}."
         raise ValueError(
             f"Expected settings of the attack {attack.lower()!r}: {', '.join(known)}. "
-            f"Received: {', '.join(wrong or settings)}.{closest((wrong or [''])[0], known)} "
-            f"({error})"
+            f"Received: {', '.join(wrong or settings)}.{hint} ({error})"
         ) from error
     if restarts is not None:
         made.restarts = whole_number(restarts, "restarts")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 import keras
 import numpy as np
@@ -79,6 +79,17 @@ class OrderedThresholds(keras.constraints.Constraint):
         return {"value_range": list(self.value_range)}
 
 
+class LayerArguments(TypedDict, total=False):
+    """What every Keras layer takes; type checkers know by it that anything else is wrong."""
+
+    name: str | None
+    dtype: Any
+    trainable: bool
+    autocast: bool
+    activity_regularizer: Any
+    input_shape: tuple[int | None, ...]
+
+
 class _Quantizer(keras.layers.Layer):
     """What both quantizer layers share: settings, the hardness variable, serialisation."""
 
@@ -89,7 +100,7 @@ class _Quantizer(keras.layers.Layer):
         value_range: tuple[float, float],
         hard: bool,
         gradient_hardness: float | None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         # Casting the images to float16 would move pixels across thresholds.
         kwargs.setdefault("autocast", False)
@@ -254,7 +265,7 @@ class QuSecQuantization(_Quantizer):
         value_range: tuple[float, float] = (0.0, 1.0),
         hard: bool = False,
         gradient_hardness: float | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(levels, hardness, value_range, hard, gradient_hardness, **kwargs)
         self._given = None
@@ -331,15 +342,15 @@ class TrainableQuSecQuantization(_Quantizer):
         levels: int = 2,
         *,
         hardness: float = 5.0,
-        granularity: str = "pixel",
+        granularity: Literal["pixel", "channel", "shared"] = "pixel",
         thresholds_initializer: Any = None,
         thresholds_regularizer: Any = None,
         thresholds_constraint: Any = "ordered",
         value_range: tuple[float, float] = (0.0, 1.0),
         hard: bool = False,
         gradient_hardness: float | None = None,
-        data_format: str | None = None,
-        **kwargs: Any,
+        data_format: Literal["channels_last", "channels_first"] | None = None,
+        **kwargs: Unpack[LayerArguments],
     ) -> None:
         super().__init__(levels, hardness, value_range, hard, gradient_hardness, **kwargs)
         hint = 'Use "pixel" for the thresholds of the paper.'

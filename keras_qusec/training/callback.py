@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -57,6 +57,13 @@ class AdversarialTraining(keras.callbacks.Callback):
     Args:
         attack: ``"fgsm"``, ``"bim"``, ``"pgd"`` (here of 10 steps), the name of another attack
             that follows gradients in a ball, or an object of `keras_qusec.attacks`.
+        epsilon: radius of the ball, in units of the pixel values; needed for a named attack. The
+            following ones are settings of a named attack too, None for its own.
+        steps: number of gradient steps; here 10 for PGD.
+        step_size: length of one step, in units of the pixel values.
+        norm: ``"linf"`` or ``"l2"``.
+        random_start: start at a random point of the ball and not at the clean image.
+        value_range: smallest and largest pixel value.
         ratio: share of each batch that is replaced by adversarial examples, in (0, 1]; 1 is
             Madry's training, 0.5 a mixture as Goodfellow's. The first rows of a batch are
             replaced, so the data must be shuffled, as `fit` does with arrays.
@@ -80,7 +87,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         outputs: ``"logits"`` or ``"probabilities"``, where the model's graph does not say what
             its outputs are, as of subclassed models; TRADES and `validation_data` must know.
         seed: seed of random starts; the same seed gives the same training.
-        **settings: `epsilon` and the other settings of a named attack.
+        **settings: other settings of a named attack, such as `relative_step_size`.
 
     Raises:
         ValueError: for unusable arguments; in `fit` for a model without a loss, integer images
@@ -107,8 +114,14 @@ class AdversarialTraining(keras.callbacks.Callback):
         self,
         attack: str | GradientAttack = "pgd",
         *,
+        epsilon: float | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        norm: Literal["linf", "l2"] | None = None,
+        random_start: bool | None = None,
+        value_range: tuple[float, float] | None = None,
         ratio: float = 1.0,
-        objective: str = "loss",
+        objective: Literal["loss", "trades"] = "loss",
         beta: float = 6.0,
         warmup_epochs: float = 0,
         ramp_epochs: float = 0,
@@ -117,11 +130,16 @@ class AdversarialTraining(keras.callbacks.Callback):
         validation_data: tuple[Any, Any] | None = None,
         validation_attack: GradientAttack | None = None,
         attacked_input: str | int | None = None,
-        outputs: str | None = None,
+        outputs: Literal["logits", "probabilities"] | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__()
+        named = {
+            "epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm,
+            "random_start": random_start, "value_range": value_range,
+        }  # fmt: skip
+        settings |= {name: value for name, value in named.items() if value is not None}
         self.attack = _training_attack(attack, settings)
         hint = "Use 1 to train on all images attacked."
         self.ratio = checks.number(ratio, "ratio", above=0, most=1, hint=hint)

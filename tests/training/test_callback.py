@@ -671,6 +671,9 @@ def test_killed_in_an_epoch_it_resumes_with_the_right_epsilon(tmp_path, place):
     ("settings", "message"),
     [
         ({"attack": "fgms", "epsilon": 0.1}, "Did you mean 'fgsm'"),
+        ({"eps": 0.1}, "Here it is 'epsilon'"),
+        ({"epsilon": 0.1, "nb_iter": 3}, "Here it is 'steps'"),
+        ({"epsilon": 0.1, "step": 3}, "epsilon, steps, step_size"),
         ({"attack": "fgsm", "epsilon": -1}, "Expected epsilon to be a number 0 or more"),
         ({"attack": "pgd", "epsilon": 0.1, "steps": 0}, "Expected steps"),
         ({"attack": "pgd", "epsilon": 0.1, "norm": "l0"}, "Expected norm"),
