@@ -1,5 +1,6 @@
 """Settings of the documentation."""
 
+import inspect
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -21,3 +22,16 @@ exclude_patterns = [
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 myst_heading_anchors = 3
+
+
+def _own_signature(_app, what, _name, obj, _options, signature, return_annotation):
+    """The arguments of a class's own `__init__`: Keras' `__new__` takes (*args, **kwargs)."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+        bare = [one.replace(annotation=one.empty) for one in parameters]
+        signature = str(inspect.Signature(bare))
+    return signature, return_annotation
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", _own_signature)

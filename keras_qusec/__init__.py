@@ -4,6 +4,7 @@ from keras_qusec.audit import AuditReport, audit_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.report import RobustnessReport
+from keras_qusec.suggestion import QuantizerSuggestion, suggest_quantizer
 from keras_qusec.training import AdversarialTraining, HardnessSchedule
 from keras_qusec.version import __version__
 
@@ -12,9 +13,11 @@ __all__ = [
     "AuditReport",
     "HardnessSchedule",
     "QuSecQuantization",
+    "QuantizerSuggestion",
     "RobustnessReport",
     "TrainableQuSecQuantization",
     "__version__",
     "audit_robustness",
     "evaluate_robustness",
+    "suggest_quantizer",
 ]

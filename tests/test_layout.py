@@ -32,6 +32,7 @@ ROOMS = [
     "training",
     "evaluation",
     "report",
+    "suggestion",
     "evaluate",
     "audit",
     "comparison",
