@@ -3,6 +3,7 @@
 from keras_qusec.audit import AuditReport, audit_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.plots import plot_thresholds
 from keras_qusec.report import RobustnessReport
 from keras_qusec.suggestion import QuantizerSuggestion, suggest_quantizer
 from keras_qusec.training import AdversarialTraining, HardnessSchedule
@@ -19,5 +20,6 @@ __all__ = [
     "__version__",
     "audit_robustness",
     "evaluate_robustness",
+    "plot_thresholds",
     "suggest_quantizer",
 ]

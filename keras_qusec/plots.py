@@ -5,7 +5,12 @@ The only module that imports matplotlib.
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import os
+import re
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +18,11 @@ import numpy as np
 from keras import ops
 
 THRESHOLD_COLOUR = "#c0392b"
+# Stands for the colour of the page's text in SVG; no figure uses it otherwise.
+_TEXT_COLOUR = "#010203"
 CURVE_COLOUR = "#1f4e79"
+# Thresholds that are drawn as images.
+_MOST_MAPS = 4
 
 
 def pyplot() -> Any:
@@ -92,6 +101,102 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
         cells[0].set_ylabel(words(row.name).replace(", ", ",\n"), fontsize=10)
         _curve(cells[4], row.quantizer)
     return save(figure, path)
+
+
+def plot_thresholds(layer: Any, path: str | os.PathLike, *, x: Any = None) -> Path:
+    """Draw a quantizer: its curve, its thresholds, and the data's histogram beside them.
+
+    Args:
+        layer: `QuSecQuantization`, or a built `TrainableQuSecQuantization`; thresholds for each
+            pixel are drawn as an image a threshold.
+        path: image file to write; its folder is created.
+        x: images ``(n, ...)`` whose histogram is drawn, or None.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: for a trainable quantizer that is not built.
+
+    Example:
+
+    >>> from keras_qusec import QuSecQuantization, plot_thresholds
+    >>> plot_thresholds(QuSecQuantization(3), "thresholds.png").name
+    'thresholds.png'
+    """
+    return save(thresholds_figure(layer, x), path)
+
+
+def thresholds_figure(layer: Any, x: Any = None) -> Any:
+    """The figure of `plot_thresholds`, to be closed by the caller."""
+    thresholds, (low, high) = layer.thresholds, layer.value_range
+    maps = [one for one in thresholds if one.ndim == 3 and one.shape[-1] in (1, 3)][:_MOST_MAPS]
+    figure, axes = pyplot().subplots(
+        1, 1 + len(maps), squeeze=False, layout="constrained",
+        figsize=(5 + 2.6 * len(maps), 3.2), width_ratios=[2, *[1] * len(maps)],
+    )  # fmt: skip
+    curve, *others = axes[0]
+    _curve(curve, layer)
+    if x is not None:
+        behind = curve.twinx()
+        behind.hist(np.ravel(x), np.linspace(low, high, 65), color="0.5", alpha=0.35, log=True)
+        behind.set_ylabel("pixels of the data")
+    for place, (axis, one) in enumerate(zip(others, maps, strict=True), start=1):
+        # The mean over channels: a threshold in colour cannot be read.
+        shown = axis.imshow(one.mean(axis=-1), cmap="viridis", vmin=low, vmax=high)
+        axis.set_title(f"threshold {place}" + (", mean" if one.shape[-1] > 1 else ""), fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    if maps:
+        figure.colorbar(shown, ax=others, shrink=0.8, label="pixel value")
+    return figure
+
+
+def svg(figure: Any) -> str:
+    """A figure as SVG inside a page, in the page's colours; it is closed.
+
+    Text stays text, so that it can be searched and is small. Names inside are made unique, for a
+    page has several figures.
+    """
+    for text in figure.findobj(_text_class()):
+        text.set_color(_TEXT_COLOUR)
+    for axis in figure.axes:
+        axis.set_facecolor("none")
+        axis.tick_params(color=_TEXT_COLOUR, labelcolor=_TEXT_COLOUR)
+        for spine in axis.spines.values():
+            spine.set_edgecolor(_TEXT_COLOUR)
+    buffer = io.StringIO()
+    with pyplot().rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras-qusec"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    close(figure)
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :].replace(_TEXT_COLOUR, "currentColor")
+    prefix = f"f{zlib.crc32(drawing.encode()):x}-"
+    drawing = re.sub(r'\bid="', f'id="{prefix}', drawing)
+    drawing = re.sub(r"url\(#", f"url(#{prefix}", drawing)
+    drawing = re.sub(r'xlink:href="#', f'xlink:href="#{prefix}', drawing)
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    return drawing.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
+
+
+def _text_class() -> type:
+    from matplotlib.text import Text
+
+    return Text
+
+
+def embedded(figure: Any, caption: str) -> str:
+    """A figure inside a page, which is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    close(figure)
+    source = base64.b64encode(buffer.getvalue()).decode("ascii")
+    alt = html.escape(caption, quote=True)
+    return (
+        f'<figure><img src="data:image/png;base64,{source}" alt="{alt}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
 
 
 def _curve(axis: Any, quantizer: Any) -> None:

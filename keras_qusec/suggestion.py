@@ -190,8 +190,8 @@ def suggest_quantizer(
     within epsilon of it. For each number of levels this counts the pixels that can be moved, with
     equal thresholds and with thresholds chosen near them so that fewest can, and suggests the
     choice that leaves the most bits which no adversary can change: the share of the other pixels
-    times the entropy of their levels. It looks at pixels and not at labels: whether a classifier can use what is left,
-    only an evaluation tells.
+    times the entropy of their levels. It looks at pixels and not at labels: whether a classifier
+    can use what is left, only an evaluation tells.
 
     Args:
         x: images ``(n, ...)``, floats in `value_range`; a few hundred are enough.

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from keras_qusec.audit import plots
 from keras_qusec.audit.check import RAISED
 from keras_qusec.audit.evidence import Evidence
-from keras_qusec.report.page import embedded_figure, html_document, report_body, table_html
+from keras_qusec.report.page import (
+    embedded_figure,
+    heading,
+    html_document,
+    markup,
+    paragraph,
+    report_body,
+    table_html,
+)
 from keras_qusec.report.tables import Table
 
 _HEADS = ["check", "result", "evidence", "grads", "queries", "s"]
@@ -22,11 +29,13 @@ def html_page(audit: Any, evidence: Evidence) -> str:
         evidence: what its checks looked at.
     """
     body = [
-        "<h1>Is this robustness real?</h1>",
-        f'<p class="verdict {audit.kind}">{html.escape(audit.verdict)}.</p>',
-        f"<p>Judged under {html.escape(' and '.join(evidence.threat_models))}: PGD of 40 steps, "
-        f"epsilon {evidence.epsilon:g}, {audit.images} images.</p>",
-        *(f'<p class="note">{html.escape(note)}</p>' for note in audit.notes),
+        heading("Is this robustness real?", level=1),
+        paragraph(f"{audit.verdict}.", f"verdict {audit.kind}"),
+        paragraph(
+            f"Judged under {' and '.join(evidence.threat_models)}: PGD of 40 steps, epsilon "
+            f"{evidence.epsilon:g}, {audit.images} images."
+        ),
+        *(paragraph(note, "note") for note in audit.notes),
         _checks(audit),
         *_explanations(audit),
     ]
@@ -36,14 +45,15 @@ def html_page(audit: Any, evidence: Evidence) -> str:
             "input gradients. Right: what attacks of different cost leave."
         )
         body += [
-            "<h2>Pictures</h2>",
+            heading("Pictures"),
             embedded_figure(plots.audit_figure(evidence), caption),
-            *report_body(audit.evaluation),
+            heading("The evaluation"),
+            report_body(audit.evaluation),
         ]
     return html_document("Audit of robustness", body)
 
 
-def _checks(audit: Any) -> str:
+def _checks(audit: Any) -> Any:
     rows = [
         [
             result.check.question,
@@ -59,11 +69,11 @@ def _checks(audit: Any) -> str:
     return table_html(Table("Checks", _HEADS, rows, strong), style="checks")
 
 
-def _explanations(audit: Any) -> list[str]:
+def _explanations(audit: Any) -> list[Any]:
     """Rule, reason, source and remedy of each check, those that are raised unfolded."""
-    parts = ["<h2>What each check means</h2>"]
+    parts = [heading("What each check means")]
     for result in audit.checks:
-        check, unfolded = result.check, " open" if result.status == RAISED else ""
+        check = result.check
         lines = [
             f"{check.rule}.",
             check.explanation,
@@ -74,9 +84,11 @@ def _explanations(audit: Any) -> list[str]:
             shown = ", ".join(map(str, result.finding.images[:20]))
             more = "" if len(result.finding.images) <= 20 else ", ..."
             lines.append(f"Images of the data: {shown}{more}.")
-        text = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        text = markup("").join(paragraph(line) for line in lines)
+        unfolded = markup(" open" if result.status == RAISED else "")
         parts.append(
-            f"<details{unfolded}><summary>{html.escape(check.question)}: {result.status}"
-            f"</summary>{text}</details>"
+            markup("<details{}><summary>{}: {}</summary>{}</details>").format(
+                unfolded, check.question, result.status, text
+            )
         )
     return parts

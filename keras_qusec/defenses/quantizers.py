@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_qusec import checks
 from keras_qusec.defenses.base import current_surrogate, find_layers, given_output
+from keras_qusec.plots import embedded, thresholds_figure
 from keras_qusec.quantization import (
     check_hardness,
     check_levels,
@@ -142,6 +143,17 @@ class _Quantizer(keras.layers.Layer):
     def surrogates(self, hardnesses: Sequence[float]) -> list[float]:
         """What an adaptive attacker differentiates: softer sigmoids, of each hardness."""
         return [check_hardness(hardness) for hardness in hardnesses]
+
+    def _repr_html_(self) -> str:
+        """The layer as a notebook shows it: its settings, curve and thresholds."""
+        z = f", z = {self.hardness:g}" + (", in steps" if self.hard else "")
+        head = f"<p><b>{type(self).__name__}</b> {self.name}: {self.levels} levels{z}</p>"
+        try:
+            return head + embedded(thresholds_figure(self), "Curve and thresholds.")
+        except ImportError:  # the layer needs no matplotlib
+            return head
+        except ValueError:
+            return head + "<p>Not built yet: it has no thresholds.</p>"
 
     @property
     def output_grid(self) -> tuple[float, float] | None:

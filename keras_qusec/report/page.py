@@ -3,52 +3,92 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from keras_qusec.plots import close
+import numpy as np
+
+from keras_qusec.evaluation.results import Example
+from keras_qusec.norms import symbol
+from keras_qusec.plots import pyplot, svg
 from keras_qusec.report import plots
 from keras_qusec.report.figures import Figures
-from keras_qusec.report.tables import Table, headline, of_model, remarks, transfers
+from keras_qusec.report.tables import (
+    EVIDENCE,
+    GLOSSARY,
+    Table,
+    headline,
+    of_model,
+    remarks,
+    sentence,
+    sorted_by_worst_case,
+    transfers,
+)
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --strong: #c0392b; --muted: #777; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }
-h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
-h3 { font-size: 1rem; margin: 1.5rem 0 0.3rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: 60%; }
-.caption { margin: 1.4rem 0 0.2rem; font-weight: 600; font-size: 0.95rem; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-tr.strong td { font-weight: 700; }
-tr.below td { color: var(--muted); font-size: 0.85rem; padding-top: 0; }
-tr:has(+ tr.below) td { border-bottom: none; }
-.figures { display: flex; flex-wrap: wrap; gap: 0 1.5rem; }
-.figures figure { flex: 1 1 20rem; max-width: 30rem; margin: 0.5rem 0; }
-.verdict { font-size: 1.15rem; font-weight: 600; border-left: 6px solid; padding: 0.5rem 0.9rem; }
-.verdict.robust { border-color: #1e8449; }
-.verdict.overstated { border-color: #b9770e; }
-.verdict.masked { border-color: var(--strong); }
-.checks :is(td, th):nth-child(3) { white-space: normal; text-align: left; min-width: 16rem; }
-details { margin: 0.3rem 0; }
-details p { margin: 0.2rem 0 0.2rem 1rem; }
-.note { border-left: 4px solid var(--strong); padding: 0.4rem 0.8rem; margin: 0.8rem 0; }
-figure { margin: 1rem 0; overflow-x: auto; }
-figure img { max-width: 100%; height: auto; background: white; display: block; }
-figcaption, .small { color: var(--muted); font-size: 0.85rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) {
-  body { padding: 0.6rem; font-size: 15px; }
-  th, td { padding: 0.2rem 0.35rem; font-size: 0.85rem; }
-  th:first-child, td:first-child { min-width: 7rem; }
-  tr.below td { white-space: normal; font-size: 0.75rem; }
-}
-"""
+
+@cache
+def _templates() -> Any:
+    """The templates of this folder; what is put into them is escaped."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError(
+            'Pages need jinja2. Install it with: pip install "keras-qusec[evaluate]"'
+        ) from error
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("keras_qusec.report"), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+
+
+def markup(html: str) -> Any:
+    """HTML that is put into a page as it is."""
+    from markupsafe import Markup
+
+    return Markup(html)
+
+
+def rendered(template: str, **values: Any) -> Any:
+    """A part of a page, as HTML.
+
+    Args:
+        template: file of the folder of templates.
+        **values: what it shows; text is escaped.
+    """
+    return markup(_templates().get_template(template).render(**values))
+
+
+def paragraph(text: str, style: str = "") -> Any:
+    """Text as a paragraph of a class."""
+    return markup('<p class="{}">{}</p>').format(style, text)
+
+
+def heading(text: str, level: int = 2) -> Any:
+    """Text as a heading."""
+    return markup(f"<h{level}>{{}}</h{level}>").format(text)
+
+
+def html_document(title: str, body: Sequence[Any]) -> str:
+    """A page of some parts, with its style inside.
+
+    Args:
+        title: of the page.
+        body: parts; text that is not marked as HTML is escaped.
+    """
+    return str(rendered("page.html", title=title, body=body)) + "\n"
+
+
+def table_html(table: Table, style: str = "") -> Any:
+    """A table that scrolls sideways where it has no room; `style` is a class."""
+    return rendered("table.html", table=table, style=style)
+
+
+def embedded_figure(figure: Any, caption: str) -> Any:
+    """A figure inside the page as SVG, in the colours of the page; it is closed."""
+    shell = '<figure><div role="img" aria-label="{}">{}</div><figcaption>{}</figcaption></figure>'
+    return markup(shell).format(caption, markup(svg(figure)), caption)
 
 
 def html_page(
@@ -62,106 +102,132 @@ def html_page(
         remarks_first: what must be known to read them.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: without matplotlib or jinja2.
     """
-    names = _names(report)
+    few = len(report.models) <= 3
+    names = ", ".join(report.models) if few else f"{len(report.models)} models"
     body = [
-        f"<h1>Robustness of {html.escape(names)}</h1>",
+        heading(f"Robustness of {names}", level=1),
         *map(table_html, first),
-        *(f'<p class="small">{html.escape(remark)}</p>' for remark in remarks_first),
-        *report_body(report),
+        *(paragraph(remark, "small") for remark in remarks_first),
+        report_body(report),
     ]
     return html_document(f"Robustness of {names}", body)
 
 
-def report_body(report: Figures) -> list[str]:
-    """The whole report as parts of a page."""
-    return [
-        *map(table_html, headline(report)),
-        *(f'<p class="note">{html.escape(note)}</p>' for note in report.notes),
-        "<h2>Accuracy against epsilon</h2>",
-        '<div class="figures">',
-        *(
-            embedded_figure(
-                plots.robustness_figure(report, [model]), f"{model}; grey: 95 % interval."
-            )
-            for model in report.attacked
-        ),
-        "</div>",
-        "<h2>Each attack</h2>",
-        *(table_html(table) for model in report.models for table in of_model(report, model)),
-        *map(table_html, transfers(report)),
-        *_gallery(report),
-        "<h2>How this was measured</h2>",
-        *(f'<p class="small">{html.escape(remark)}</p>' for remark in remarks(report)),
-        _provenance(report),
+def summary(report: Figures) -> str:
+    """The answer alone, for a notebook: sentence, chart and table of the worst case.
+
+    Raises:
+        ImportError: without matplotlib or jinja2.
+    """
+    best = sorted_by_worst_case(report)[0]
+    quote = _sentence(report, best)
+    return str(
+        markup("").join(
+            [
+                markup("<p>{}</p>").format(quote) if quote else "",
+                _chart(report),
+                *(table_html(table) for table in headline(report, by_worst_case=True)),
+            ]
+        )
+    )
+
+
+def report_body(report: Figures) -> Any:
+    """The whole report as a part of a page: the answer first, then each model."""
+    models = [
+        {
+            "name": model,
+            "anchor": f"model-{place}",
+            "bars": _bars(report, model),
+            "examples": [
+                _example(example, report.value_range)
+                for example in report.gallery
+                if example.model == model and plots.as_picture(example.images[0]) is not None
+            ],
+            "tables": [table_html(table) for table in of_model(report, model)],
+        }
+        for place, model in enumerate(sorted_by_worst_case(report))
     ]
-
-
-def html_document(title: str, body: Sequence[str]) -> str:
-    """A page of some parts, with its style inside."""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.escape(title)}</title>",
-            f"<style>{_STYLE}</style></head><body>",
-            *body,
-            "</body></html>",
-            "",
-        ]
+    best = models[0]["name"]
+    return rendered(
+        "report.html",
+        report=report,
+        sentence=_sentence(report, str(best)),
+        stronger=EVIDENCE[report.evidence],
+        chart=_chart(report),
+        headline=[table_html(table) for table in headline(report, by_worst_case=True)],
+        glossary=GLOSSARY,
+        models=models,
+        transfers=[table_html(table) for table in transfers(report)],
+        remarks=remarks(report),
+        provenance=_provenance(report),
     )
 
 
-def _names(report: Figures) -> str:
-    few = len(report.models) <= 3
-    return ", ".join(report.models) if few else f"{len(report.models)} models"
+def _sentence(report: Figures, model: str) -> Any:
+    """The sentence of the most robust model, its name emphasised."""
+    text = sentence(report, model)
+    return markup("<em>{}</em>: {}").format(model, text) if text else None
 
 
-def table_html(table: Table, style: str = "") -> str:
-    """A table that scrolls sideways where it has no room; `style` is a class."""
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.columns)
-    rows = []
-    for index, row in enumerate(table.rows):
-        kind = ' class="strong"' if index in table.strong else ""
-        if row[0].startswith(" "):  # a line that belongs to the one above
-            kind = ' class="below"'
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        rows.append(f"<tr{kind}>{cells}</tr>")
-    return (
-        f'<p class="caption">{html.escape(table.title)}</p>'
-        f'<div class="scroll"><table class="{style}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def embedded_figure(figure: Any, caption: str) -> str:
-    """A figure inside the page, which is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    close(figure)
-    source = base64.b64encode(buffer.getvalue()).decode("ascii")
-    alt = html.escape(caption, quote=True)
-    return (
-        f'<figure><img src="data:image/png;base64,{source}" alt="{alt}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-
-
-def _gallery(report: Figures) -> list[str]:
-    figure = plots.gallery_figure(report.gallery, report.value_range)
-    if figure is None:
-        return []
+def _chart(report: Figures) -> Any:
     caption = (
-        "Images that the model classifies correctly when clean, and their adversarial examples. "
-        "The difference is red where the image became brighter and blue where darker (in colour "
-        "images, around grey)."
+        f"Accuracy in the worst case over all attacks, and 95 % intervals; epsilon in units of the "
+        f"pixel values, from {report.value_range[0]:g} to {report.value_range[1]:g}."
     )
-    return ["<h2>Adversarial examples</h2>", embedded_figure(figure, caption)]
+    return embedded_figure(plots.worst_case_figure(report), caption)
 
 
-def _provenance(report: Figures) -> str:
+def _bars(report: Figures, model: str) -> Any:
+    figure = plots.broken_figure(report, model)
+    if figure is None:
+        return None
+    norm = report.main_norm
+    caption = (
+        f"What each attack on {model} broke of the images, within {symbol(norm)} epsilon "
+        f"{report.epsilons[norm][-1]:g}; the longest bars decide."
+    )
+    return embedded_figure(figure, caption)
+
+
+def _example(example: Example, value_range: tuple[float, float]) -> dict[str, Any]:
+    """An adversarial example as the template shows it."""
+    low, high = value_range
+    clean, adversarial = ((image - low) / (high - low) for image in example.images[:2])
+    gap = adversarial - clean
+    pictures = [("clean", _png(clean)), ("adversarial", _png(adversarial))]
+    grey = plots.as_picture(gap)
+    if grey is not None and grey.ndim == 2:
+        pictures.append(("difference", _png(gap, colours="RdBu_r", limits=(-1, 1))))
+    else:
+        pictures.append(("difference", _png(np.clip(0.5 + gap / 2, 0, 1))))
+    behind = ("clean, behind defence", "adversarial, behind defence")
+    pictures += [(n, _png(i)) for n, i in zip(behind, example.images[2:], strict=False)]
+    return {
+        "number": example.number,
+        "label": example.label,
+        "prediction": example.prediction,
+        "sizes": ", ".join(f"{symbol(n)} {size:.3g}" for n, size in example.distances.items()),
+        "attack": example.attack,
+        "threat": example.threat_model,
+        "pictures": pictures,
+    }
+
+
+def _png(image: np.ndarray, colours: str = "gray", limits: tuple[float, float] = (0.0, 1.0)) -> str:
+    """An image as the text of a PNG, a pixel a pixel."""
+    buffer = io.BytesIO()
+    shown = plots.as_picture(np.asarray(image, "float32"))
+    if shown is not None and shown.ndim == 3:
+        shown = np.clip(shown, 0, 1)
+    low, high = limits
+    pyplot().imsave(buffer, shown, cmap=colours, vmin=low, vmax=high, format="png")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _provenance(report: Figures) -> Any:
     identity = report.provenance["identity"]
     rows = [
         *([f"model {name}", digest] for name, digest in identity["models"].items()),

@@ -14,6 +14,7 @@ from keras_qusec.evaluation.threat_models import line_style
 from keras_qusec.norms import symbol
 from keras_qusec.plots import pyplot, save, words
 from keras_qusec.report.figures import Figures, Row
+from keras_qusec.report.tables import sorted_by_worst_case
 
 
 def robustness_curves(report: Figures, path: str | os.PathLike) -> Path:
@@ -86,6 +87,78 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
     return figure
 
 
+def worst_case_figure(report: Figures) -> Any:
+    """All models in one panel a norm: the worst case with its intervals, to be closed."""
+    norms = list(report.epsilons)
+    models = [model for model in sorted_by_worst_case(report) if model in report.attacked]
+    figure, axes = pyplot().subplots(
+        1, len(norms), figsize=(1.5 + 5.0 * len(norms), 3.8), squeeze=False, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, norm in zip(axes[0], norms, strict=True):
+        radii = report.epsilons[norm]
+        for place, model in enumerate(models):
+            cases = [report.worst_case(model, norm, radius) for radius in radii]
+            values = [report.clean_accuracy(model), *(case.robust_accuracy for case in cases)]
+            # Lines of the same values are seen beside each other: the first ones are wider.
+            width = 1.5 + 1.0 * (len(models) - 1 - place)
+            axis.plot(
+                [0.0, *radii], [100 * value for value in values], color=_colour(place),
+                marker=_MARKERS[place % len(_MARKERS)], linewidth=width, alpha=0.85,
+                label=words(model),
+            )  # fmt: skip
+            below = [100 * (case.robust_accuracy - case.low) for case in cases]
+            above = [100 * (case.high - case.robust_accuracy) for case in cases]
+            axis.errorbar(
+                radii, [100 * case.robust_accuracy for case in cases], [below, above], fmt="none",
+                ecolor=_colour(place), elinewidth=1, capsize=3,
+            )  # fmt: skip
+        axis.set_xlabel(f"epsilon, {symbol(norm)}")
+        axis.set_xlim(-0.02 * radii[-1], 1.03 * radii[-1])
+        axis.set_ylim(0, 102)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("accuracy in %, worst case")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def broken_figure(report: Figures, model: str) -> Any | None:
+    """What each attack on a model broke at the largest radius, to be closed; None without one."""
+    norm = report.main_norm
+    radius = report.epsilons[norm][-1]
+    clean = report.clean_accuracy(model)
+    rows = [
+        row for row in report.rows
+        if (row.model, row.norm, row.epsilon) == (model, norm, radius)
+    ]  # fmt: skip
+    if not rows:
+        return None
+    broken = {row.label: 100 * (clean - row.robust_accuracy) for row in rows}
+    order = sorted(broken, key=lambda label: (broken[label], label == rows[-1].label))
+    figure, axis = pyplot().subplots(
+        figsize=(6.5, 0.9 + 0.28 * len(order)), layout="constrained"
+    )  # fmt: skip
+    worst = next(row.label for row in rows if row.is_worst_case)
+    colours = ["#d55e00" if label == worst else "#0072b2" for label in order]
+    bars = axis.barh(
+        [words(label) for label in order], [broken[label] for label in order], color=colours
+    )
+    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axis.set_xlim(0, 112 * clean or 1)
+    axis.set_xlabel("images broken in %")
+    axis.tick_params(labelsize=9)
+    return figure
+
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on black.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def _colour(place: int) -> str:
+    return _COLOURS[place % len(_COLOURS)]
+
+
 def _is_case(row: Row, model: str, norm: str) -> bool:
     """Whether a row is a worst case of a model within an epsilon of a norm."""
     return row.is_worst_case and row.model == model and row.norm == norm
@@ -119,7 +192,7 @@ def adversarial_gallery(
 
 def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> Any | None:
     """The figure of `adversarial_gallery`, to be closed by the caller; None without images."""
-    shown = [example for example in gallery if _as_picture(example.images[0]) is not None]
+    shown = [example for example in gallery if as_picture(example.images[0]) is not None]
     if not shown:
         return None
     plt = pyplot()
@@ -138,7 +211,7 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
         "adversarial,\nbehind defence",
     )
     for cells, example in zip(axes, shown, strict=True):
-        pictures: list[Any] = [_as_picture(image) for image in example.images]
+        pictures: list[Any] = [as_picture(image) for image in example.images]
         clean, adversarial, *behind_defense = pictures
         for axis, image in zip(cells, (clean, adversarial), strict=False):
             axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
@@ -171,7 +244,7 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
     return figure
 
 
-def _as_picture(image: np.ndarray) -> np.ndarray | None:
+def as_picture(image: np.ndarray) -> np.ndarray | None:
     """An image as matplotlib shows it, or None for data that is no image."""
     if image.ndim == 3 and image.shape[-1] == 1:
         return image[..., 0]

@@ -25,6 +25,10 @@ class RobustnessReport(Figures):
     def __str__(self) -> str:
         return tables.plain_text(self)
 
+    def _repr_html_(self) -> str:
+        """The answer as a notebook shows it: sentence, chart and table of the worst case."""
+        return page.summary(self)
+
     def to_markdown(self) -> str:
         """The tables in Markdown."""
         return tables.markdown(self)
@@ -82,7 +86,7 @@ class RobustnessReport(Figures):
             The path.
 
         Raises:
-            ImportError: without matplotlib.
+            ImportError: without matplotlib or jinja2.
         """
         return files.write_text(page.html_page(self), path)
 

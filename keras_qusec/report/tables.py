@@ -29,12 +29,12 @@ class Table(NamedTuple):
     spare: bool = False
 
 
-def headline(report: Figures) -> list[Table]:
-    """The worst case of each model, one table a norm."""
+def headline(report: Figures, *, by_worst_case: bool = False) -> list[Table]:
+    """The worst case of each model, one table a norm; in the order given, or the best first."""
     tables = []
     for norm, radii in report.epsilons.items():
         rows = []
-        for model in report.models:
+        for model in sorted_by_worst_case(report) if by_worst_case else report.models:
             if model not in report.attacked:
                 clean = _percent(report.clean_accuracy(model))
                 rows.append([model, clean, *["-"] * len(radii)])
@@ -153,6 +153,56 @@ def _parts(report: Figures) -> tuple[list[Table], list[Table]]:
     each = [table for model in report.models for table in of_model(report, model)]
     return headline(report), [*each, *transfers(report)]
 
+
+def sorted_by_worst_case(report: Figures) -> list[str]:
+    """The models, the most robust first at the largest radius of the main norm."""
+    norm = report.main_norm
+    radius = report.epsilons[norm][-1]
+
+    def share(model: str) -> float:
+        attacked = model in report.attacked
+        return report.worst_case(model, norm, radius).robust_accuracy if attacked else -1.0
+
+    return sorted(report.models, key=share, reverse=True)
+
+
+def sentence(report: Figures, model: str) -> str | None:
+    """What can be quoted of a model; None if nothing attacked it."""
+    norm = report.main_norm
+    radius = report.epsilons[norm][-1]
+    if model not in report.attacked:
+        return None
+    worst = report.worst_case(model, norm, radius)
+    text = (
+        f"{100 * worst.robust_accuracy:.0f} % of {worst.images} images stand against every attack "
+        f"tried at epsilon = {radius:g} ({symbol(norm)})"
+    )
+    if "white-box" in report.threat_models and len(report.threat_models) > 1:
+        white = report.robust_accuracy(
+            epsilon=radius, norm=norm, threat_model="white-box", model=model
+        )
+        text += f"; white-box alone would have said {100 * white:.0f} %"
+    return f"{text}; evidence: {report.evidence}."
+
+
+# Words of the report, for those who are new to the field.
+GLOSSARY = (
+    ("adversarial example", "an image changed on purpose, by at most epsilon, so that the model is "
+     "wrong"),
+    ("epsilon", "how far an image may be changed, in units of the pixel values: L-inf, each value "
+     "by at most so much; L2, the length of the whole change; L0, the number of values"),
+    ("robust accuracy", "share of the images that are classified correctly, and for which no "
+     "attack found an adversarial example within epsilon"),
+    ("worst case", "over all attacks and threat models; the figure that counts"),
+    ("white-box", "the attacker knows the model and follows its own gradients"),
+    ("adaptive", "the attacker also knows the defence: gradients through softer surrogates (BPDA), "
+     "and attacks made for quantizers"),
+    ("black-box", "the attacker does not see the model: examples made on another one"),
+    ("95 % interval", "where the share on all images of this kind lies, if these are a sample "
+     "(Wilson)"),
+    ("gradient masking", "a model whose gradients lead attacks astray and that looks robust "
+     "without being it"),
+)  # fmt: skip
 
 # What each class of evidence means, and what would make it stronger.
 EVIDENCE = {

@@ -69,7 +69,7 @@ def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
     assert report.robust_accuracy(model="small") == accuracies[0]
     page = both.to_html(tmp_path / "page.html").read_text()
     assert "Accuracy in % at epsilon 0.3" in page
-    assert "Each attack" in page
+    assert "Every attack on small-quantized" in page
     rows = [cells for table in both.tables() for cells in table.rows]
     worst = [float(cells[5]) for cells in rows]
     assert all(w <= min(map(float, cells[2:5])) for w, cells in zip(worst, rows, strict=True))

@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
 from keras_qusec import QuSecQuantization, RobustnessReport
+from keras_qusec.report import page
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+
+
+def luminance(colour):
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+
+def contrast(one, other):
+    """As the Web Content Accessibility Guidelines define it."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def renamed(report, prefix):
+    """The report of the same models by other names."""
+    identity = dict(report.provenance["identity"])
+    identity["models"] = {prefix + name: value for name, value in identity["models"].items()}
+    return RobustnessReport(
+        correct={prefix + name: rows for name, rows in report.correct.items()},
+        results=[result._replace(model=prefix + result.model) for result in report.results],
+        epsilons=report.epsilons,
+        norms=report.norms,
+        provenance={**report.provenance, "identity": identity},
+        failures=[],
+        notes=[],
+        gallery=[example._replace(model=prefix + example.model) for example in report.gallery],
+    )
 
 
 class TestFiles:
@@ -86,7 +117,7 @@ class TestFiles:
     def test_nothing_broken_draws_no_gallery(self, report, tmp_path):
         with pytest.raises(ValueError, match="Received: none"):
             report.plot_gallery(tmp_path / "gallery.png")
-        assert "Adversarial examples" not in report.to_html(tmp_path / "r.html").read_text()
+        assert 'class="examples"' not in report.to_html(tmp_path / "r.html").read_text()
 
     def test_html_is_one_whole_page(self, measured, tmp_path):
         _, report = measured
@@ -116,10 +147,58 @@ class TestFiles:
         reader = Reader()
         reader.feed(text)
         assert not reader.open
-        assert reader.images == 3  # a figure for each model, and the gallery
-        assert "http" not in text.replace("http-equiv", "")
+        # Clean, adversarial, difference; and both behind the quantizer.
+        shown = [len(example.images) for example in report.gallery]
+        assert reader.images == sum(1 + images for images in shown)
+        assert text.count("<svg") == 3  # one of all models, and bars for each
+        without_names = re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
+        assert "http" not in without_names
+        identifiers = re.findall(r'\bid="([^"]*)"', text)
+        assert len(set(identifiers)) == len(identifiers)
         for row in report.rows:
             assert f"{100 * row.robust_accuracy:.1f}" in reader.words
+
+    def test_the_answer_comes_first(self, measured, tmp_path):
+        _, report = measured
+        text = report.to_html(tmp_path / "r.html").read_text()
+        epsilon = report.epsilons["linf"][-1]
+        shares = {
+            model: report.robust_accuracy(epsilon=epsilon, model=model) for model in report.models
+        }
+        best = max(shares, key=shares.get)
+        white = report.robust_accuracy(epsilon=epsilon, model=best, threat_model="white-box")
+        said = (
+            f"<em>{best}</em>: {100 * shares[best]:.0f} % of {report.rows[0].images} images stand "
+            f"against every attack tried at epsilon = {epsilon:g} (L-inf); white-box alone would "
+            f"have said {100 * white:.0f} %; evidence: quick."
+        )
+        assert text.index(said) < text.index("<svg") < text.index("<table")
+        headings = re.findall(r"<h2 id=[^>]*>(.*?)</h2>", text)
+        assert headings == sorted(shares, key=shares.get, reverse=True)
+
+    def test_a_notebook_shows_the_answer(self, measured):
+        _, report = measured
+        shown = report._repr_html_()
+        assert shown.count("<svg") == 1
+        assert shown.count("<table") == len(report.epsilons)
+        assert "every attack tried" in shown
+
+    def test_text_can_be_read_in_light_and_dark(self):
+        style = (Path(page.__file__).parent / "templates" / "style.css").read_text()
+        themes = style.split("@media (prefers-color-scheme: dark)")
+        for theme in themes[0], themes[1].split("* {")[0]:
+            colours = dict(re.findall(r"--(\w+): (#\w{6})", theme))
+            for name in ("fore", "muted", "accent", "bad", "good", "warn"):
+                for back in ("back", "panel"):
+                    assert contrast(colours[name], colours[back]) >= 4.5, (name, back)
+
+    def test_six_models_stay_small(self, measured, tmp_path):
+        _, report = measured
+        many = RobustnessReport.joined([
+            renamed(report, f"{place}-") for place in range(3)
+        ])  # fmt: skip
+        assert len(many.models) == 6
+        assert many.to_html(tmp_path / "r.html").stat().st_size < 1_000_000
 
     def test_names_cannot_break_the_page(self, report, tmp_path):
         report.correct = {"<script>": report.correct["m"]}
