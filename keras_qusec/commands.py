@@ -99,11 +99,14 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
         )
     models = _load_models([options.model, *more])
     sources = _load_models(options.source)
-    data = datasets.load(options.data)
-    count = options.images or len(data.x_test)
+    data = datasets.load(options.data, train=False)
+    total = len(data.x_test)
+    rows = datasets.stratified_sample(data.y_test, options.images or total, options.seed)
+    if len(rows) < total:
+        print(f"{len(rows)} of {total} test images, each class at its share, seed {options.seed}.")
     low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
-    x = data.x_test[:count] * np.float32(high - low) + np.float32(low)
-    return _Inputs(models, sources, x, data.y_test[:count], (low, high))
+    x = data.x_test[rows] * np.float32(high - low) + np.float32(low)
+    return _Inputs(models, sources, x, data.y_test[rows], (low, high))
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -1,16 +1,18 @@
-"""Image data as float32 in [0, 1] with a channel axis: embedded, from Keras, or a file."""
+"""Image data as float32 in [0, 1]: embedded, from Keras, a file or a folder; data as arrays."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from keras_qusec.checks import class_labels
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 class Dataset(NamedTuple):
@@ -23,12 +25,15 @@ class Dataset(NamedTuple):
     y_test: np.ndarray
 
 
-def load(name: str | os.PathLike) -> Dataset:
-    """Load a data set by name, or any ``.npz`` file by path.
+def load(name: str | os.PathLike, *, train: bool = True) -> Dataset:
+    """Load a data set by name, or any ``.npz`` file or folder of images by path.
 
     Args:
         name: ``"mnist5k"`` (embedded, works offline), ``"mnist"``, ``"fashion_mnist"``,
-            ``"cifar10"`` (downloaded by Keras once), or the path of an ``.npz`` file.
+            ``"cifar10"`` (downloaded by Keras once), the path of an ``.npz`` file, or of a folder
+            of images by class.
+        train: whether training images are needed; without, a file or folder may have test images
+            alone, and ``x_train`` is then empty.
 
     Returns:
         `Dataset`.
@@ -45,10 +50,12 @@ def load(name: str | os.PathLike) -> Dataset:
     if str(name) in _LOADERS:
         return _LOADERS[str(name)]()
     if str(name).endswith(".npz"):
-        return load_npz(name)
+        return load_npz(name, train=train)
+    if Path(name).is_dir():
+        return load_folder(name, train=train)
     raise ValueError(
-        f"Expected one of {', '.join(_LOADERS)} or the path of an .npz file. "
-        f"Received: {str(name)!r}."
+        f"Expected one of {', '.join(_LOADERS)}, the path of an .npz file, or a folder of images "
+        f"by class. Received: {str(name)!r}."
     )
 
 
@@ -81,13 +88,15 @@ def mnist5k() -> Dataset:
     return _dataset("mnist5k", x[train_rows], y[train_rows], x[test_rows], y[test_rows])
 
 
-def load_npz(path: str | os.PathLike) -> Dataset:
+def load_npz(path: str | os.PathLike, *, train: bool = True) -> Dataset:
     """Load an ``.npz`` file with arrays x_train, y_train, x_test and y_test.
 
     Args:
         path: file written by `numpy.savez`. Images are uint8 from 0 to 255, or floats
             in [0, 1]; ``(n, height, width)`` or ``(n, height, width, channels)``. Labels are
             integers, ``(n,)`` or ``(n, 1)``.
+        train: whether training images are needed. Without, x_test and y_test, or x and y, are
+            enough.
 
     Raises:
         ValueError: for a missing file, missing arrays, or images and labels that do not fit.
@@ -101,20 +110,199 @@ def load_npz(path: str | os.PathLike) -> Dataset:
     (4, 8, 8, 1)
     """
     path = Path(path)
-    names = ("x_train", "y_train", "x_test", "y_test")
+    names = ("x_train", "y_train", "x_test", "y_test") if train else ("x_test", "y_test")
     if not path.is_file():
         raise ValueError(
             f"Expected an .npz file with the arrays {', '.join(names)}. "
             f"Received: {path}, which does not exist. Check the path."
         )
     with np.load(path, allow_pickle=False) as file:
-        missing = [name for name in names if name not in file]
+        found = dict.fromkeys(file.files)
+        if not train and {"x", "y"} <= found.keys() and "x_test" not in found:
+            names = ("x", "y")
+        missing = [name for name in names if name not in found]
         if missing:
             raise ValueError(
                 f"Expected the arrays {', '.join(names)} in {path}. Received: "
                 f"{', '.join(file.files) or 'none'}. Missing: {', '.join(missing)}."
             )
-        return _dataset(path.stem, *(file[name] for name in names))
+        arrays = [file[name] for name in names]
+    return _dataset(path.stem, *(arrays if train else [arrays[0][:0], arrays[1][:0], *arrays]))
+
+
+def load_folder(path: str | os.PathLike, *, train: bool = True) -> Dataset:
+    """Load images of a folder that has a folder for each class.
+
+    Args:
+        path: a folder with ``train`` and ``test`` in it, each with a folder for each class; or,
+            without training images, the folders of the classes themselves. Classes are numbered
+            in the order of their names. Images are PNG, JPEG, BMP, GIF or WebP, all of one size,
+            and are read as grey if all of them are.
+        train: whether training images are needed.
+
+    Raises:
+        ValueError: for a folder without such images, or of images of several sizes.
+        ImportError: without Pillow.
+
+    Example:
+    >>> import tempfile
+    >>> from matplotlib.image import imsave
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("cat", "dog"):
+    ...     (folder / name).mkdir()
+    ...     imsave(folder / name / "1.png", np.random.rand(8, 8, 3))
+    >>> load_folder(folder, train=False).x_test.shape
+    (2, 8, 8, 3)
+    """
+    path = Path(path)
+    parts = [path / name for name in ("train", "test") if (path / name).is_dir()]
+    if train and len(parts) < 2:
+        raise ValueError(
+            f"Expected folders train and test in {path}, each with a folder for each class, since "
+            f"training needs them. Received: {', '.join(sorted(p.name for p in path.iterdir()))}."
+        )
+    x_test, y_test = _images_by_class(path / "test" if (path / "test").is_dir() else path)
+    x_train, y_train = x_test[:0], y_test[:0]
+    if train:
+        x_train, y_train = _images_by_class(path / "train")
+    return _dataset(path.name, x_train, y_train, x_test, y_test)
+
+
+def _images_by_class(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a folder of classes as bytes, and their classes."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "Folders of images need Pillow. Install it with: pip install pillow"
+        ) from error
+    classes = sorted(one for one in folder.iterdir() if one.is_dir())
+    paths = [
+        (number, path)
+        for number, one in enumerate(classes)
+        for path in sorted(one.iterdir())
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    if not paths:
+        raise ValueError(
+            f"Expected a folder for each class in {folder}, with images ({', '.join(_SUFFIXES)}). "
+            f"Received: {len(classes)} folders without any."
+        )
+    images, modes = [], set()
+    for _, path in paths:
+        with Image.open(path) as image:
+            modes.add(image.mode in ("1", "L"))
+            images.append((path, image.convert("RGB")))
+    sizes = {image.size for _, image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Expected images of one size in {folder}. Received: "
+            f"{', '.join(f'{w}x{h}' for w, h in sorted(sizes)[:4])}. Resize them first."
+        )
+    mode = "L" if modes == {True} else "RGB"
+    x = np.stack([np.asarray(image.convert(mode)) for _, image in images])
+    return x, np.array([number for number, _ in paths])
+
+
+def arrays_of(data: Any, y: Any = None, *, name: str = "x") -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as arrays, from what users have them in.
+
+    Args:
+        data: images, with labels in `y`; or images and labels in one: a pair, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch data loader or any other
+            iterable of batches ``(x, y)``, which must end. A third part, weights, is left out.
+        y: labels, or None if `data` has them.
+        name: what the argument is called, for errors.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+
+    >>> from keras_qusec.datasets import arrays_of
+    >>> batches = [(np.zeros((4, 2)), np.arange(4)), (np.ones((3, 2)), np.arange(3))]
+    >>> [part.shape for part in arrays_of(batches)]
+    [(7, 2), (7,)]
+    """
+    if y is not None:
+        return np.asarray(data), np.asarray(y)
+    is_pair = isinstance(data, (tuple, list)) and len(data) == 2
+    # A list of two batches is no pair of images and labels.
+    if is_pair and (hasattr(data[0], "shape") or isinstance(data[0], list)):
+        return np.asarray(data[0]), np.asarray(data[1])
+    images, labels, whole = [], [], True
+    for batch in _batches(data, name):
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise ValueError(
+                f"Expected {name} to give batches (x, y). Received: {type(batch).__name__}. With "
+                "arrays, give images and labels."
+            )
+        images.append(_as_array(batch[0]))
+        labels.append(_as_array(batch[1]))
+        # A data set that was never batched gives one image and a label without an axis.
+        whole = whole and labels[-1].ndim > 0
+    if not images:
+        raise ValueError(f"Expected {name} to have images. Received: no batch.")
+    join = np.concatenate if whole else np.stack
+    return join(images), join(labels)
+
+
+def _batches(data: Any, name: str) -> Iterator[Any]:
+    """The batches of a data set."""
+    if isinstance(data, keras.utils.PyDataset):
+        if data.num_batches is None:
+            raise ValueError(f"Expected {name} with an end. Received: a data set without one.")
+        return (data[place] for place in range(data.num_batches))
+    cardinality = getattr(data, "cardinality", None)
+    if cardinality is not None and int(cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
+        raise ValueError(
+            f"Expected {name} with an end. Received: a data set that repeats. Leave .repeat() out."
+        )
+    if isinstance(data, (str, bytes, dict, np.ndarray)) or not isinstance(data, Iterable):
+        raise ValueError(
+            f"Expected {name} to be a data set of batches (x, y), or images and labels as arrays. "
+            f"Received: {type(data).__name__} without labels."
+        )
+    return iter(data)
+
+
+def _as_array(tensor: Any) -> np.ndarray:
+    """A tensor of any library as an array."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+    return np.asarray(tensor)
+
+
+def stratified_sample(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Rows of a sample that has each class as often as all labels have, in rising order.
+
+    Args:
+        labels: classes ``(n,)``.
+        count: size of the sample; all rows if there are no more.
+        seed: the same seed gives the same sample.
+
+    Example:
+
+    >>> from keras_qusec.datasets import stratified_sample
+    >>> labels = np.repeat([0, 1], [80, 20])
+    >>> np.bincount(labels[stratified_sample(labels, 10)]).tolist()
+    [8, 2]
+    """
+    labels = np.asarray(labels)
+    if count >= len(labels):
+        return np.arange(len(labels))
+    random = np.random.default_rng(seed)
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = count * sizes / len(labels)
+    # Of the classes whose share was cut most, each has one more.
+    shares = np.floor(exact).astype(int)
+    order = np.argsort(shares - exact, kind="stable")
+    shares[order[: count - shares.sum()]] += 1
+    rows = [
+        random.permutation(np.flatnonzero(labels == one))[:size]
+        for one, size in zip(classes, shares, strict=True)
+    ]
+    return np.sort(np.concatenate(rows))
 
 
 def _from_keras(name: str) -> Dataset:
@@ -173,7 +361,9 @@ def _images(x: np.ndarray, name: str) -> np.ndarray:
     """Float32 images in [0, 1] with a channel axis."""
     if x.ndim == 3:
         x = x[..., None]
-    if x.ndim != 4 or len(x) == 0:
+    if x.ndim == 4 and len(x) == 0:
+        return x.astype("float32")
+    if x.ndim != 4:
         raise ValueError(
             f"Expected {name} as (images, height, width) or (images, height, width, "
             f"channels). Received: shape {x.shape}."

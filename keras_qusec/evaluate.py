@@ -13,6 +13,7 @@ from keras_qusec.attacks import Attack, AttackedModel, Goal, registry
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import class_labels, whole_number
 from keras_qusec.checks import value_range as checked_range
+from keras_qusec.datasets import arrays_of
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation.gallery import examples_of
 from keras_qusec.evaluation.inputs import (
@@ -47,7 +48,7 @@ _SHARES = (0.1, 0.2, 0.3)
 def evaluate_robustness(
     model: keras.Model | Mapping[str, keras.Model],
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     attacks: Any = "quick",
     epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
@@ -86,8 +87,11 @@ def evaluate_robustness(
     Args:
         model: built Keras classifier, images to logits or probabilities ``(n, classes)``, or to
             one output for two classes; or a dictionary of several by name. Logits are attacked.
-        x: float images in `value_range`, ``(n, ...)``.
-        y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``.
+        x: float images in `value_range`, ``(n, ...)``; or images and labels in one: a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch data loader or another iterable
+            of batches ``(x, y)``, all of which are attacked.
+        y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``; None if `x`
+            has them.
         attacks: how strong the evidence shall be, in all norms of `epsilons`: ``"quick"`` (FGSM
             and PGD), ``"standard"`` (our best for its cost) or ``"strong"`` (AutoAttack and all
             of ours). Or names, pairs of a name and a dictionary of settings, objects of
@@ -139,6 +143,7 @@ def evaluate_robustness(
     0.5
     """
     import_foolbox()
+    x, y = arrays_of(x, y)
     named = models_of(model, "model")
     named_sources = models_of(source_model, "source_model") if source_model is not None else {}
     threats = threat_models_of(threat_models)

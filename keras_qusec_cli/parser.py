@@ -123,7 +123,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_data(evaluate)
     evaluate.add_argument(
         "--images", type=int, default=200,
-        help="test images attacked, the first; 0 for all (default: 200)",
+        help="test images attacked, a stratified sample; 0 for all (default: 200)",
     )  # fmt: skip
     evaluate.add_argument(
         "--attacks", nargs="+", default=["quick"], metavar="ATTACK",
@@ -179,7 +179,7 @@ def _add_audit(commands: Any) -> None:
     )  # fmt: skip
     audit.add_argument(
         "--images", type=int, default=100,
-        help="test images attacked, the first; 0 for all (default: 100)",
+        help="test images attacked, a stratified sample; 0 for all (default: 100)",
     )  # fmt: skip
     level = audit.add_mutually_exclusive_group()
     level.add_argument(
@@ -302,7 +302,8 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         default="mnist5k",
-        help="mnist5k, mnist, fashion_mnist, cifar10 or an .npz file (default: mnist5k)",
+        help="mnist5k, mnist, fashion_mnist, cifar10, an .npz file, or a folder of images by class "
+        "(default: mnist5k)",
     )
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qusec import datasets
+from keras_qusec import AdversarialTraining, datasets, evaluate_robustness
 
 
 def test_mnist5k_is_balanced_scaled_and_fixed():
@@ -86,3 +86,135 @@ def test_keras_datasets_are_scaled(monkeypatch):
         data = datasets.load(name)
         assert data.x_train.shape == (3, 28, 28, 1)
         assert data.x_train.max() == 1
+
+
+# --- Data as users have it ------------------------------------------------------------
+
+X = np.random.default_rng(0).random((11, 6, 6, 3)).astype("float32")
+Y = np.arange(11) % 3
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, place):
+        return X[4 * place : 4 * place + 4], Y[4 * place : 4 * place + 4]
+
+
+def as_tf(batched):
+    tf = pytest.importorskip("tensorflow")
+    data = tf.data.Dataset.from_tensor_slices((X, Y))
+    return data.batch(4) if batched else data
+
+
+def as_torch():
+    torch = pytest.importorskip("torch")
+    pairs = torch.utils.data.TensorDataset(torch.tensor(X, requires_grad=True), torch.tensor(Y))
+    return torch.utils.data.DataLoader(pairs, batch_size=4)
+
+
+FORMS = {
+    "arrays": lambda: (X, Y),
+    "pair of lists": lambda: (X.tolist(), Y.tolist()),
+    "tf.data in batches": lambda: as_tf(True),
+    "tf.data of images": lambda: as_tf(False),
+    "PyDataset": Batches,
+    "PyTorch loader": as_torch,
+    "generator": lambda: ((X[i : i + 4], Y[i : i + 4]) for i in (0, 4, 8)),
+    "list of two batches": lambda: [(X[:5], Y[:5]), (X[5:], Y[5:])],
+    "batches with weights": lambda: [(X, Y, np.ones(11))],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_as_users_have_it(form):
+    x, y = datasets.arrays_of(FORMS[form]())
+    np.testing.assert_allclose(x, X)
+    np.testing.assert_array_equal(y, Y)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: X, "ndarray without labels"),
+        (lambda: "mnist", "str without labels"),
+        (lambda: as_tf(True).repeat(), "Leave .repeat"),
+        (lambda: [X, X, X], "batches \\(x, y\\). Received: ndarray"),
+        (list, "no batch"),
+    ],
+)
+def test_data_without_labels_or_end(make, words):
+    with pytest.raises(ValueError, match=words):
+        datasets.arrays_of(make())
+
+
+def save_images(folder, names, count=2, shape=(6, 5, 3)):
+    from PIL import Image
+
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for place in range(count):
+            pixels = np.full(shape, 40 * number + place, "uint8")
+            Image.fromarray(pixels).save(folder / name / f"{place}.png")
+
+
+def test_a_folder_by_class(tmp_path):
+    save_images(tmp_path / "test", ["a", "b"])
+    save_images(tmp_path / "train", ["a", "b"], count=3)
+    data = datasets.load(tmp_path)
+    assert data.x_train.shape == (6, 6, 5, 3)
+    assert data.y_test.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(data.x_test[2], 40 / 255, rtol=1e-6)
+    alone = datasets.load(tmp_path / "test", train=False)
+    assert (len(alone.x_train), len(alone.x_test)) == (0, 4)
+    with pytest.raises(ValueError, match="folders train and test"):
+        datasets.load(tmp_path / "test")
+
+
+def test_grey_folders_have_one_channel(tmp_path):
+    save_images(tmp_path, ["a"], shape=(6, 5))
+    assert datasets.load(tmp_path, train=False).x_test.shape == (2, 6, 5, 1)
+
+
+def test_folders_that_cannot_be_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="1 folders without any"):
+        datasets.load(tmp_path, train=False)
+    save_images(tmp_path, ["b"])
+    save_images(tmp_path, ["c"], shape=(7, 7, 3))
+    with pytest.raises(ValueError, match="5x6, 7x7"):
+        datasets.load(tmp_path, train=False)
+
+
+def test_npz_of_test_images_alone(tmp_path):
+    for names in (("x", "y"), ("x_test", "y_test")):
+        np.savez(tmp_path / "few.npz", **dict(zip(names, (X, Y), strict=True)))
+        data = datasets.load(tmp_path / "few.npz", train=False)
+        assert (len(data.x_train), len(data.x_test)) == (0, 11)
+        with pytest.raises(ValueError, match="Missing: x_train"):
+            datasets.load(tmp_path / "few.npz")
+
+
+def test_a_stratified_sample():
+    labels = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [500, 300, 201]))
+    rows = datasets.stratified_sample(labels, 100)
+    assert len(set(rows)) == 100
+    assert np.bincount(labels[rows]).tolist() == [50, 30, 20]
+    assert rows.tolist() == datasets.stratified_sample(labels, 100).tolist()
+    assert rows.tolist() != datasets.stratified_sample(labels, 100, seed=1).tolist()
+    assert datasets.stratified_sample(labels, 5000).tolist() == list(range(1001))
+
+
+def test_evaluation_and_training_take_a_data_set():
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    settings = {"epsilons": [0.1], "progress": False}
+    expected = evaluate_robustness(model, X, Y, **settings)
+    found = evaluate_robustness(model, Batches(), **settings)
+    assert found.rows[-1].robust_accuracy == expected.rows[-1].robust_accuracy
+    callback = AdversarialTraining("fgsm", epsilon=0.1, validation_data=Batches())
+    history = model.fit(X, Y, verbose=0, callbacks=[callback]).history
+    assert 0 <= history["val_adversarial_accuracy"][0] <= 1

@@ -21,6 +21,7 @@ from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
 from keras_qusec.audit.surrogate_gradients import through_front
 from keras_qusec.audit.transfer import substitute
+from keras_qusec.datasets import arrays_of
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of
@@ -36,7 +37,7 @@ _WHITE_BOX, _ADAPTIVE = "white-box", "adaptive"
 def audit_robustness(
     model: keras.Model,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     epsilon: float,
     level: str = "quick",
@@ -68,7 +69,8 @@ def audit_robustness(
 
     Args:
         model: built Keras classifier, images to logits or probabilities ``(n, classes)``.
-        x: float images in `value_range`, ``(n, ...)``; 100 to 500 are usual.
+        x: float images in `value_range`, ``(n, ...)``, or a data set as `evaluate_robustness`
+            takes; 100 to 500 are usual.
         y: true classes, integers ``(n,)`` or ``(n, 1)``, or one-hot ``(n, classes)``.
         epsilon: L-infinity radius, in units of the pixel values.
         level: ``"quick"`` for minutes, or ``"full"``: more of everything, a substitute to
@@ -110,6 +112,7 @@ def audit_robustness(
     ()
     """
     import_foolbox()
+    x, y = arrays_of(x, y)
     checks.one_of(level, "level", BUDGETS)
     budget = BUDGETS[level]
     epsilon = checks.number(

@@ -14,6 +14,7 @@ from keras_qusec import attacks, checks
 from keras_qusec.attacks import AttackedModel, GradientAttack
 from keras_qusec.backends import backend
 from keras_qusec.classifiers import LOGITS, PROBABILITIES, known_kind
+from keras_qusec.datasets import arrays_of
 from keras_qusec.defenses import find_defenses
 from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.quantization import check_hardness
@@ -79,9 +80,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         gradient_hardness: hardness of the surrogate gradient that the attack gets from each
             defence, such as a quantizer; None means its own gradient. A small value trains
             against the adaptive attacker (BPDA).
-        validation_data: ``(x, y)`` on which ``val_adversarial_accuracy`` is measured after
-            each epoch. Put this callback before `ModelCheckpoint` or `EarlyStopping` that
-            watch it.
+        validation_data: ``(x, y)``, or a data set of batches ``(x, y)`` as `evaluate_robustness`
+            takes, on which ``val_adversarial_accuracy`` is measured after each epoch. Put this
+            callback before `ModelCheckpoint` or `EarlyStopping` that watch it.
         validation_attack: attack of that measurement; default the training attack.
         attacked_input: key or position of the images for models with several inputs.
         outputs: ``"logits"`` or ``"probabilities"``, where the model's graph does not say what
@@ -127,7 +128,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         ramp_epochs: float = 0,
         epsilon_schedule: Callable[[Tensor], Tensor] | None = None,
         gradient_hardness: float | None = None,
-        validation_data: tuple[Any, Any] | None = None,
+        validation_data: Any = None,
         validation_attack: GradientAttack | None = None,
         attacked_input: str | int | None = None,
         outputs: Literal["logits", "probabilities"] | None = None,
@@ -388,12 +389,13 @@ def _validation_pair(data: Any) -> tuple[np.ndarray, np.ndarray] | None:
     """Images and labels as arrays, or None."""
     if data is None:
         return None
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or len(data[0]) != len(data[1]):
+    x, y = arrays_of(data, name="validation_data")
+    if len(x) != len(y):
         raise ValueError(
-            "Expected validation_data=(x, y), as many labels as images, as arrays. Received: "
-            f"{type(data).__name__}. Put a data set's batches together with np.concatenate."
+            "Expected validation_data with as many labels as images. Received: "
+            f"{len(x)} images and {len(y)} labels."
         )
-    return np.asarray(data[0]), np.asarray(data[1])
+    return x, y
 
 
 def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:
