@@ -345,7 +345,11 @@ def _outcomes(
     missing = [unit for unit in units if unit not in outcomes]
     with shown(progress, "attacks") as report:
         report("attacks", len(outcomes) / len(units))
-        for unit, outcome in run_units(missing, plan, models, sources, n_jobs, store):
+
+        def tell(text: str, share: float) -> None:
+            report(text, (len(outcomes) + share) / len(units))
+
+        for unit, outcome in run_units(missing, plan, models, sources, n_jobs, store, tell):
             if store is not None and not isinstance(outcome, Failure):
                 store.save(unit.key, outcome)
             outcomes[unit] = outcome

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 # Called with what is running and the share done, from 0 to 1.
 Progress = Callable[[str, float], None]
@@ -15,7 +18,7 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
 
     Args:
         progress: a function, given back as it is; True for a bar on the terminal; False for
-            nothing; None for a bar if there is a terminal.
+            nothing; None for a bar if there is a terminal, else a line a minute.
         title: what is shown before the first step.
 
     Raises:
@@ -26,7 +29,12 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
         return
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bar
     except ImportError as error:
         raise ImportError(
@@ -34,15 +42,43 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
             'pip install "keras-qusec[evaluate]"'
         ) from error
     console = Console(stderr=True)
-    if progress is False or (progress is None and not console.is_terminal):
+    if progress is False:
         yield lambda text, share: None
         return
+    if progress is None and not console.is_terminal:
+        yield _Lines(sys.stderr)
+        return
+    # Of fixed width, so that nothing moves sideways.
     columns = (
-        TextColumn("{task.description:<28.28}"),
-        BarColumn(24),
+        TextColumn("{task.description:<36.36}"),
+        BarColumn(14),
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda text, share: bar.update(task, description=text, completed=share)
+
+
+class _Lines:
+    """A line a minute, for logs: a run that is over sooner says nothing.
+
+    Args:
+        stream: where lines go.
+        seconds: between two lines.
+    """
+
+    def __init__(self, stream: TextIO, seconds: float = 60.0) -> None:
+        self.stream, self.seconds = stream, seconds
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, text: str, share: float) -> None:
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return
+        self.last = now
+        gone = now - self.start
+        left = f", about {gone / share - gone:.0f} s left" if share > 0 else ""
+        print(f"{text}: {100 * share:.0f} % in {gone:.0f} s{left}", file=self.stream, flush=True)

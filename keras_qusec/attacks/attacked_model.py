@@ -51,16 +51,32 @@ class Ascent(NamedTuple):
 
 
 class Counter:
-    """How often a model was used: images passed forward, and backward."""
+    """How often a model was used: images passed forward, and backward.
+
+    Attributes:
+        listener: called whenever it counts, to show that an attack moves; or None.
+    """
 
     def __init__(self) -> None:
-        self.queries = 0
+        self._queries = 0
         self.gradients = 0
+        self.listener: Callable[[], None] | None = None
+
+    @property
+    def queries(self) -> int:
+        """Images passed forward."""
+        return self._queries
+
+    @queries.setter
+    def queries(self, number: int) -> None:
+        self._queries = number
+        if self.listener is not None:
+            self.listener()
 
     def count(self, images: int, steps: int = 1) -> None:
         """Count gradients, each of which takes a forward and a backward pass."""
-        self.queries += images * steps
         self.gradients += images * steps
+        self.queries += images * steps
 
 
 class AttackedModel:

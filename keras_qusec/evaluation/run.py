@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -15,6 +16,7 @@ import numpy as np
 
 from keras_qusec import norms
 from keras_qusec.attacks import Attack, AttackedModel, Ensemble
+from keras_qusec.attacks.attacked_model import Counter
 from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.digests import digest
 from keras_qusec.evaluation.plan import Plan, Unit
@@ -24,6 +26,9 @@ from keras_qusec.evaluation.verify import ClosestExamples
 
 Models = Mapping[str, AttackedModel]
 Outcome = list[Result] | Failure
+
+# How often at most a unit says that it moves.
+_SECONDS_BETWEEN = 0.2
 
 # Adversarial images that a result keeps of each batch, to be looked at.
 _KEPT_EXAMPLES = 3
@@ -42,8 +47,17 @@ class Kept(Protocol):
         """Forget a key."""
 
 
+# Told what runs within a unit, and the share of its attacks that are done.
+Tell = Callable[[str, float], None]
+
+
 def run_unit(
-    unit: Unit, plan: Plan, models: Models, sources: Models, kept: Kept | None = None
+    unit: Unit,
+    plan: Plan,
+    models: Models,
+    sources: Models,
+    kept: Kept | None = None,
+    tell: Tell = lambda text, share: None,
 ) -> Outcome:
     """Run a unit; an attack that fails is an outcome too, since the others' results stand.
 
@@ -53,6 +67,7 @@ def run_unit(
         models: attacked models by name.
         sources: source models by name.
         kept: where an ensemble keeps what its first attacks found.
+        tell: told which attack of an ensemble runs.
     """
     attack = plan.attacks[unit.attack]
     try:
@@ -65,7 +80,7 @@ def run_unit(
             targets = {name: models[name] for name in unit.models}
             results = attack_by_transfer(unit, plan, sources[unit.source], targets)
         elif isinstance(attack, Ensemble):
-            results = attack_in_turns(unit, plan, models[unit.models[0]], kept)
+            results = attack_in_turns(unit, plan, models[unit.models[0]], kept, tell)
         else:
             results = attack_itself(unit, plan, models[unit.models[0]])
     except Exception as error:  # noqa: BLE001  attacks raise anything
@@ -103,7 +118,7 @@ def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
 
 
 def attack_in_turns(
-    unit: Unit, plan: Plan, model: AttackedModel, kept: Kept | None
+    unit: Unit, plan: Plan, model: AttackedModel, kept: Kept | None, tell: Tell
 ) -> list[Result]:
     """Play the parts of an ensemble under each threat model, each on what still stands.
 
@@ -114,7 +129,7 @@ def attack_in_turns(
     earlier = {r.threat_model: r for r in (kept.load(key) if kept else None) or []}
     threats = plan.threat_models_for(attack)
     runs: dict[str, _Run] = {}
-    for threat in threats:
+    for place, threat in enumerate(threats):
         run = _Run(unit, plan, unit.models[0], model, plan.seed)
         before = runs.get(threat.continues or "")
         if threat.name in earlier:
@@ -122,7 +137,9 @@ def attack_in_turns(
         elif before is not None:
             run.go_on_from(before)
         runs[threat.name] = run
-        for name, followed in _parts_played(attack, threat, threats, model, plan):
+        played_now = list(_parts_played(attack, threat, threats, model, plan))
+        for turn, (name, followed) in enumerate(played_now):
+            tell(name, (place + turn / len(played_now)) / len(threats))
             if name in [part.attack for part in run.parts]:
                 continue
             part = attack.parts[name]
@@ -443,6 +460,49 @@ def _unpack(name: str, parcel: Parcel) -> AttackedModel:
     return cache[key]
 
 
+class _Moving:
+    """Tells what a unit is doing, as often as its models are used, but not too often.
+
+    Args:
+        unit: what runs.
+        counters: of the models that it uses.
+        tell: is told.
+    """
+
+    def __init__(self, unit: Unit, counters: Sequence[Counter], tell: Tell) -> None:
+        self.unit, self.counters, self.tell = unit, counters, tell
+        self.part, self.share, self.last = "", 0.0, -math.inf
+        self.start = self._passes()
+
+    def _passes(self) -> int:
+        return sum(counter.queries for counter in self.counters)
+
+    def on(self, part: str, share: float) -> None:
+        """Go on to a part of an ensemble."""
+        self.part, self.share = part, share
+        self._say()
+
+    def _say(self) -> None:
+        passes = self._passes() - self.start
+        part = f" {self.part}" if self.part else ""
+        self.tell(f"{self.unit.maker}: {self.unit.attack}{part}, {passes:,} passes", self.share)
+        self.last = time.monotonic()
+
+    def _counted(self) -> None:
+        if time.monotonic() - self.last > _SECONDS_BETWEEN:
+            self._say()
+
+    def __enter__(self) -> _Moving:
+        self._say()
+        for counter in self.counters:
+            counter.listener = self._counted
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for counter in self.counters:
+            counter.listener = None
+
+
 def run_units(
     units: Sequence[Unit],
     plan: Plan,
@@ -450,6 +510,7 @@ def run_units(
     sources: Models,
     n_jobs: int | None,
     kept: Kept | None = None,
+    tell: Tell = lambda text, share: None,
 ) -> Iterator[tuple[Unit, Outcome]]:
     """Run units and give each outcome as it is ready, over joblib if there are several jobs.
 
@@ -460,6 +521,7 @@ def run_units(
         sources: source models by name.
         n_jobs: see `joblib.Parallel`; None for that of `joblib.parallel_config`.
         kept: where unfinished units keep what they found, in one process.
+        tell: told what is running, and the share of its unit that is done, in one process.
     """
     import joblib
 
@@ -467,7 +529,12 @@ def run_units(
         return
     if joblib.effective_n_jobs(n_jobs) == 1:
         for unit in units:
-            yield unit, run_unit(unit, plan.batch(unit), models, sources, kept)
+            used = [models[name] for name in unit.models]
+            used += [] if unit.source is None else [sources[unit.source]]
+            counters = list({id(model.counter): model.counter for model in used}.values())
+            with _Moving(unit, counters, tell) as moving:
+                outcome = run_unit(unit, plan.batch(unit), models, sources, kept, moving.on)
+            yield unit, outcome
         return
     packed = {name: pack(model, plan.x[:2]) for name, model in models.items()}
     packed_sources = {name: pack(model, plan.x[:2]) for name, model in sources.items()}

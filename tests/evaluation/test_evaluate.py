@@ -318,9 +318,25 @@ def test_progress(cnn, capsys):
         cnn, IMAGES, y, attacks=["fgsm"], batch_size=6, progress=lambda *step: seen.append(step)
     )
     shares = [share for _, share in seen]
-    assert shares == [0, 0.25, 0.5, 0.75, 1.0]
+    assert sorted(set(shares)) == [0, 0.25, 0.5, 0.75, 1.0]
+    assert shares == sorted(shares)
     evaluate_robustness(cnn, IMAGES, y, attacks=["fgsm"], progress=True)
     assert "100 %" in capsys.readouterr().err
+
+
+def test_progress_says_what_runs_and_moves_within_an_attack(cnn, monkeypatch):
+    monkeypatch.setattr("keras_qusec.evaluation.run._SECONDS_BETWEEN", 0.0)
+    seen = []
+    evaluate_robustness(
+        {"mine": cnn}, IMAGES, predicted(cnn, IMAGES), attacks=["standard"], epsilons=[0.01],
+        batch_size=100, progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    texts, shares = zip(*seen, strict=True)
+    assert shares == tuple(sorted(shares))
+    parts = dict.fromkeys(text.split(",")[0] for text in texts)
+    assert {"mine: standard pgd", "mine: standard apgd", "mine: standard square"} <= set(parts)
+    of_square = [text for text in texts if "square" in text]
+    assert len(set(of_square)) > 3
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="one backend is enough for a slow test")
