@@ -21,11 +21,10 @@ def demo(options: argparse.Namespace) -> int:
         result = demonstration.run_demo(
             data=data, epochs=options.epochs, images=options.images, progress=progress
         )
-    print(result.report)
-    print(f"{result.text}\n\n{demonstration.MEANING}\n")
+    print(f"{demonstration.summary(result)}\n")
     figure = Path(options.figure)
     return _write(result, [
-        (options.html, lambda result, path: result.report.to_html(path)),
+        (options.html, demonstration.save_page),
         (options.figure, demonstration.save_figure),
         (str(figure.with_stem(figure.stem + "-training")), demonstration.save_curves),
     ])  # fmt: skip

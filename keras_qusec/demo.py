@@ -16,7 +16,8 @@ from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization, 
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.models import paper_cnn
 from keras_qusec.progress import Progress
-from keras_qusec.report import RobustnessReport
+from keras_qusec.report import RobustnessReport, files, page
+from keras_qusec.report.tables import headline, text_table
 from keras_qusec.training import AdversarialTraining
 
 EPSILON = 0.3
@@ -177,6 +178,65 @@ What they do not mean
   this small training set, this network and these threat models, nothing else."""
 
 
+def summary(result: DemoResult) -> str:
+    """The answer for a terminal: the table of the worst case, and what it means last."""
+    tables = [text_table(table) for table in headline(result.report)]
+    return "\n\n".join([*tables, result.text, MEANING])
+
+
+def save_page(result: DemoResult, path: str | Path) -> Path:
+    """Write one page with all of it: report, training curves, quantizers, what it means.
+
+    Args:
+        result: what `run_demo` returned.
+        path: file to write; its folder is created.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: without the extra "evaluate".
+    """
+    meaning = [" ".join(line.split()) for line in MEANING.split("\n") if line.strip()]
+    title = "The demonstration of keras-qusec"
+    body = [
+        page.heading(title, level=1),
+        page.paragraph(" ".join(meaning)),
+        page.paragraph(result.text, "small"),
+        page.report_body(result.report),
+        page.heading("Training"),
+        page.embedded_figure(_curves(result), f"{_CURVE_LABEL}, by epoch (the paper's Fig. 5)."),
+        page.heading("Quantizers"),
+        page.embedded_figure(
+            _quantizers(result), "Images before and behind each quantizer, and its curve."
+        ),
+    ]
+    return files.write_text(page.html_document(title, body), path)
+
+
+_CURVE_LABEL = "accuracy under FGSM in %, white-box"
+
+
+def _curves(result: DemoResult) -> Any:
+    return plots.epoch_curves(result.curves, _CURVE_LABEL)
+
+
+def _quantizers(result: DemoResult) -> Any:
+    rows = []
+    for name in ("constant quantizer", "trainable quantizer"):
+        broken = {
+            index: image
+            for measured in result.report.results
+            if measured.model == name
+            for index, image in measured.examples.items()
+        }
+        # Without a broken image, the first clean one.
+        index = min(broken, default=0)
+        pair = (result.images[index], broken.get(index, result.images[0]))
+        rows.append(plots.QuantizerRow(name, find_quantizers(result.models[name])[0], *pair))
+    return plots.quantizer_figure(rows)
+
+
 def save_figure(result: DemoResult, path: str | Path) -> Path:
     """Draw clean and adversarial images before and behind each quantizer, and its curve.
 
@@ -190,19 +250,7 @@ def save_figure(result: DemoResult, path: str | Path) -> Path:
     Raises:
         ImportError: without the extra "evaluate".
     """
-    rows = []
-    for name in ("constant quantizer", "trainable quantizer"):
-        broken = {
-            index: image
-            for measured in result.report.results
-            if measured.model == name
-            for index, image in measured.examples.items()
-        }
-        # Without a broken image, the first clean one.
-        index = min(broken, default=0)
-        pair = (result.images[index], broken.get(index, result.images[0]))
-        rows.append(plots.QuantizerRow(name, find_quantizers(result.models[name])[0], *pair))
-    return plots.quantizer_figure(rows, path)
+    return plots.save(_quantizers(result), path)
 
 
 def save_curves(result: DemoResult, path: str | Path) -> Path:
@@ -218,4 +266,4 @@ def save_curves(result: DemoResult, path: str | Path) -> Path:
     Raises:
         ImportError: without the extra "evaluate".
     """
-    return plots.epoch_curves(result.curves, "accuracy under FGSM, white-box", path)
+    return plots.save(_curves(result), path)

@@ -64,15 +64,14 @@ class QuantizerRow(NamedTuple):
     adversarial: np.ndarray
 
 
-def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
+def quantizer_figure(rows: list[QuantizerRow]) -> Any:
     """Clean and adversarial image before and behind each quantizer, and its curve.
 
     Args:
         rows: one for each quantizer.
-        path: image file to write; its folder is created.
 
     Returns:
-        The path.
+        A figure, to be saved or closed.
 
     Raises:
         ImportError: without matplotlib.
@@ -100,7 +99,7 @@ def quantizer_figure(rows: list[QuantizerRow], path: str | Path) -> Path:
             axis.set_title(title, fontsize=10)
         cells[0].set_ylabel(words(row.name).replace(", ", ",\n"), fontsize=10)
         _curve(cells[4], row.quantizer)
-    return save(figure, path)
+    return figure
 
 
 def plot_thresholds(layer: Any, path: str | os.PathLike, *, x: Any = None) -> Path:
@@ -236,16 +235,15 @@ def _outputs(x: np.ndarray, thresholds: np.ndarray, z: float, hard: bool) -> np.
     return (0.5 + 0.5 * np.tanh(z * difference / 2)).mean(axis=1)
 
 
-def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -> Path:
-    """One line per model of a figure in [0, 1] by epoch.
+def epoch_curves(curves: dict[str, list[float]], label: str) -> Any:
+    """One line per model of a share by epoch, in %.
 
     Args:
-        curves: values by epoch, by the name of the model.
+        curves: values by epoch in [0, 1], by the name of the model.
         label: what the values are.
-        path: image file to write; its folder is created.
 
     Returns:
-        The path.
+        A figure, to be saved or closed.
 
     Raises:
         ImportError: without matplotlib.
@@ -259,11 +257,12 @@ def epoch_curves(curves: dict[str, list[float]], label: str, path: str | Path) -
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, values in curves.items():
-        axis.plot(range(1, len(values) + 1), values, marker="o", label=words(name))
+        shares = [100 * value for value in values]
+        axis.plot(range(1, len(values) + 1), shares, marker="o", label=words(name))
     axis.set_xlabel("epoch")
     axis.set_ylabel(label)
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 102)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    return save(figure, path)
+    return figure

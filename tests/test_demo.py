@@ -39,9 +39,13 @@ class TestDemo:
 
     def test_text_fits_a_terminal(self, result):
         outcome = result[0]
-        text = "\n".join([str(outcome.report), demo.MEANING])
-        assert max(len(line) for line in text.splitlines()) <= 80
-        assert "adaptive" in text
+        for text in (str(outcome.report), demo.summary(outcome)):
+            assert max(len(line) for line in text.splitlines()) <= 80
+        # The answer is in sight: table and meaning last, the rest on the page.
+        lines = demo.summary(outcome).splitlines()
+        assert len(lines) < 40
+        assert lines[0].startswith("Robust accuracy in %, worst case")
+        assert demo.summary(outcome).endswith(demo.MEANING)
 
     def test_figures_and_page(self, result, tmp_path):
         path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")
@@ -49,5 +53,7 @@ class TestDemo:
         assert path.stat().st_size > 20_000
         curves = demo.save_curves(result[0], tmp_path / "curves.png")
         assert curves.read_bytes()[:4] == b"\x89PNG"
-        page = result[0].report.to_html(tmp_path / "demo.html").read_text()
+        page = demo.save_page(result[0], tmp_path / "demo.html").read_text()
+        for words in ("every attack tried", "What the numbers mean", "Training", "Quantizers"):
+            assert words in page
         assert "constant + PGD training" in page
