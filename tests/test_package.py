@@ -73,6 +73,7 @@ def test_examples_in_docstrings(module):
         "README.md",
         "docs/adversarial_training.md",
         "docs/evaluation.md",
+        "docs/quantizer.md",
         "docs/defenses/feature_squeezing.md",
         "docs/defenses/brelu_gda.md",
         "docs/defenses/distillation.md",
