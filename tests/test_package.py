@@ -74,6 +74,7 @@ def test_examples_in_docstrings(module):
         "docs/adversarial_training.md",
         "docs/evaluation.md",
         "docs/quantizer.md",
+        "docs/index.md",
         "docs/defenses/feature_squeezing.md",
         "docs/defenses/brelu_gda.md",
         "docs/defenses/distillation.md",
