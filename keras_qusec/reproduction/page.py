@@ -22,7 +22,7 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         f"and, where it is about robustness, in the worst case under the standard evaluation. "
         f"**{WEAK}**: a stronger attack undoes it. **{FAILS}**: not under the paper's own attack "
         "either. One share is above another if their 95 % intervals are apart; a number comes out "
-        "if it is within five points.",
+        "if it is within five points; a distance is larger if it is so by a tenth.",
     ]
     for data, figures in results.items():
         table = judged(data, figures)
