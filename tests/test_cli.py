@@ -172,11 +172,13 @@ def test_help_and_version_load_no_backend():
 def test_version():
     done = run("keras_qusec_cli", "--version")
     assert (done.returncode, done.stderr) == (0, "")
+    # The package's own name works too, though it loads a backend first, which may greet.
+    assert run("keras_qusec", "--version").stdout == done.stdout
     assert done.stdout == f"keras-qusec {__version__}\n"
 
 
 def test_attacks_are_listed_without_noise():
-    done = run("keras_qusec", "attacks")
+    done = run("keras_qusec_cli", "attacks")
     assert done.returncode == 0
     assert done.stderr == ""
     lines = done.stdout.splitlines()
