@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -31,6 +31,7 @@ class Recipe(NamedTuple):
         ramp_epochs: epochs over which epsilon rises.
         shift: images move by up to so many pixels, each way.
         flip: whether half of the images are mirrored.
+        objective: ``"loss"`` (Madry et al.) or ``"trades"`` (Zhang et al.), with beta 6.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe(NamedTuple):
     ramp_epochs: int = 1
     shift: int = 0
     flip: bool = False
+    objective: Literal["loss", "trades"] = "loss"
 
     def trained(self, training: Training) -> keras.Model:
         """The network, trained now.
@@ -60,7 +62,7 @@ class Recipe(NamedTuple):
         attack = AdversarialTraining(
             "pgd", epsilon=self.epsilon, steps=self.steps, step_size=self.step_size,
             gradient_hardness=self.gradient_hardness, ramp_epochs=min(self.ramp_epochs, epochs),
-            seed=training.seed,
+            objective=self.objective, seed=training.seed,
         )  # fmt: skip
         with _precision("mixed_bfloat16"):
             model = training.network(self.front and self.front())
@@ -135,14 +137,17 @@ def _steps(levels: int) -> Callable[[], Any]:
     return lambda: QuSecQuantization(levels, hard=True)
 
 
-# On MNIST, L-infinity 0.3. Three large steps find nearly all examples of a network behind two
-# levels: only the pixels within epsilon of the threshold can change, to 0 or to 1.
+# On MNIST, L-infinity 0.3. A few large steps find nearly all examples of a network behind two
+# levels: only the pixels within epsilon of the threshold can change, to 0 or to 1. Sixty epochs of
+# the plain loss on shifted images overfit: 97.0 % of training images stood, 94.3 % of test images.
 MNIST = (
     Recipe(
-        "best", "CQ, n = 2, in steps", _steps(2), 0.3, 60, 3, 0.2, gradient_hardness=5.0,
-        ramp_epochs=2, shift=1,
+        "best", "CQ, n = 2, in steps", _steps(2), 0.3, 22, 4, 0.2, gradient_hardness=5.0,
+        ramp_epochs=2, objective="trades",
     ),
-    Recipe("best-without", "no quantizer", None, 0.3, 12, 7, 0.1, ramp_epochs=6, shift=1),
+    Recipe(
+        "best-without", "no quantizer", None, 0.3, 12, 7, 0.1, ramp_epochs=6, objective="trades"
+    ),
 )  # fmt: skip
 
 _COLOUR: dict[str, Any] = {
