@@ -47,8 +47,11 @@ def write_pages(docs: Path) -> None:
     best = {_TITLES[data]: figures.pop("best") for data, figures in found.items()
             if "best" in figures}  # fmt: skip
     drawn = {_TITLES[data]: _drawn(docs, data, "best") for data in _TITLES}
-    files.write_text(figures_page("The best honest model", best, drawn), docs / "best.md")
+    if best:
+        files.write_text(figures_page("The best honest model", best, drawn), docs / "best.md")
     for data, title in _TITLES.items():
+        if not found[data]:
+            continue
         headings = {name: f"{name}: {figure.title}" for name, figure in found[data].items()}
         page = figures_page(
             title,

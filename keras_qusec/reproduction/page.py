@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keras_qusec.report.tables import markdown_table
+from keras_qusec.report.tables import Table
 from keras_qusec.reproduction.claims import FAILS, HOLDS, WEAK, judged
 from keras_qusec.reproduction.results import Reproduction
 
@@ -27,8 +27,9 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
     for data, figures in results.items():
         table = judged(data, figures)
         verdicts = [row[1] for row in table.rows]
-        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in (HOLDS, WEAK, FAILS))
-        parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", markdown_table(table)]
+        words = {HOLDS: "hold", WEAK: "hold only for the paper's attack", FAILS: "do not hold"}
+        counts = ", ".join(f"{verdicts.count(v)} {words[v]}" for v in words)
+        parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", _listed(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -48,3 +49,11 @@ def figures_page(
         parts += [f"![{heading}]({path})" for path in pictures.get(heading, ())]
         parts.append(figure.to_markdown().rstrip())
     return "\n\n".join(parts) + "\n"
+
+
+def _listed(table: Table) -> str:
+    """A table of sentences, to be read from the left."""
+    lines = [table.columns, ["---"] * len(table.columns)]
+    for claim, verdict, figure, reason in table.rows:
+        lines.append([claim, f"**{verdict}**", figure, reason])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:
         if share:
             axis.set_ylim(0, 102)
         axis.grid(alpha=0.3, axis="y")
-    figure.suptitle(words(f"{reproduction.figure}: {reproduction.title}"), fontsize=11)
+    title = words(f"{reproduction.figure}: {reproduction.title}")
+    wide = 50 * min(2, len(measures))
+    figure.suptitle(textwrap.fill(title, wide), fontsize=11)
     return save(figure, path)
 
 

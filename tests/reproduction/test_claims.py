@@ -145,7 +145,7 @@ def test_verdicts(start, verdict):
 def test_pages():
     page = claims_page({"MNIST": FIGURES_MADE_UP, "CIFAR-10": FIGURES_MADE_UP})
     assert "## MNIST" in page
-    assert f"| {WEAK} |" in page
+    assert f"| **{WEAK}** |" in page
     figures = figures_page("MNIST", {"figure-1: it": FIGURES_MADE_UP["figure-1"]},
                            {"figure-1: it": ["mnist/figure-1.png"]})  # fmt: skip
     assert "![figure-1: it](mnist/figure-1.png)" in figures
