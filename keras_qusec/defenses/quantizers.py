@@ -39,6 +39,7 @@ class EqualThresholds(keras.initializers.Initializer):
     first axis runs over the thresholds.
 
     Example:
+
     >>> from keras_qusec.defenses import EqualThresholds
     >>> np.asarray(EqualThresholds()((3, 2)))[:, 0].tolist()
     [0.25, 0.5, 0.75]
@@ -65,6 +66,7 @@ class OrderedThresholds(keras.constraints.Constraint):
         value_range: darkest and brightest pixel value.
 
     Example:
+
     >>> from keras_qusec.defenses import OrderedThresholds
     >>> np.asarray(OrderedThresholds()(np.array([0.7, -0.2], "float32"))).tolist()
     [0.0, 0.699999988079071]
@@ -261,6 +263,7 @@ class QuSecQuantization(_Quantizer):
     Source: Section III, Eq. 1. How it is read: n - 1 thresholds for n levels.
 
     Example:
+
     >>> import keras
     >>> from keras_qusec import QuSecQuantization
     >>> model = keras.Sequential([keras.Input((28, 28, 1)), QuSecQuantization(levels=2)])
@@ -342,6 +345,7 @@ class TrainableQuSecQuantization(_Quantizer):
     Source: Section III.A, Eq. 3 to 8.
 
     Example:
+
     >>> from keras_qusec import TrainableQuSecQuantization
     >>> layer = TrainableQuSecQuantization(levels=3, granularity="channel")
     >>> layer.build((None, 32, 32, 3))
@@ -469,6 +473,7 @@ class GivenThresholds(keras.initializers.Initializer):
         values: increasing numbers, one fewer than levels.
 
     Example:
+
     >>> from keras_qusec.defenses import GivenThresholds
     >>> np.asarray(GivenThresholds([0.25, 0.5])((2, 3)))[:, 0].tolist()
     [0.25, 0.5]

@@ -70,6 +70,7 @@ def soft_quantize(
     Source: Section III, Eq. 1 and 5.
 
     Example:
+
     >>> from keras_qusec.quantization import soft_quantize
     >>> y = soft_quantize(np.array([0.0, 0.5, 1.0], "float32"), 2, hardness=50)
     >>> [round(float(v), 3) for v in y]
@@ -116,6 +117,7 @@ def hard_quantize(
     Source: the limit of Eq. 1 for z to infinity.
 
     Example:
+
     >>> from keras_qusec.quantization import hard_quantize
     >>> np.asarray(hard_quantize(np.array([0.2, 0.4, 0.9], "float32"), 3)).tolist()
     [0.0, 0.5, 1.0]

@@ -88,6 +88,7 @@ def equal_thresholds(levels: int, value_range: Range = (0.0, 1.0)) -> np.ndarray
     the values below 0.5 are set to 0, those above or equal to 0.5 are set to 1").
 
     Example:
+
     >>> from keras_qusec.quantization import equal_thresholds
     >>> equal_thresholds(4).tolist()
     [0.25, 0.5, 0.75]

@@ -41,6 +41,7 @@ class HardnessSchedule(keras.callbacks.Callback):
     Source: "Effect of z", Section IV.A and Eq. 9.
 
     Example:
+
     >>> from keras_qusec import HardnessSchedule, TrainableQuSecQuantization
     >>> model = keras.Sequential([TrainableQuSecQuantization(), keras.layers.Dense(2)])
     >>> model.compile("sgd", "mse")
