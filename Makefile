@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 # TensorFlow greets with notes about the processor otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-torch test-jax lint types docs benchmark clean
+.PHONY: demo test test-torch test-jax reproduce lint types docs benchmark clean
 
 demo: .venv/demo  ## train, attack and compare the paper's network with and without a quantizer
 	$(BIN)/keras-qusec demo
@@ -18,14 +18,18 @@ test: .venv/test  ## the tests on TensorFlow
 	KERAS_BACKEND=tensorflow $(BIN)/pytest $(PYTEST_ARGS)
 
 test-torch: .venv/torch  ## the tests on PyTorch
-	KERAS_BACKEND=torch $(BIN)/pytest $(PYTEST_ARGS)
+	KERAS_BACKEND=torch $(BIN)/pytest $(PYTEST_ARGS) -m "not slow and not once"
 
 # Small models compile to the same code again and again, so what is compiled is kept.
 test-jax: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/compiled
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
 test-jax: .venv/jax  ## the tests on JAX
-	KERAS_BACKEND=jax $(BIN)/pytest $(PYTEST_ARGS)
+	KERAS_BACKEND=jax $(BIN)/pytest $(PYTEST_ARGS) -m "not slow and not once"
+
+reproduce: export OMP_NUM_THREADS = 1
+reproduce: .venv/torch  ## every figure of the paper on few images, to see that all of it runs
+	KERAS_BACKEND=torch $(BIN)/keras-qusec reproduce all --quick --folder reproduction
 
 lint: .venv/test  ## style
 	$(BIN)/ruff check .

@@ -154,6 +154,7 @@ def run(*arguments):
     )  # fmt: skip
 
 
+@pytest.mark.once
 def test_help_and_version_load_no_backend():
     script = (
         "import sys; from keras_qusec_cli import main\n"
@@ -169,6 +170,7 @@ def test_help_and_version_load_no_backend():
         assert max(map(len, done.stdout.splitlines() or [""])) <= 80
 
 
+@pytest.mark.once
 def test_version():
     done = run("keras_qusec_cli", "--version")
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,8 @@ import pytest
 
 import keras_qusec
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(keras_qusec.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # From the bottom to the top: a file imports files of its own room and of rooms before it.

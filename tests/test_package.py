@@ -66,6 +66,7 @@ def test_examples_in_docstrings(module):
     assert failures == 0
 
 
+@pytest.mark.once  # what the examples call is tested on every backend
 @pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 @pytest.mark.parametrize(
     "page",

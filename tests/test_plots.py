@@ -9,6 +9,8 @@ import pytest
 from keras_qusec import QuSecQuantization, TrainableQuSecQuantization, plot_thresholds
 from keras_qusec.plots import close, thresholds_figure
 
+pytestmark = pytest.mark.once
+
 IMAGES = np.random.default_rng(0).random((5, 6, 6, 1)).astype("float32")
 
 

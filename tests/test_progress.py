@@ -8,6 +8,8 @@ import pytest
 
 from keras_qusec import progress
 
+pytestmark = pytest.mark.once
+
 
 def test_a_log_gets_a_line_a_minute(monkeypatch):
     now = [0.0]

@@ -7,6 +7,8 @@ import pytest
 
 from keras_qusec import datasets, suggest_quantizer
 
+pytestmark = pytest.mark.once
+
 NOISE = np.random.default_rng(0).random((50, 28, 28, 1)).astype("float32")
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import pytest
 
 import keras_qusec
@@ -28,7 +27,7 @@ AdversarialTraining(steps=2.5)
 WRONG = [6, 7, 8, 9, 10]
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough")
+@pytest.mark.once
 @pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
 def test_a_users_mistakes_are_seen(checker, tmp_path):
     (tmp_path / "user.py").write_text(USER_FILE)

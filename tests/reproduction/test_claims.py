@@ -18,6 +18,8 @@ from keras_qusec.reproduction.claims import (
 )
 from keras_qusec.reproduction.page import claims_page, figures_page
 
+pytestmark = pytest.mark.once
+
 
 def row(series, ours, worst=None, *, measure="fgsm", value=0.3, images=1000, seed=0):
     return Row(series, value, measure, ours, ours, ours, None, worst, None, images, seed)

@@ -6,6 +6,10 @@ import runpy
 import shutil
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 
 
