@@ -856,7 +856,7 @@ BAD_TRAINING = {
     "a schedule that is a number": ({"epsilon_schedule": 0.5}, "function of the epoch"),
     "gradient hardness 0": ({"gradient_hardness": 0}, "gradient_hardness"),
     "a negative seed": ({"seed": -1}, "seed"), "outputs": ({"outputs": "scores"}, "outputs"),
-    "validation data without labels": ({"validation_data": X}, r"validation_data=\(x, y\)"),
+    "validation data without labels": ({"validation_data": X}, "ndarray without labels"),
     "fewer validation labels": ({"validation_data": (X, Y[:5])}, "as many labels"),
     "an attack that minimizes": ({"attack": "cw", "epsilon": 0.1}, "cw"),
     "an unknown attack": ({"attack": "pdg"}, "Did you mean 'pgd'"),
