@@ -353,7 +353,7 @@ def _outcomes(
             if store is not None and not isinstance(outcome, Failure):
                 store.save(unit.key, outcome)
             outcomes[unit] = outcome
-            report(f"{unit.attack}, {unit.maker}", len(outcomes) / len(units))
+            report(f"{unit.maker}: {unit.attack}", len(outcomes) / len(units))
     return outcomes
 
 
