@@ -84,7 +84,8 @@ class Reproduction(NamedTuple):
                 first.measure,
                 "-" if first.paper is None else _number(first.paper, share),
                 _number(mean, share) + (f" ±{_number(spread / 2, share)}" if len(rows) > 1 else ""),
-                "-" if first.low is None or len(rows) > 1 else
+                # A difference of two shares has no interval.
+                "-" if first.low in (None, first.high) or len(rows) > 1 else
                 f"{100 * first.low:.0f}-{100 * (first.high or 0):.0f}",
                 _mean_share([row.worst for row in rows]),
                 _mean_share([row.strong for row in rows]),
