@@ -9,11 +9,19 @@ from keras_qusec.version import __version__ as release
 
 project = "keras-qusec"
 author = "The keras-qusec developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# Tutorials are run each time that the pages are built, each in a folder of its own.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+# TensorFlow greets there.
+nb_output_stderr = "remove"
 html_theme = "furo"
 html_title = f"keras-qusec {release}"
 exclude_patterns = [
     "_build",
+    "jupyter_execute",
     "defenses/comparison_table.md",
     "strength.md",
     "audit_rules.md",
