@@ -51,7 +51,7 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/audit.py --json benchmark-audit.json
 
 clean:
-	rm -rf .venv docs/_build build dist *.egg-info
+	rm -rf .venv docs/_build docs/jupyter_execute reproduction build dist *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
