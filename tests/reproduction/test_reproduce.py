@@ -33,6 +33,8 @@ def figure_7(folder):
     return reproduce("figure-7", "mnist5k", quick=True, folder=folder, progress=False)
 
 
+# Its parts are tested on every backend; putting them together takes minutes on JAX.
+@pytest.mark.once
 def test_figure_7(figure_7, tmp_path):
     found = {(row.series, row.value): row for row in figure_7.rows}
     assert set(found) == {(s, e) for s in ("CNN", "CQ, n = 2", "CQ, n = 4") for e in (0.1, 0.3)}
@@ -47,6 +49,7 @@ def test_figure_7(figure_7, tmp_path):
     assert max(map(len, str(figure_7).splitlines())) <= 80
 
 
+@pytest.mark.once
 def test_models_are_kept(figure_7, folder, monkeypatch):
     def never(*_, **__):
         raise AssertionError("trained again")
@@ -126,6 +129,7 @@ def _data(shape):
     return Dataset("none", x, y, x, y)
 
 
+@pytest.mark.once
 def test_command_line(folder, figure_7, tmp_path, capsys):
     work = tmp_path / "mnist5k-quick"
     work.mkdir()
