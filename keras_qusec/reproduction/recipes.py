@@ -138,8 +138,8 @@ def _steps(levels: int) -> Callable[[], Any]:
 
 
 # On MNIST, L-infinity 0.3. A few large steps find nearly all examples of a network behind two
-# levels: only the pixels within epsilon of the threshold can change, to 0 or to 1. Sixty epochs of
-# the plain loss on shifted images overfit: 97.0 % of training images stood, 94.3 % of test images.
+# levels: only the pixels within epsilon of the threshold can change, to 0 or to 1. The plain loss
+# gives as much (92.6 % of 1,000 test images after 6 epochs, 93.2 % after 60 with shifted images).
 MNIST = (
     Recipe(
         "best", "CQ, n = 2, in steps", _steps(2), 0.3, 22, 4, 0.2, gradient_hardness=5.0,
