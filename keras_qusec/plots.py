@@ -120,8 +120,10 @@ def plot_thresholds(layer: Any, path: str | os.PathLike, *, x: Any = None) -> Pa
 
     Example:
 
+    >>> import tempfile
     >>> from keras_qusec import QuSecQuantization, plot_thresholds
-    >>> plot_thresholds(QuSecQuantization(3), "thresholds.png").name
+    >>> path = tempfile.mkdtemp() + "/thresholds.png"
+    >>> plot_thresholds(QuSecQuantization(3), path).name
     'thresholds.png'
     """
     return save(thresholds_figure(layer, x), path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import STRONG, Laboratory
+from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import Make
 from keras_qusec.reproduction.recipes import CIFAR10, MNIST, Recipe
 from keras_qusec.reproduction.results import Row
@@ -30,11 +30,7 @@ class Best(Figure):
             standard = laboratory.attacked(
                 recipe.name, model, {"standard": "standard"}, images=images, **radius
             )
-            strong = None
-            if not laboratory.quick:
-                strong = laboratory.attacked(
-                    f"{recipe.name}-strong", model, STRONG, images=200, **radius
-                ).robust_accuracy()
+            strong = laboratory.strong(recipe.name, model, images=200, **radius)
             rows.append(laboratory.share(
                 recipe.title, 0.0, "clean", standard.clean_accuracy(), images
             ))  # fmt: skip

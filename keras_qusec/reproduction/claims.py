@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import NamedTuple
 
 from keras_qusec.report.figures import wilson_interval
@@ -76,8 +77,8 @@ def measured(
     rows = [row for row in rows if row.value == last]
     worst = [row.worst for row in rows if row.worst is not None]
     return Measured(
-        sum(row.ours for row in rows) / len(rows),
-        sum(worst) / len(worst) if worst else None,
+        fmean(row.ours for row in rows),
+        fmean(worst) if worst else None,
         sum(row.images for row in rows),
     )
 
@@ -282,15 +283,12 @@ def judged(data: str, figures: Mapping[str, Reproduction]) -> Table:
         figures: by name; a claim whose figure is missing is left out.
     """
     rows: list[list[str]] = []
-    bold: list[int] = []
     for claim in CLAIMS:
         if claim.data not in (None, data) or claim.figure not in figures:
             continue
         verdict, reason = claim.judge(figures[claim.figure])
-        if verdict == HOLDS:
-            bold.append(len(rows))
         rows.append([claim.text, verdict, claim.figure, reason])
-    return Table(data, ["the paper says", "verdict", "figure", "measured"], rows, tuple(bold))
+    return Table(data, ["the paper says", "verdict", "figure", "measured"], rows)
 
 
 def _percent(share: float) -> str:

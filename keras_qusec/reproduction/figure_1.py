@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import Make, constant, report, shown, strong, undefended
+from keras_qusec.reproduction.networks import Make, constant, report, shown, undefended
 from keras_qusec.reproduction.results import Row
 
 _PAPER = {"no quantization": 0.0887, "n = 2": 0.2466, "n = 3": 0.196}
@@ -28,7 +28,7 @@ class Figure1(Figure):
         for series, (name, make) in _NETWORKS.items():
             paper = _PAPER[series] if laboratory.is_colour else None
             row = laboratory.row(report(laboratory, name, make), series, "fgsm", paper=paper)
-            rows.append(row._replace(strong=strong(laboratory, name, make)))
+            rows.append(row._replace(strong=laboratory.strong(name, laboratory.model(name, make))))
         return rows
 
     def gallery(self, laboratory: Laboratory) -> list[Example]:

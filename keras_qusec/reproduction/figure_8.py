@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import closest, defended, shown, trained_on_fgsm
+from keras_qusec.reproduction.networks import closest, of_the_paper, shown
 from keras_qusec.reproduction.results import Row
 
 
@@ -23,7 +23,7 @@ class Figure8(Figure):
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         rows = []
-        for series, (name, make) in {**defended(), **trained_on_fgsm()}.items():
+        for series, (name, make) in of_the_paper().items():
             report = closest(laboratory, name, make)
             median = report.worst_case(report.models[0], "l2", None).median["l2"]
             if median is not None:
@@ -33,6 +33,4 @@ class Figure8(Figure):
         return rows
 
     def gallery(self, laboratory: Laboratory) -> list[Example]:
-        networks = {**defended(), **trained_on_fgsm()}
-        reports = {s: closest(laboratory, *network) for s, network in networks.items()}
-        return shown(reports)
+        return shown({s: closest(laboratory, *network) for s, network in of_the_paper().items()})

@@ -5,11 +5,9 @@ from __future__ import annotations
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
-    defended,
     every_defence,
+    of_the_paper,
     report,
-    strong,
-    trained_on_fgsm,
 )
 from keras_qusec.reproduction.results import Row
 
@@ -29,13 +27,13 @@ class Figure9(Figure):
     remarks = "BReLU's number is that of its authors, as the paper quotes it."
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        of_the_paper, rows = {**defended(), **trained_on_fgsm()}, []
+        own, rows = of_the_paper(), []
         for series, (name, make) in every_defence(laboratory).items():
             attacked = report(laboratory, name, make)
             paper = None if laboratory.is_colour else _PAPER.get(series)
             white = laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box", paper=paper)
-            if series in of_the_paper:
-                white = white._replace(strong=strong(laboratory, name, make))
+            if series in own:
+                white = white._replace(strong=laboratory.strong(name, laboratory.model(name, make)))
             black = laboratory.row(
                 attacked, series, "fgsm", measure="FGSM, black-box", threat_model="black-box"
             )

@@ -21,7 +21,6 @@ from keras_qusec.reproduction.results import Row
 
 # The paper's attack, and the worst case beside it.
 FGSM = {"fgsm": "fgsm", "standard": "standard"}
-STRONG = {"strong": "strong"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +120,24 @@ class Laboratory:
             seed=self.seed, progress=False, batch_size=min(len(x), 1000),
             resume_dir=Path(self.folder) / f"seed-{self.seed}" / f"{name}-attacked", **settings,
         )  # fmt: skip
+
+    def strong(
+        self, name: str, model: keras.Model, *, images: int = 100, **settings: Any
+    ) -> float | None:
+        """The accuracy in the worst case of the strong evaluation; None if quick.
+
+        Args:
+            name: file of the network.
+            model: the network.
+            images: attacked, the first: it takes minutes for each hundred.
+            **settings: of `attacked`.
+        """
+        if self.quick:
+            return None
+        report = self.attacked(
+            f"{name}-strong", model, {"strong": "strong"}, images=images, **settings
+        )
+        return report.robust_accuracy()
 
     def share(self, series: str, value: float, measure: str, share: float, images: int) -> Row:
         """A share of some images, with its interval."""

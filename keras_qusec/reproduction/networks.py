@@ -15,7 +15,7 @@ from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluation.results import Example
 from keras_qusec.report import RobustnessReport
-from keras_qusec.reproduction.laboratory import STRONG, Laboratory
+from keras_qusec.reproduction.laboratory import Laboratory
 
 Make = Callable[[Training], keras.Model]
 
@@ -70,6 +70,11 @@ def trained_on_fgsm() -> dict[str, tuple[str, Make]]:
     }
 
 
+def of_the_paper() -> dict[str, tuple[str, Make]]:
+    """The paper's own networks, plain and trained on FGSM examples."""
+    return {**defended(), **trained_on_fgsm()}
+
+
 # Defence-GAN would train for days on all of MNIST; it is compared on 4,000 images elsewhere.
 _OTHERS = {
     "feature squeezing": "squeezing", "BReLU + GDA": "brelu-gda", "distillation": "distillation",
@@ -81,8 +86,7 @@ def every_defence(laboratory: Laboratory) -> dict[str, tuple[str, Make]]:
     """The paper's networks and the other defences of the comparison; one of them if quick."""
     others = ["BReLU + GDA"] if laboratory.quick else list(_OTHERS)
     return {
-        **defended(),
-        **trained_on_fgsm(),
+        **of_the_paper(),
         **{name: (f"other-{_OTHERS[name]}", contenders.get(_OTHERS[name]).make) for name in others},
     }
 
@@ -105,22 +109,6 @@ def report(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
         name, laboratory.model(name, make), threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended": source(laboratory)},
     )  # fmt: skip
-
-
-def strong(laboratory: Laboratory, name: str, make: Make, images: int = 100) -> float | None:
-    """The accuracy of a network in the worst case of the strong evaluation; None if quick.
-
-    Args:
-        laboratory: that keeps it.
-        name: file of the network.
-        make: how it is trained.
-        images: attacked, the first: it takes minutes for each hundred.
-    """
-    if laboratory.quick:
-        return None
-    return laboratory.attacked(
-        f"{name}-strong", laboratory.model(name, make), STRONG, images=images
-    ).robust_accuracy()
 
 
 def closest(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:

@@ -6,6 +6,7 @@ import math
 import os
 import textwrap
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from keras_qusec.plots import pyplot, save, words
@@ -95,19 +96,15 @@ def _scale(row: Row) -> float:
     return 100.0 if row.low is not None else 1.0
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _lines(axis: Any, groups: list[list[Row]]) -> None:
     series = list(dict.fromkeys(rows[0].series for rows in groups))
     for place, name in enumerate(series):
         own = sorted((g for g in groups if g[0].series == name), key=lambda g: g[0].value)
         x = [rows[0].value for rows in own]
-        ours = [_scale(rows[0]) * _mean([row.ours for row in rows]) for rows in own]
+        ours = [_scale(rows[0]) * fmean([row.ours for row in rows]) for rows in own]
         axis.plot(x, ours, "o-", color=f"C{place}", label=name, markersize=4)
         worst = [
-            (rows[0].value, 100 * _mean([row.worst for row in rows if row.worst is not None]))
+            (rows[0].value, 100 * fmean([row.worst for row in rows if row.worst is not None]))
             for rows in own
             if rows[0].worst is not None
         ]
@@ -121,11 +118,11 @@ def _lines(axis: Any, groups: list[list[Row]]) -> None:
 def _bars(axis: Any, groups: list[list[Row]]) -> None:
     for place, rows in enumerate(groups):
         first = rows[0]
-        ours = _scale(first) * _mean([row.ours for row in rows])
+        ours = _scale(first) * fmean([row.ours for row in rows])
         axis.bar(place, ours, 0.6, color="C0", label="ours" if place == 0 else None)
         worst = [row.worst for row in rows if row.worst is not None]
         if worst:
-            axis.bar(place, 100 * _mean(worst), 0.6, color="C3", alpha=0.75)
+            axis.bar(place, 100 * fmean(worst), 0.6, color="C3", alpha=0.75)
         if first.paper is not None:
             axis.plot(place, 100 * first.paper, "D", color="black")
     if any(rows[0].paper is not None for rows in groups):

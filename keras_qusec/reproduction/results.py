@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from keras_qusec.evaluation.results import Example
@@ -75,7 +76,7 @@ class Reproduction(NamedTuple):
         bold: list[int] = []
         for rows in self.by_seed():
             first = rows[0]
-            mean = sum(row.ours for row in rows) / len(rows)
+            mean = fmean(row.ours for row in rows)
             spread = max(row.ours for row in rows) - min(row.ours for row in rows)
             share = first.low is not None
             cells.append([
@@ -143,7 +144,7 @@ def _row(series: str, value: float | None, *rest: Any) -> Row:
 
 def _mean_share(shares: Sequence[float | None]) -> str:
     known = [share for share in shares if share is not None]
-    return _number(sum(known) / len(known), True) if known else "-"
+    return _number(fmean(known), True) if known else "-"
 
 
 def _number(value: float, share: bool) -> str:
