@@ -12,7 +12,7 @@ from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import input_gradients, trainable
 from keras_qusec.reproduction.results import Row
 
-_HARDNESSES = (1.0, 5.0, 10.0, 20.0, 40.0, 100.0)
+_HARDNESSES = (1.0, 5.0, 20.0, 100.0)
 
 
 class Equation9(Figure):

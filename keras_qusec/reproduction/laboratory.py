@@ -61,10 +61,18 @@ class Laboratory:
         """The paper's: 0.3 for MNIST and 0.1 for CIFAR-10."""
         return 0.1 if self.is_colour else 0.3
 
-    def test(self, images: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Test images and their labels, the first `Laboratory.images` or another number."""
+    def test(
+        self, images: int | None = None, *, spread: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Test images and their labels.
+
+        Args:
+            images: how many; default `Laboratory.images`.
+            spread: evenly over the test set, not the first ones.
+        """
         count = images or self.images
-        return self.data.x_test[:count], self.data.y_test[:count]
+        step = max(1, len(self.data.x_test) // count) if spread else 1
+        return self.data.x_test[::step][:count], self.data.y_test[::step][:count]
 
     def training(self, **settings: Any) -> Training:
         """What networks are trained with."""
@@ -100,6 +108,7 @@ class Laboratory:
         *,
         epsilons: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         images: int | None = None,
+        spread: bool = False,
         **settings: Any,
     ) -> RobustnessReport:
         """The report of some attacks, made now or read from the folder.
@@ -111,10 +120,11 @@ class Laboratory:
                 evaluation.
             epsilons: default the paper's.
             images: default `Laboratory.images`.
+            spread: as in `test`.
             **settings: of `evaluate_robustness`.
         """
         self.tell(f"attacking: {name}", 0.0)
-        x, y = self.test(images)
+        x, y = self.test(images, spread=spread)
         return evaluate_robustness(
             {name: model}, x, y, attacks=dict(attacks), epsilons=epsilons or [self.epsilon],
             seed=self.seed, progress=False, batch_size=min(len(x), 1000),

@@ -15,12 +15,13 @@ from keras_qusec.reproduction.figure_8 import Figure8
 from keras_qusec.reproduction.figure_9 import Figure9
 from keras_qusec.reproduction.figure_10 import Figure10
 from keras_qusec.reproduction.figure_11 import Figure11
+from keras_qusec.reproduction.headline import Headline
 from keras_qusec.reproduction.table_1 import Table1
 
 FIGURES: dict[str, Figure] = {
     figure.name: figure
     for figure in (
         Figure1(), Figure5(), Figure6(), Equation9(), Figure7(), Figure8(), Figure9(), Figure10(),
-        Figure11(), Abstract(), Table1(), Explanations(), Best(),
+        Figure11(), Abstract(), Table1(), Headline(), Explanations(), Best(),
     )
 }  # fmt: skip

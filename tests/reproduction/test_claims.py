@@ -100,6 +100,7 @@ def made_up(name):
         "figure-9": [
             row(s, v, v / 2, measure="FGSM, white-box") for s, v in {**share, **trained}.items()
         ],
+        "headline": [row(s, share[s], 0.0, measure="FGSM, white-box") for s in ("none", "CQ")],
         "figure-10": [
             row("CQ", v, measure=f"{a}, untargeted, {t}", value=math.inf)
             for t in ("white-box", "black-box") for a, v in {"cw-paper": 0.88, "cw": 0.0}.items()
