@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -273,10 +275,15 @@ def _load_models(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def start_backend() -> None:
-    """Load the backend and Foolbox, which print when they are first used."""
+    """Load the backend and Foolbox, which print when they are first used.
+
+    TensorFlow too where it is installed: Keras loads it with the first data set on any backend.
+    """
     import keras
 
     from keras_qusec.attacks.foolbox import import_foolbox
 
     import_foolbox()
     keras.ops.zeros(1)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("tensorflow")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -168,6 +169,20 @@ def test_help_and_version_load_no_backend():
         )
         assert done.returncode == 0, done.stderr
         assert max(map(len, done.stdout.splitlines() or [""])) <= 80
+
+
+@pytest.mark.once
+def test_help_takes_little_more_than_an_empty_program():
+    def fastest(*words):
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *words], capture_output=True, check=True)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    # Any backend takes a hundred times as long.
+    assert fastest("-m", "keras_qusec_cli", "--help") < 20 * fastest("-c", "pass")
 
 
 @pytest.mark.once

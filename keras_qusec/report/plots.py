@@ -92,7 +92,7 @@ def worst_case_figure(report: Figures) -> Any:
     norms = list(report.epsilons)
     models = [model for model in sorted_by_worst_case(report) if model in report.attacked]
     figure, axes = pyplot().subplots(
-        1, len(norms), figsize=(1.5 + 5.0 * len(norms), 3.8), squeeze=False, sharey=True,
+        1, len(norms), figsize=(0.9 + 4.3 * len(norms), 3.8), squeeze=False, sharey=True,
         layout="constrained",
     )  # fmt: skip
     for axis, norm in zip(axes[0], norms, strict=True):
@@ -136,14 +136,14 @@ def broken_figure(report: Figures, model: str) -> Any | None:
     broken = {row.label: 100 * (clean - row.robust_accuracy) for row in rows}
     order = sorted(broken, key=lambda label: (broken[label], label == rows[-1].label))
     figure, axis = pyplot().subplots(
-        figsize=(6.5, 0.9 + 0.28 * len(order)), layout="constrained"
+        figsize=(5.2, 0.9 + 0.28 * len(order)), layout="constrained"
     )  # fmt: skip
     worst = next(row.label for row in rows if row.is_worst_case)
     colours = ["#d55e00" if label == worst else "#0072b2" for label in order]
     bars = axis.barh(
         [words(label) for label in order], [broken[label] for label in order], color=colours
     )
-    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
     axis.set_xlim(0, 112 * clean or 1)
     axis.set_xlabel("images broken in %")
     axis.tick_params(labelsize=9)
