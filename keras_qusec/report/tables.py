@@ -248,8 +248,8 @@ def markdown(report: Figures) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def markdown_table(table: Table) -> str:
-    """A table in Markdown, its names escaped."""
+def markdown_table(table: Table, *, titled: bool = True) -> str:
+    """A table in Markdown, its names escaped; below its title, or below a heading of the page."""
     head = f"| {' | '.join(map(_escaped, table.columns))} |"
     rule = f"| --- |{' ---: |' * (len(table.columns) - 1)}"
     body = []
@@ -257,7 +257,8 @@ def markdown_table(table: Table) -> str:
         cells = [_escaped(cell) for cell in row]
         cells = [f"**{cell}**" if cell and index in table.strong else cell for cell in cells]
         body.append(f"| {' | '.join(cells)} |")
-    return "\n".join([f"### {_escaped(table.title)}", "", head, rule, *body])
+    title = [f"### {_escaped(table.title)}", ""] if titled else []
+    return "\n".join([*title, head, rule, *body])
 
 
 def _escaped(text: str) -> str:

@@ -44,6 +44,9 @@ class Best(Figure):
             rows += _strong_rows(laboratory, recipe, model, radius)
         return rows
 
+    def settings(self, laboratory: Laboratory) -> dict[str, Any]:
+        return {recipe.title: recipe.settings() for recipe in recipes(laboratory)}
+
     def logs(self, laboratory: Laboratory) -> dict[str, dict[str, list[float]]]:
         return {recipe.title: laboratory.log(recipe.name) for recipe in recipes(laboratory)}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.results import Row
@@ -29,6 +31,10 @@ class Figure:
     def rows(self, laboratory: Laboratory) -> list[Row]:
         """Train, attack and measure."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rows.")
+
+    def settings(self, laboratory: Laboratory) -> dict[str, Any]:
+        """How the networks were trained, for the reader."""
+        return {"epochs": laboratory.epochs}
 
     def gallery(self, laboratory: Laboratory) -> list[Example]:
         """Adversarial examples to be shown; called after `rows`, whose attacks are kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from keras_qusec.report.tables import Table
+from keras_qusec.report.tables import Table, markdown_table
 from keras_qusec.reproduction.claims import FAILS, HOLDS, WEAK, judged
 from keras_qusec.reproduction.results import Reproduction
 
@@ -45,9 +45,9 @@ def figures_page(
     """
     parts = [f"# {title}"]
     for heading, figure in figures.items():
-        parts.append(f"## {heading}")
+        parts += [f"## {heading}", f"The paper: {figure.claim}"]
         parts += [f"![{heading}]({path})" for path in pictures.get(heading, ())]
-        parts.append(figure.to_markdown().rstrip())
+        parts += [markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
     return "\n\n".join(parts) + "\n"
 
 

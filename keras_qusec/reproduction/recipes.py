@@ -47,6 +47,20 @@ class Recipe(NamedTuple):
     flip: bool = False
     objective: Literal["loss", "trades"] = "loss"
 
+    def settings(self) -> str:
+        """The recipe in one line, for the reader."""
+        parts = [
+            "TRADES, beta 6" if self.objective == "trades" else "adversarial training",
+            f"{self.epochs} epochs",
+            f"PGD of {self.steps} steps of {self.step_size:.3g}, epsilon {self.epsilon:.3g}",
+            f"rising over {self.ramp_epochs} epochs" if self.ramp_epochs > 1 else "",
+            f"surrogate hardness {self.gradient_hardness:g}" if self.gradient_hardness else "",
+            f"shifts of {self.shift} pixels" if self.shift else "",
+            "mirrored images" if self.flip else "",
+            "Adam from 0.001 to 0 as a cosine, averaged weights",
+        ]
+        return ", ".join(filter(None, parts))
+
     def trained(self, training: Training) -> keras.Model:
         """The network, trained now.
 

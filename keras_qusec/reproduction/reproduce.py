@@ -82,7 +82,7 @@ def reproduce(
             "data": loaded.name,
             "training images": len(loaded.x_train),
             "test images attacked": max(row.images for row in rows),
-            "epochs": laboratory.epochs,
+            **one.settings(laboratory),
             "seeds": ", ".join(map(str, listed)),
             "evidence of the worst case": "standard",
             "keras-qusec": __version__,

@@ -110,8 +110,13 @@ class Reproduction(NamedTuple):
 
     def to_markdown(self) -> str:
         """Table, claim and settings in Markdown."""
-        listed = "; ".join(f"{name}: {value}" for name, value in self.made_with.items())
-        return f"{markdown_table(self.table())}\n\nThe paper: {self.claim}\n\n{listed}.\n"
+        table = markdown_table(self.table())
+        return f"{table}\n\nThe paper: {self.claim}\n\n{self.settings()}\n"
+
+    def settings(self) -> str:
+        """What it was made with, in one line."""
+        listed = [f"{name}: {value}" for name, value in self.made_with.items()]
+        return f"{'; '.join(listed).rstrip('.')}."
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write it as JSON."""

@@ -82,3 +82,11 @@ def test_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
 def test_names_are_unique():
     names = [recipe.name for recipe in (*MNIST, *CIFAR10)]
     assert len(set(names)) == len(names)
+
+
+def test_settings_say_what_was_done():
+    text = MNIST[0].settings()
+    assert "TRADES" in text
+    assert "22 epochs, PGD of 4 steps of 0.2, epsilon 0.3" in text
+    assert "mirrored" not in text
+    assert "mirrored images" in CIFAR10[0].settings()

@@ -1,0 +1,104 @@
+"""The pictures of these pages, drawn by the package from what it measures on 5,000 digits.
+
+    python docs/pictures.py
+
+Takes about five minutes; the pages name the settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_qusec import (
+    AdversarialTraining,
+    QuSecQuantization,
+    audit_robustness,
+    datasets,
+    evaluate_robustness,
+    models,
+)
+from keras_qusec.defenses import (
+    BitDepthReduction,
+    MedianSmoothing,
+    NonLocalMeans,
+    ThermometerEncoding,
+)
+from keras_qusec.plots import epoch_curves, pyplot, save
+
+_HERE = Path(__file__).parent
+
+
+def trained(data: datasets.Dataset, front: Any = None, callbacks: tuple = ()) -> keras.Model:
+    """The paper's CNN, alone or behind a quantizer."""
+    keras.utils.set_random_seed(0)
+    model = models.paper_cnn(front)
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    model.fit(
+        data.x_train, data.y_train, batch_size=128, epochs=4, verbose=0, callbacks=list(callbacks)
+    )
+    return model
+
+
+def draw_inputs(images: np.ndarray, path: Path) -> None:
+    """What the network gets to see of an image and of its adversarial example."""
+    fronts = {
+        "the image": lambda x: x,
+        "quantization, n = 2": QuSecQuantization(2, hard=True),
+        "bit depth, 1 bit": BitDepthReduction(1),
+        "median, 2 x 2": MedianSmoothing(2),
+        "non-local means": NonLocalMeans(13, 3, 0.3),
+        "thermometer, mean": lambda x: keras.ops.mean(
+            ThermometerEncoding(16)(x), axis=-1, keepdims=True
+        ),
+    }
+    figure, axes = pyplot().subplots(
+        2, len(fronts), figsize=(1.7 * len(fronts), 3.9), layout="constrained"
+    )
+    for column, (name, front) in enumerate(fronts.items()):
+        seen = keras.ops.convert_to_numpy(front(images))
+        for row in range(2):
+            axes[row][column].imshow(seen[row, ..., 0], cmap="gray", vmin=0, vmax=1)
+            axes[row][column].set_xticks([])
+            axes[row][column].set_yticks([])
+        axes[0][column].set_title(name, fontsize=9)
+    axes[0][0].set_ylabel("clean")
+    axes[1][0].set_ylabel("adversarial")
+    save(figure, path)
+
+
+def main() -> None:
+    data = datasets.mnist5k()
+    x, y = data.x_test[:200], data.y_test[:200]
+    undefended = trained(data)
+    defended = trained(data, QuSecQuantization(2))
+    named = {"undefended": undefended, "constant": defended}
+    report = evaluate_robustness(
+        named, x, y, attacks=["fgsm", "pgd", "reachable-levels"], epsilons=[0.1, 0.2, 0.3]
+    )
+    report.plot(_HERE / "evaluation.png")
+    example = max(
+        (one for one in report.gallery if one.model == "undefended"),
+        key=lambda one: np.abs(one.adversarial - one.clean).max(),
+    )
+    draw_inputs(np.stack([example.clean, example.adversarial]), _HERE / "defenses" / "inputs.png")
+    audit = audit_robustness(trained(data, QuSecQuantization(2, hard=True)), x[:100], y[:100],
+                             epsilon=0.3)  # fmt: skip
+    audit.plot(_HERE / "audit.png")
+    print(audit.verdict)
+    curves = {}
+    for name, front in {"undefended": None, "constant": QuSecQuantization(2)}.items():
+        attack = AdversarialTraining("pgd", epsilon=0.3, steps=10, validation_data=(x, y))
+        model = trained(data, front, callbacks=(attack,))
+        curves[name] = model.history.history["val_adversarial_accuracy"]
+    label = "accuracy under PGD in %, white-box"
+    save(epoch_curves(curves, label), _HERE / "adversarial_training.png")
+
+
+if __name__ == "__main__":
+    main()
