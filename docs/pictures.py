@@ -84,16 +84,19 @@ def main() -> None:
     report.plot(_HERE / "evaluation.png")
     example = max(
         (one for one in report.gallery if one.model == "undefended"),
-        key=lambda one: np.abs(one.adversarial - one.clean).max(),
+        key=lambda one: one.distances["linf"],
     )
-    draw_inputs(np.stack([example.clean, example.adversarial]), _HERE / "defenses" / "inputs.png")
+    draw_inputs(example.images[:2], _HERE / "defenses" / "inputs.png")
     audit = audit_robustness(trained(data, QuSecQuantization(2, hard=True)), x[:100], y[:100],
                              epsilon=0.3)  # fmt: skip
     audit.plot(_HERE / "audit.png")
     print(audit.verdict)
     curves = {}
     for name, front in {"undefended": None, "constant": QuSecQuantization(2)}.items():
-        attack = AdversarialTraining("pgd", epsilon=0.3, steps=10, validation_data=(x, y))
+        attack = AdversarialTraining(
+            "pgd", epsilon=0.3, steps=10, gradient_hardness=5 if front else None,
+            validation_data=(x, y),
+        )  # fmt: skip
         model = trained(data, front, callbacks=(attack,))
         curves[name] = model.history.history["val_adversarial_accuracy"]
     label = "accuracy under PGD in %, white-box"

@@ -5,7 +5,6 @@ The only module that imports matplotlib.
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import os
@@ -188,15 +187,11 @@ def _text_class() -> type:
 
 
 def embedded(figure: Any, caption: str) -> str:
-    """A figure inside a page, which is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    close(figure)
-    source = base64.b64encode(buffer.getvalue()).decode("ascii")
-    alt = html.escape(caption, quote=True)
+    """A figure inside a page or a notebook as SVG, in the colours of its text; it is closed."""
+    text = html.escape(caption, quote=True)
     return (
-        f'<figure><img src="data:image/png;base64,{source}" alt="{alt}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figure><div role="img" aria-label="{text}">{svg(figure)}</div>'
+        f"<figcaption>{text}</figcaption></figure>"
     )
 
 

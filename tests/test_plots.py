@@ -49,7 +49,7 @@ def test_the_histogram_stands_beside_the_curve():
 def test_a_notebook_shows_the_layer():
     shown = QuSecQuantization(3)._repr_html_()
     assert "3 levels, z = 50" in shown
-    assert "<img" in shown
+    assert "<svg" in shown
     assert "Not built yet" in TrainableQuSecQuantization(2)._repr_html_()
     keras.Sequential([keras.Input((4,)), (layer := TrainableQuSecQuantization(2))])
-    assert "<img" in layer._repr_html_()
+    assert "<svg" in layer._repr_html_()

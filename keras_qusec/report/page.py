@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_qusec.evaluation.results import Example
 from keras_qusec.norms import symbol
-from keras_qusec.plots import pyplot, svg
+from keras_qusec.plots import embedded, pyplot
 from keras_qusec.report import plots
 from keras_qusec.report.figures import Figures
 from keras_qusec.report.tables import (
@@ -86,9 +86,8 @@ def table_html(table: Table, style: str = "") -> Any:
 
 
 def embedded_figure(figure: Any, caption: str) -> Any:
-    """A figure inside the page as SVG, in the colours of the page; it is closed."""
-    shell = '<figure><div role="img" aria-label="{}">{}</div><figcaption>{}</figcaption></figure>'
-    return markup(shell).format(caption, markup(svg(figure)), caption)
+    """As `embedded`, marked as safe for the template."""
+    return markup(embedded(figure, caption))
 
 
 def html_page(

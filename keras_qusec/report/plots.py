@@ -62,24 +62,25 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
         for label, line in lines.items():
             (named[label],) = axis.plot(
                 radii,
-                [clean, *(row.robust_accuracy for row in line)],
+                _percent([clean, *(row.robust_accuracy for row in line)]),
                 line_style(line[0].threat_model),
                 color=colours[line[0].attack],
                 alpha=0.8,
             )
-        values = [clean, *(case.robust_accuracy for case in cases)]
+        values = _percent([clean, *(case.robust_accuracy for case in cases)])
         (named[cases[0].label],) = axis.plot(radii, values, "o-", color="black", linewidth=2)
         axis.fill_between(
-            radii[1:], [case.low for case in cases], [case.high for case in cases],
+            radii[1:], _percent([case.low for case in cases]),
+            _percent([case.high for case in cases]),
             color="black", alpha=0.12, linewidth=0,
         )  # fmt: skip
         axis.set_title(words(model), fontsize=10)
         axis.set_xlabel(f"epsilon, {symbol(norm)}")
         axis.set_xlim(0, radii[-1])
-        axis.set_ylim(0, 1.02)
+        axis.set_ylim(0, 102)
         axis.grid(alpha=0.3)
     for line in axes:
-        line[0].set_ylabel("accuracy")
+        line[0].set_ylabel("accuracy in %")
     figure.legend(
         named.values(), map(words, named), loc="outside lower center", ncols=min(across + 1, 3),
         frameon=False, fontsize=8,
@@ -153,6 +154,10 @@ def broken_figure(report: Figures, model: str) -> Any | None:
 # Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def _percent(shares: Sequence[float]) -> list[float]:
+    return [100 * share for share in shares]
 
 
 def _colour(place: int) -> str:
