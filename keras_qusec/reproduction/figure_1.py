@@ -5,7 +5,14 @@ from __future__ import annotations
 from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import Make, constant, report, shown, undefended
+from keras_qusec.reproduction.networks import (
+    Make,
+    constant,
+    explained,
+    report,
+    shown,
+    undefended,
+)
 from keras_qusec.reproduction.results import Row
 
 _PAPER = {"no quantization": 0.0887, "n = 2": 0.2466, "n = 3": 0.196}
@@ -22,13 +29,23 @@ class Figure1(Figure):
     name = "figure-1"
     title = "accuracy on FGSM examples without quantization, with two and with three levels"
     claim = "quantization raises the accuracy on adversarial images of CIFAR-10, n = 2 most."
+    remarks = "FGSM of this package follows the log-odds; of Foolbox, the cross-entropy."
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         rows = []
         for series, (name, make) in _NETWORKS.items():
             paper = _PAPER[series] if laboratory.is_colour else None
-            row = laboratory.row(report(laboratory, name, make), series, "fgsm", paper=paper)
-            rows.append(row._replace(strong=laboratory.strong(name, laboratory.model(name, make))))
+            attacked = report(laboratory, name, make)
+            clean, images = attacked.clean_accuracy(), laboratory.images
+            row = laboratory.row(attacked, series, "fgsm", paper=paper)
+            rows += [
+                laboratory.share(series, 0.0, "clean", clean, images),
+                row._replace(strong=laboratory.strong(name, laboratory.model(name, make))),
+                laboratory.row(
+                    explained(laboratory, name, make), series, "cross-entropy",
+                    measure="fgsm on the cross-entropy", paper=paper,
+                ),
+            ]  # fmt: skip
         return rows
 
     def gallery(self, laboratory: Laboratory) -> list[Example]:

@@ -15,7 +15,7 @@ from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluation.results import Example
 from keras_qusec.report import RobustnessReport
-from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.laboratory import FGSM, Laboratory
 
 Make = Callable[[Training], keras.Model]
 
@@ -108,6 +108,24 @@ def report(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
     return laboratory.attacked(
         name, laboratory.model(name, make), threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended": source(laboratory)},
+    )  # fmt: skip
+
+
+def explained(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
+    """FGSM on the log-odds and on the cross-entropy, and the standard evaluation.
+
+    Args:
+        laboratory: that keeps it.
+        name: file of the network.
+        make: how it is trained.
+    """
+    import foolbox
+
+    attacks = {**FGSM, "cross-entropy": foolbox.attacks.FGSM()}
+    return laboratory.attacked(
+        f"explained-{name}", laboratory.model(name, make), attacks,
+        # Enough to tell 84 from 97 %.
+        images=min(500, laboratory.images),
     )  # fmt: skip
 
 
