@@ -116,20 +116,37 @@ def _lines(axis: Any, groups: list[list[Row]]) -> None:
 
 
 def _bars(axis: Any, groups: list[list[Row]]) -> None:
+    has_worst = any(row.worst is not None for rows in groups for row in rows)
+    width = 0.38 if has_worst else 0.6
     for place, rows in enumerate(groups):
         first = rows[0]
-        ours = _scale(first) * fmean([row.ours for row in rows])
-        axis.bar(place, ours, 0.6, color="C0", label="ours" if place == 0 else None)
-        worst = [row.worst for row in rows if row.worst is not None]
+        ours = [_scale(first) * row.ours for row in rows]
+        worst = [100 * row.worst for row in rows if row.worst is not None]
+        left = place - width / 2 if has_worst else place
+        axis.bar(left, fmean(ours), width, color="C0", yerr=_spread(rows), capsize=3,
+                 label="ours" if place == 0 else None)  # fmt: skip
         if worst:
-            axis.bar(place, 100 * fmean(worst), 0.6, color="C3", alpha=0.75)
+            axis.bar(place + width / 2, fmean(worst), width, color="C3")
         if first.paper is not None:
-            axis.plot(place, 100 * first.paper, "D", color="black")
+            axis.plot(left, 100 * first.paper, "D", color="black", markersize=5)
     if any(rows[0].paper is not None for rows in groups):
         axis.plot([], [], "D", color="black", label="paper")
-    if any(row.worst is not None for rows in groups for row in rows):
-        axis.bar(0, 0, color="C3", alpha=0.75, label="worst case")
+    if has_worst:
+        axis.bar(0, 0, color="C3", label="worst case")
     axis.set_xticks(range(len(groups)), [words(rows[0].series) for rows in groups],
                     rotation=45, ha="right", fontsize=8)  # fmt: skip
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3,
                 frameon=False)  # fmt: skip
+
+
+def _spread(rows: list[Row]) -> list[list[float]] | None:
+    """Below and above the mean: over the seeds, or the 95 % interval of one."""
+    scale = _scale(rows[0])
+    values = [row.ours for row in rows]
+    if len(rows) > 1:
+        mean = fmean(values)
+        return [[scale * (mean - min(values))], [scale * (max(values) - mean)]]
+    low, high = rows[0].low, rows[0].high
+    if low is None or high is None or low == high:
+        return None
+    return [[scale * max(0.0, values[0] - low)], [scale * max(0.0, high - values[0])]]
