@@ -30,6 +30,8 @@ exclude_patterns = [
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 myst_heading_anchors = 3
+# A block without a language is the command line or its output.
+highlight_language = "none"
 
 
 def _own_signature(_app, what, _name, obj, _options, signature, return_annotation):

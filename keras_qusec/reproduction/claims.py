@@ -95,7 +95,7 @@ def compared(
 ) -> Verdict:
     """Whether one series is above another, under the paper's attack and in the worst case."""
     one, other = (measured(figure, series, measure, value) for series in (better, worse))
-    reason = f"{better} {_percent(one.ours)}, {worse} {_percent(other.ours)}"
+    reason = f"{better}: {_percent(one.ours)}, against {worse}: {_percent(other.ours)}"
     if one.worst is not None and other.worst is not None:
         reason += f"; worst case {_percent(one.worst)} and {_percent(other.worst)}"
     if not higher(one.ours, other.ours, one.images):

@@ -29,7 +29,7 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         verdicts = [row[1] for row in table.rows]
         words = {HOLDS: "hold", WEAK: "hold only for the paper's attack", FAILS: "do not hold"}
         counts = ", ".join(f"{verdicts.count(v)} {words[v]}" for v in words)
-        parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", _listed(table)]
+        parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", _listed(data, table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -45,15 +45,22 @@ def figures_page(
     """
     parts = [f"# {title}"]
     for heading, figure in figures.items():
-        parts += [f"## {heading}", f"The paper: {figure.claim}"]
+        parts += [f"({_anchor(title, figure.figure)})=", f"## {heading}"]
+        parts.append(f"The paper: {figure.claim}")
         parts += [f"![{heading}]({path})" for path in pictures.get(heading, ())]
         parts += [markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
     return "\n\n".join(parts) + "\n"
 
 
-def _listed(table: Table) -> str:
-    """A table of sentences, to be read from the left."""
+def _anchor(title: str, figure: str) -> str:
+    """Where a figure is: the data set, which the title begins with, and its name."""
+    return f"{title.split()[0].lower()}-{figure}"
+
+
+def _listed(data: str, table: Table) -> str:
+    """A table of sentences, to be read from the left, with links to the figures."""
     lines = [table.columns, ["---"] * len(table.columns)]
     for claim, verdict, figure, reason in table.rows:
-        lines.append([claim, f"**{verdict}**", figure, reason])
+        link = f"[{figure}](#{_anchor(data, figure)})"
+        lines.append([claim, f"**{verdict}**", link, reason])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
