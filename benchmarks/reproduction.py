@@ -42,7 +42,7 @@ def results(docs: Path, data: str) -> dict[str, Reproduction]:
 def write_pages(docs: Path) -> None:
     """Write all pages from the results in a folder."""
     found = {data: results(docs, data) for data in _TITLES}
-    judged = {title.split(" (")[0]: found[data] for data, title in _TITLES.items() if found[data]}
+    judged = {title: found[data] for data, title in _TITLES.items() if found[data]}
     files.write_text(claims_page(judged), docs / "claims.md")
     best = {_TITLES[data]: figures.pop("best") for data, figures in found.items()
             if "best" in figures}  # fmt: skip

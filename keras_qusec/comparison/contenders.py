@@ -17,6 +17,7 @@ from keras_qusec.defenses import (
     BitDepthReduction,
     DefenseGAN,
     MedianSmoothing,
+    NonLocalMeans,
     Purifier,
     QuantizedActivation,
     QuSecQuantization,
@@ -85,16 +86,23 @@ def _pgd(training: Training) -> AdversarialTraining:
     )  # fmt: skip
 
 
+def _is_colour(training: Training) -> bool:
+    """Whether the authors' settings for CIFAR-10 are meant, and not those for MNIST."""
+    return training.data.x_train.shape[-1] == 3
+
+
 def _squeezing(training: Training) -> keras.Model:
-    detector = SqueezingDetector(
-        training.fitted(training.network()), [BitDepthReduction(1), MedianSmoothing(2)]
-    )
+    squeezers: list[keras.layers.Layer] = [BitDepthReduction(1), MedianSmoothing(2)]
+    if _is_colour(training):
+        squeezers = [BitDepthReduction(5), MedianSmoothing(2), NonLocalMeans(13, 3, 2 / 255)]
+    detector = SqueezingDetector(training.fitted(training.network()), squeezers)
     detector.calibrate(training.data.x_train[:1000], false_positive_rate=0.05)
     return detector
 
 
 def _brelu_gda(training: Training) -> keras.Model:
-    return training.fitted(brelu_gda(training.network(), bound=1.0, noise=0.3))
+    noise = 0.05 if _is_colour(training) else 0.3
+    return training.fitted(brelu_gda(training.network(), bound=1.0, noise=noise))
 
 
 def _distillation(training: Training) -> keras.Model:
@@ -168,8 +176,11 @@ _CONTENDERS: dict[str, Contender] = {
         lambda t: t.fitted(t.network(TrainableQuSecQuantization(2))),
         "TrainableQuSecQuantization(2), z = 5, thresholds for each pixel",
     ),
-    "squeezing": Contender(_squeezing, "detector: 1 bit, median 2x2, 5 % false positives"),
-    "brelu-gda": Contender(_brelu_gda, "bound 1, noise 0.3"),
+    "squeezing": Contender(
+        _squeezing,
+        "detector: 1 bit, median (colour: 5 bits, median, non-local means), 5 % false positives",
+    ),
+    "brelu-gda": Contender(_brelu_gda, "bound 1, noise 0.3 (colour: 0.05)"),
     "distillation": Contender(_distillation, "temperature 20, twice the epochs"),
     "dqa": Contender(
         lambda t: t.fitted(t.network(first_activation=QuantizedActivation(2))),

@@ -18,7 +18,10 @@ class Abstract(Figure):
         "quantization raises the accuracy on adversarial images by 50 to 96 points on MNIST and "
         "by 10 to 50 on CIFAR-10."
     )
-    remarks = "A gain of 0.5 is 50 points. Beside it: the gain in the worst case."
+    remarks = (
+        "In points. Black-box, the network without defence is attacked by examples of another one "
+        "as well. Beside it: the gain in the worst case."
+    )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         reports = {series: report(laboratory, *network) for series, network in defended().items()}

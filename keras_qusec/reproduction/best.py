@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-import keras
 
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
@@ -20,9 +17,9 @@ class Best(Figure):
     name = "best"
     title = "adversarial training with and without quantization"
     claim = "none: the paper trains on FGSM only."
+    evidence = "the standard evaluation"
     remarks = (
-        "The strong evaluation attacks images spread evenly over the test set; beside it the "
-        "standard evaluation of the same images. "
+        "The strong evaluation attacks images spread evenly over the test set. "
         "Published under AutoAttack on MNIST at 0.3: 96.34 % (WRN-28-10, Gowal et al. 2020) and "
         "88.50 % (Madry et al. 2018)."
     )
@@ -32,16 +29,18 @@ class Best(Figure):
         images = _images(laboratory)
         for recipe in recipes(laboratory):
             model = laboratory.model(recipe.name, making(recipe), **_settings(recipe, laboratory))
-            radius: dict[str, Any] = {"epsilons": [recipe.epsilon], "spread": True}
             standard = laboratory.attacked(
-                recipe.name, model, {"standard": "standard"}, images=images, **radius
-            )
+                recipe.name, model, {"standard": "standard"}, images=images, spread=True,
+                epsilons=[recipe.epsilon],
+            )  # fmt: skip
             rows.append(laboratory.share(
                 recipe.title, 0.0, "clean", standard.clean_accuracy(), images
             ))  # fmt: skip
             row = laboratory.worst_case(standard, recipe.title, "linf", recipe.epsilon)
             rows.append(row._replace(measure="robust accuracy"))
-            rows += _strong_rows(laboratory, recipe, model, radius)
+            rows += laboratory.strong(
+                recipe.name, model, recipe.title, standard, epsilon=recipe.epsilon, spread=True
+            )
         return rows
 
     def settings(self, laboratory: Laboratory) -> dict[str, Any]:
@@ -59,21 +58,6 @@ def _images(laboratory: Laboratory) -> int:
     if laboratory.quick or laboratory.is_colour:
         return laboratory.images
     return len(laboratory.data.x_test)
-
-
-def _strong_rows(
-    laboratory: Laboratory, recipe: Recipe, model: keras.Model, radius: Mapping[str, Any]
-) -> list[Row]:
-    """The same images under the standard and the strong evaluation."""
-    images = 100
-    strong = laboratory.strong(recipe.name, model, images=images, **radius)
-    if strong is None:
-        return []
-    standard = laboratory.attacked(
-        f"{recipe.name}-same", model, {"standard": "standard"}, images=images, **radius
-    ).robust_accuracy()
-    row = laboratory.share(recipe.title, recipe.epsilon, f"strong, {images} images", strong, images)
-    return [row._replace(worst=standard, strong=strong)]
 
 
 def recipes(laboratory: Laboratory) -> tuple[Recipe, ...]:

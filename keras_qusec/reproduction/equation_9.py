@@ -12,7 +12,7 @@ from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import input_gradients, trainable
 from keras_qusec.reproduction.results import Row
 
-_HARDNESSES = (1.0, 5.0, 20.0, 100.0)
+_HARDNESSES = (1.0, 5.0, 20.0, 40.0, 100.0)
 
 
 class Equation9(Figure):
@@ -22,6 +22,7 @@ class Equation9(Figure):
     title = "training of variable quantization by hardness z"
     claim = "z between 5 and 40 trains; larger values make a constant of it and training halts."
     axis = "z"
+    remarks = "Adam, whose steps hardly depend on the size of a gradient; the paper derives SGD."
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         hardnesses = (1.0, 5.0, 100.0) if laboratory.quick else _HARDNESSES

@@ -54,7 +54,7 @@ class Explanations(Figure):
             threat_model="black-box", paper=paper,
         ))  # fmt: skip
         clean = laboratory.share(
-            "no attack at all", 0.0, "FGSM on the log-odds", seen.clean_accuracy(),
+            "no attack at all", laboratory.epsilon, "FGSM on the log-odds", seen.clean_accuracy(),
             laboratory.images,
         )  # fmt: skip
         return [*rows, clean._replace(paper=paper)]

@@ -20,6 +20,7 @@ class Figure:
         claim: what the paper concludes from it.
         axis: what the numbers are measured at.
         remarks: what must be known to compare with the paper.
+        evidence: what the worst case is over.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Figure:
     claim: str
     axis: str = "epsilon"
     remarks: str = ""
+    evidence: str = "FGSM and the standard evaluation"
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         """Train, attack and measure."""

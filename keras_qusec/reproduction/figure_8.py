@@ -16,9 +16,10 @@ class Figure8(Figure):
     title = "the closest adversarial examples of each defence"
     claim = "quantization makes adversarial examples easier to see."
     axis = "distance"
+    evidence = "FMN in L2, and behind a quantizer its own attack on the nearest thresholds"
     remarks = (
-        "The closest example of FMN and, behind a quantizer, of its own attack on the nearest "
-        "thresholds."
+        "The closest example that either finds of each image, and the median over the images; the "
+        "paper shows pictures only."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from keras_qusec.comparison.compare import trained
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.datasets import Dataset
 from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.evaluation.results import Result
+from keras_qusec.norms import within
 from keras_qusec.progress import Progress
 from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.figures import wilson_interval
 from keras_qusec.reproduction.results import Row
 
+# Images under the strong evaluation: it takes minutes for each hundred.
+_STRONG = 100
 # The paper's attack, and the worst case beside it.
 FGSM = {"fgsm": "fgsm", "standard": "standard"}
 
@@ -125,40 +130,65 @@ class Laboratory:
         """
         self.tell(f"attacking: {name}", 0.0)
         x, y = self.test(images, spread=spread)
-        return evaluate_robustness(
+        report = evaluate_robustness(
             {name: model}, x, y, attacks=dict(attacks), epsilons=epsilons or [self.epsilon],
             seed=self.seed, progress=False, batch_size=min(len(x), 1000),
             resume_dir=Path(self.folder) / f"seed-{self.seed}" / f"{name}-attacked", **settings,
         )  # fmt: skip
+        if report.failures:
+            raise RuntimeError(
+                f"Expected all attacks on {name} to run, for one that does not looks like "
+                f"robustness. Received: {report.failures}."
+            )
+        return report
 
     def strong(
-        self, name: str, model: keras.Model, *, images: int = 100, **settings: Any
-    ) -> float | None:
-        """The accuracy in the worst case of the strong evaluation; None if quick.
+        self,
+        name: str,
+        model: keras.Model,
+        series: str,
+        standard: RobustnessReport,
+        *,
+        epsilon: float | None = None,
+        spread: bool = False,
+    ) -> list[Row]:
+        """The strong evaluation, and the worst case under it and the standard one; none if quick.
 
         Args:
             name: file of the network.
             model: the network.
-            images: attacked, the first: it takes minutes for each hundred.
-            **settings: of `attacked`.
+            series: line of the figure.
+            standard: the report of at least these images in the same order.
+            epsilon: default the paper's.
+            spread: whether the images are spread over those of the other report, not the first.
         """
         if self.quick:
-            return None
-        report = self.attacked(
-            f"{name}-strong", model, {"strong": "strong"}, images=images, **settings
+            return []
+        radius = self.epsilon if epsilon is None else epsilon
+        strong = self.attacked(
+            f"{name}-strong", model, {"strong": "strong"}, epsilons=[radius], images=_STRONG,
+            spread=spread,
+        )  # fmt: skip
+        before = standing(standard, radius)
+        before = before[:: len(before) // _STRONG if spread else 1][:_STRONG]
+        images = f"{_STRONG} {'spread' if spread else 'first'} images"
+        row = self.share(
+            series, radius, f"strong evaluation, {images}", strong.robust_accuracy(), _STRONG
         )
-        return report.robust_accuracy()
+        both = self.share(
+            series, radius, f"standard evaluation, {images}", float(before.mean()), _STRONG
+        )
+        worst = float((before & standing(strong, radius)).mean())
+        return [both._replace(worst=worst), row._replace(worst=worst)]
 
     def share(self, series: str, value: float, measure: str, share: float, images: int) -> Row:
         """A share of some images, with its interval."""
         low, high = wilson_interval(round(share * images), images)
-        return Row(series, value, measure, share, low, high, None, None, None, images, self.seed)
+        return Row(series, value, measure, share, images, self.seed, low, high)
 
     def number(self, series: str, value: float, measure: str, number: float) -> Row:
         """A number that is no share of images."""
-        return Row(
-            series, value, measure, number, None, None, None, None, None, self.images, self.seed
-        )
+        return Row(series, value, measure, number, self.images, self.seed)
 
     def row(
         self,
@@ -185,8 +215,8 @@ class Laboratory:
         epsilon = self.epsilon if value is None else value
         found = _found(report, attack, threat_model, epsilon)
         return Row(
-            series, epsilon, measure or attack, found.robust_accuracy, found.low, found.high, paper,
-            report.robust_accuracy(epsilon=epsilon, norm="linf"), None, found.images, self.seed,
+            series, epsilon, measure or attack, found.robust_accuracy, found.images, self.seed,
+            found.low, found.high, paper, report.robust_accuracy(epsilon=epsilon, norm="linf"),
         )  # fmt: skip
 
     def at_any_distance(
@@ -199,23 +229,46 @@ class Laboratory:
         paper: float | None = None,
     ) -> Row:
         """The accuracy under an attack that minimizes, however far its examples are."""
-        (correct,) = report.correct.values()
-        standing = correct.copy()
-        for result in report.results:
-            if (result.attack, result.threat_model) == (attack, threat_model):
-                standing &= ~np.isfinite(next(iter(result.distances.values())))
-        share = float(standing.mean())
-        row = self.share(series, float("inf"), measure, share, len(standing))
-        return row._replace(paper=paper)
+        chosen = [
+            result for result in report.results
+            if (result.attack, result.threat_model) == (attack, threat_model)
+        ]  # fmt: skip
+        if not chosen:
+            raise KeyError(f"No result of {attack!r}, {threat_model}.")
+        left = standing(report, math.inf, chosen)
+        row = self.share(series, math.inf, measure, float(left.mean()), len(left))
+        return row._replace(paper=paper, worst=float(standing(report, math.inf).mean()))
 
     def worst_case(self, report: RobustnessReport, series: str, norm: str, radius: float) -> Row:
         """The worst case over all attacks within a radius."""
         found = report.worst_case(report.models[0], norm, radius)
         share = found.robust_accuracy
         return Row(
-            series, radius, "worst case", share, found.low, found.high, None, share, None,
-            found.images, self.seed,
-        )  # fmt: skip
+            series, radius, "worst case", share, found.images, self.seed, found.low, found.high
+        )
+
+
+def standing(
+    report: RobustnessReport,
+    radius: float,
+    results: Sequence[Result] | None = None,
+    norm: str = "linf",
+) -> np.ndarray:
+    """Which images are classified correctly and not broken within a radius, ``(n,)`` of bool.
+
+    Args:
+        report: of one model.
+        radius: or infinity for any distance.
+        results: those that count; default all.
+        norm: of the radius.
+    """
+    (correct,) = report.correct.values()
+    left = correct.copy()
+    for result in report.results if results is None else results:
+        distances = result.distances[norm]
+        # Nothing was found where the distance is infinite.
+        left &= ~(np.isfinite(distances) & within(distances, radius))
+    return left
 
 
 def _found(report: RobustnessReport, attack: str, threat: str, epsilon: float) -> Any:

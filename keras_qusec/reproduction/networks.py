@@ -91,6 +91,16 @@ def every_defence(laboratory: Laboratory) -> dict[str, tuple[str, Make]]:
     }
 
 
+def trained_as(laboratory: Laboratory) -> dict[str, str]:
+    """How the networks of `every_defence` are trained, for the reader."""
+    others = {
+        name: contenders.get(_OTHERS[name]).settings
+        for name in every_defence(laboratory)
+        if name in _OTHERS
+    }
+    return {"epochs": f"{laboratory.epochs} of each network", **others}
+
+
 def input_gradients(model: keras.Model, laboratory: Laboratory) -> np.ndarray:
     """The gradients that attacks climb at the test images, ``(n, ...)``."""
     x, y = laboratory.test()
@@ -150,9 +160,15 @@ def shown(reports: Mapping[str, RobustnessReport]) -> list[Example]:
         reports: by what the network is called in the picture.
     """
     galleries = {name: report.gallery for name, report in reports.items() if report.gallery}
-    numbers = Counter(example.number for gallery in galleries.values() for example in gallery)
+    numbers = Counter(
+        number for gallery in galleries.values()
+        for number in {example.number for example in gallery}
+    )  # fmt: skip
+    # Of the same image the closest one.
     return [
-        max(gallery, key=lambda example: numbers[example.number])._replace(model=name)
+        max(gallery, key=lambda one: (numbers[one.number], -one.distances["l2"]))._replace(
+            model=name
+        )
         for name, gallery in galleries.items()
     ]
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from keras_qusec.report.tables import Table, markdown_table
-from keras_qusec.reproduction.claims import FAILS, HOLDS, WEAK, judged
+from keras_qusec.reproduction.claims import (
+    FAILS,
+    HOLDS,
+    LITTLE,
+    OPEN,
+    POINTS,
+    UNMEASURED,
+    WEAK,
+    judged,
+)
 from keras_qusec.reproduction.results import Reproduction
 
 
@@ -14,21 +23,28 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
     """The paper's claims, judged by the figures of each data set.
 
     Args:
-        results: by data set, ``"MNIST"`` or ``"CIFAR-10"``, the figures by name.
+        results: by data set, ``"MNIST"`` or ``"CIFAR-10"``, with words in brackets, the figures by
+            name.
     """
     parts = [
         "# The paper's claims",
         f"What the numbers of the [figures](index.md) say. **{HOLDS}**: under the paper's attack "
-        f"and, where it is about robustness, in the worst case under the standard evaluation. "
-        f"**{WEAK}**: a stronger attack undoes it. **{FAILS}**: not under the paper's own attack "
-        "either. One share is above another if their 95 % intervals are apart; a number comes out "
-        "if it is within five points; a distance is larger if it is so by a tenth.",
+        f"and, where it is about robustness, in the worst case over all attacks. **{WEAK}**: a "
+        f"stronger attack undoes it. **{FAILS}**: not under the attack of the figure, which is the "
+        f"paper's as we read it, either. **{OPEN}**: the numbers do not tell.",
+        f"One share is above another if their 95 % intervals are apart; a number comes out if it "
+        f"is at most {100 * POINTS:.0f} points below the paper's; a gain below {100 * LITTLE:.0f} "
+        "points is little; a distance is larger if it is so by a tenth; training halts where "
+        "thresholds move less than half as far.",
     ]
+    words = {
+        HOLDS: "hold", WEAK: "hold only for the paper's attack", FAILS: "do not hold",
+        OPEN: "are within chance", UNMEASURED: "are not measured yet",
+    }  # fmt: skip
     for data, figures in results.items():
-        table = judged(data, figures)
+        table = judged(data.split(" (")[0], figures)
         verdicts = [row[1] for row in table.rows]
-        words = {HOLDS: "hold", WEAK: "hold only for the paper's attack", FAILS: "do not hold"}
-        counts = ", ".join(f"{verdicts.count(v)} {words[v]}" for v in words)
+        counts = ", ".join(f"{verdicts.count(v)} {words[v]}" for v in words if v in verdicts)
         parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", _listed(data, table)]
     return "\n\n".join(parts) + "\n"
 
@@ -61,6 +77,6 @@ def _listed(data: str, table: Table) -> str:
     """A table of sentences, to be read from the left, with links to the figures."""
     lines = [table.columns, ["---"] * len(table.columns)]
     for claim, verdict, figure, reason in table.rows:
-        link = f"[{figure}](#{_anchor(data, figure)})"
+        link = f"[{figure}](#{_anchor(data, figure)})" if reason else figure
         lines.append([claim, f"**{verdict}**", link, reason])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

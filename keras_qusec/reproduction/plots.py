@@ -82,7 +82,7 @@ def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:
             _bars(axis, of_measure)
         axis.set_title(words(measure), fontsize=10)
         share = of_measure[0][0].low is not None
-        axis.set_ylabel("accuracy in %" if share else measure)
+        axis.set_ylabel("%" if share else measure)
         if share:
             axis.set_ylim(0, 102)
         axis.grid(alpha=0.3, axis="y")

@@ -36,7 +36,7 @@ def reproduce(
     Args:
         figure: name of `keras_qusec.reproduction.FIGURES`, such as ``"figure-7"``.
         data: name of a data set, or the path of an ``.npz`` file.
-        quick: two epochs, 40 images and fewer settings, to see that all of it runs.
+        quick: one epoch, 20 images and fewer settings, to see that all of it runs.
         seeds: of training and attack; several show the spread.
         folder: where trained models and finished attacks are kept. Called again, it goes on
             from there, and figures share their models. Default: nowhere.
@@ -81,10 +81,10 @@ def reproduce(
         made_with={
             "data": loaded.name,
             "training images": len(loaded.x_train),
-            "test images attacked": max(row.images for row in rows),
+            "test images attacked": ", ".join(map(str, sorted({row.images for row in rows}))),
             **one.settings(laboratory),
             "seeds": ", ".join(map(str, listed)),
-            "evidence of the worst case": "standard",
+            "worst case": one.evidence,
             "keras-qusec": __version__,
             "keras": keras.__version__,
             "backend": keras.backend.backend(),

@@ -22,26 +22,24 @@ class Row(NamedTuple):
         value: where on the figure's axis: an epsilon, an epoch, a hardness.
         measure: what the number is, such as the accuracy under an attack.
         ours: measured here; shares in [0, 1].
+        images: number of images.
+        seed: of training and attack.
         low: lower end of the 95 % interval, or None where there is none.
         high: upper end.
         paper: the paper's number, or None where it gives none.
-        worst: accuracy in the worst case under the standard evaluation, or None.
-        strong: the same under the strong evaluation, of fewer images, or None.
-        images: number of images.
-        seed: of training and attack.
+        worst: accuracy of the same images in the worst case over all attacks, or None.
     """
 
     series: str
     value: float
     measure: str
     ours: float
-    low: float | None
-    high: float | None
-    paper: float | None
-    worst: float | None
-    strong: float | None
     images: int
     seed: int
+    low: float | None = None
+    high: float | None = None
+    paper: float | None = None
+    worst: float | None = None
 
 
 class Reproduction(NamedTuple):
@@ -74,6 +72,7 @@ class Reproduction(NamedTuple):
         """The numbers as a table; means over the seeds, and how far they spread."""
         cells: list[list[str]] = []
         bold: list[int] = []
+        counts = len({row.images for row in self.rows}) > 1
         for rows in self.by_seed():
             first = rows[0]
             mean = fmean(row.ours for row in rows)
@@ -89,11 +88,11 @@ class Reproduction(NamedTuple):
                 "-" if first.low in (None, first.high) or len(rows) > 1 else
                 f"{100 * first.low:.0f}-{100 * (first.high or 0):.0f}",
                 _mean_share([row.worst for row in rows]),
-                _mean_share([row.strong for row in rows]),
+                str(first.images) if counts else "-",
             ])  # fmt: skip
             if first.paper is not None:
                 bold.append(len(cells) - 1)
-        columns = ["series", self.axis, "measure", "paper", "ours", "95 %", "standard", "strong"]
+        columns = ["series", self.axis, "measure", "paper", "ours", "95 %", "worst", "images"]
         # Only what at least one row has.
         shown = [place for place in range(len(columns))
                  if place < 3 or any(row[place] != "-" for row in cells)]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import every_defence, report
+from keras_qusec.reproduction.networks import every_defence, report, trained_as
 from keras_qusec.reproduction.results import Row
 
 
@@ -13,11 +13,17 @@ class Table1(Figure):
 
     name = "table-1"
     title = "each defence: clean, and against the best attack of each threat model"
-    claim = "each defence but QuSecNets is limited by some attack or threat model."
+    claim = "each defence has its limits; those of QuSecNets are JSMA and CW."
     remarks = (
         "White-box: gradients as they are. Adaptive: gradients through surrogates, and a "
-        "quantizer's own attack. Black-box: examples made on an undefended network of another seed."
+        "quantizer's own attack. Black-box: examples made on an undefended network of another "
+        "seed. The paper's table has Defence-GAN, which would train for days, and not thermometer "
+        "encoding. An adversarial example that the detector of feature squeezing rejects does not "
+        "count."
     )
+
+    def settings(self, laboratory: Laboratory) -> dict[str, str]:
+        return trained_as(laboratory)
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         rows = []

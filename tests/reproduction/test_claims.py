@@ -10,6 +10,8 @@ from keras_qusec.reproduction import CLAIMS, FIGURES, Reproduction, Row, judged
 from keras_qusec.reproduction.claims import (
     FAILS,
     HOLDS,
+    OPEN,
+    UNMEASURED,
     WEAK,
     compared,
     higher,
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.once
 
 
 def row(series, ours, worst=None, *, measure="fgsm", value=0.3, images=1000, seed=0):
-    return Row(series, value, measure, ours, ours, ours, None, worst, None, images, seed)
+    return Row(series, value, measure, ours, images, seed, ours, ours, worst=worst)
 
 
 def figure(*rows, name="figure-1"):
@@ -36,9 +38,10 @@ def test_a_series_above_another():
 
     assert verdict((0.8, 0.7), (0.1, 0.0)) == HOLDS
     assert verdict((0.8, 0.0), (0.1, 0.0)) == WEAK
-    assert verdict((0.1, 0.1), (0.1, 0.0)) == FAILS
+    assert verdict((0.1, 0.1), (0.2, 0.0)) == FAILS
     # Within chance of 1,000 images.
-    assert verdict((0.52, 0.5), (0.5, 0.0)) == FAILS
+    assert verdict((0.52, 0.5), (0.5, 0.0)) == OPEN
+    assert verdict((0.5, 0.5), (0.52, 0.0)) == OPEN
     # Without a worst case the paper's attack decides.
     assert verdict((0.8,), (0.1,)) == HOLDS
 
@@ -50,7 +53,8 @@ def test_a_number():
     assert verdict(0.88, 0.87) == HOLDS
     assert verdict(0.88, 0.5) == WEAK
     assert verdict(0.8, 0.8) == FAILS
-    assert verdict(0.99, 0.9) == FAILS
+    # More than the paper is no failure.
+    assert verdict(0.99, 0.9) == HOLDS
 
 
 def test_seeds_are_put_together():
@@ -58,7 +62,8 @@ def test_seeds_are_put_together():
     found = measured(figure(*rows), "CQ", "fgsm")
     assert found.ours == pytest.approx(0.6)
     assert found.worst == pytest.approx(0.3)
-    assert found.images == 20
+    # They share the images.
+    assert found.images == 10
     with pytest.raises(KeyError, match="no 'fgsm' of 'VQ'"):
         measured(figure(*rows), "VQ", "fgsm")
 
@@ -81,11 +86,12 @@ def made_up(name):
     trained = {"none, FGSM training": 0.5, "CQ, FGSM training": 0.8, "VQ, FGSM training": 0.7}
     rows = {
         "figure-1": [
-            row("no quantization", 0.09, 0.0), row("n = 2", 0.25, 0.0), row("n = 3", 0.19, 0.0),
+            row(series, share, 0.0, measure="FGSM, black-box") for series, share in
+            {"no quantization": 0.09, "n = 2": 0.25, "n = 3": 0.15}.items()
         ],
         "figure-5": [row(s, v, 0.1, measure="FGSM, white-box") for s, v in trained.items()],
         "figure-6": [
-            row("DQA", 1.0, measure="zero gradients"),
+            row("DQA", 1.0, measure="gradients of zero"),
             row("DQA", 0.97, 0.0, measure="FGSM, white-box"),
         ],
         "equation-9": [
@@ -98,14 +104,22 @@ def made_up(name):
             for s, v in {"none": 1.4, "CQ": 1.3, "VQ": 1.9}.items()
         ],
         "figure-9": [
-            row(s, v, v / 2, measure="FGSM, white-box") for s, v in {**share, **trained}.items()
+            row(s, v, v / 2, measure=f"FGSM, {threat}") for s, v in {**share, **trained}.items()
+            for threat in ("white-box", "black-box")
         ],
-        "headline": [row(s, share[s], 0.0, measure="FGSM, white-box") for s in ("none", "CQ")],
+        "headline": [
+            row(s, v, 0.0, measure=m) for s in ("none", "CQ")
+            for m, v in {"FGSM, white-box": share[s], "clean": 0.99}.items()
+        ],
         "figure-10": [
-            row("CQ", v, measure=f"{a}, untargeted, {t}", value=math.inf)
+            row(s, v * (s == "CQ"), measure=f"{a}, untargeted, {t}", value=math.inf)
+            for s in ("none", "CQ")
             for t in ("white-box", "black-box") for a, v in {"cw-paper": 0.88, "cw": 0.0}.items()
         ],
-        "figure-11": [row(s, 0.1, measure="JSMA, targeted", value=math.inf) for s in share],
+        "figure-11": [
+            row(s, 0.1, 0.0, measure=f"JSMA, targeted{near}", value=math.inf) for s in share
+            for near in ("", ", within 20 pixels")
+        ],
         "abstract": [row("CQ", 0.8, 0.6, measure="FGSM, white-box")],
     }  # fmt: skip
     return figure(*rows[name], name=name)
@@ -132,8 +146,11 @@ def test_every_claim_is_judged_by_a_figure_of_the_list():
         ("Constant quantization makes", FAILS),
         ("... and so does", HOLDS),
         ("... from 1.48", WEAK),
-        # CQ 97.5 and DQA 97 are within chance of each other.
-        ("... and outperforms", FAILS),
+        ("Clean accuracy", HOLDS),
+        ("Constant quantization outperforms", HOLDS),
+        ("BReLU + GDA keeps", FAILS),
+        ("Black-box, quantization", HOLDS),
+        ("Variable quantization alone", HOLDS),
         ("With adversarial training", FAILS),
         ("Under CW-L2", WEAK),
         ("QuSecNets help little", HOLDS),
@@ -143,6 +160,43 @@ def test_every_claim_is_judged_by_a_figure_of_the_list():
 def test_verdicts(start, verdict):
     rows = judged("MNIST", FIGURES_MADE_UP).rows
     assert next(row[1] for row in rows if row[0].startswith(start)) == verdict
+
+
+def test_little_is_not_claimed_of_few_images():
+    def verdict(none, cq, images):
+        rows = [
+            row(series, share, 0.0, measure=f"JSMA, targeted{near}", value=math.inf, images=images)
+            for series, share in {"none": none, "CQ": cq}.items()
+            for near in ("", ", within 20 pixels")
+        ]
+        figures = {"figure-11": figure(*rows, name="figure-11")}
+        (verdict,) = (r[1] for r in judged("MNIST", figures).rows if r[2] == "figure-11")
+        return verdict
+
+    assert verdict(0.0, 0.18, 100) == OPEN
+    assert verdict(0.0, 0.18, 10_000) == HOLDS
+    assert verdict(0.0, 0.5, 100) == FAILS
+
+
+def test_more_levels():
+    def verdict(*shares):
+        rows = [row(f"CQ, n = {n}", *pair) for n, pair in zip((2, 4, 16), shares, strict=True)]
+        figures = {"figure-7": figure(*rows, name="figure-7")}
+        (verdict,) = (r[1] for r in judged("MNIST", figures).rows if r[2] == "figure-7")
+        return verdict
+
+    assert verdict((0.8, 0.7), (0.5, 0.3), (0.1, 0.0)) == HOLDS
+    assert verdict((0.8, 0.0), (0.5, 0.0), (0.1, 0.0)) == WEAK
+    assert verdict((0.5, 0.4), (0.8, 0.7), (0.1, 0.0)) == FAILS
+    assert verdict((0.5, 0.4), (0.5, 0.4), (0.5, 0.4)) == OPEN
+    # Nothing is left to be compared.
+    assert verdict((0.01, 0.0), (0.0, 0.0), (0.0, 0.0)) == OPEN
+
+
+def test_what_is_not_measured_is_said():
+    verdicts = {row[1] for row in judged("MNIST", {}).rows}
+    assert verdicts == {UNMEASURED}
+    assert "are not measured yet" in claims_page({"MNIST": {}})
 
 
 def test_pages():

@@ -20,7 +20,7 @@ def result(*rows):
     return Reproduction("figure-0", "a | title", "a claim.", "epsilon", [*rows], {"data": "some"})
 
 
-ROW = Row("CQ", 0.3, "FGSM", 0.5, 0.4, 0.6, 0.9751, 0.25, 0.2, 100, 0)
+ROW = Row("CQ", 0.3, "FGSM", 0.5, 100, 0, 0.4, 0.6, 0.9751, 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_models_are_kept(figure_7, folder, monkeypatch):
 @pytest.mark.slow
 def test_training_curve_is_kept(folder, monkeypatch):
     first = reproduce("figure-5", "mnist5k", quick=True, folder=folder, progress=False)
-    assert [row.value for row in first.rows] == [1.0] * 3
-    assert all(row.worst is not None for row in first.rows)
+    assert [row.value for row in first.rows] == [1.0] * 6
+    assert [row.worst is None for row in first.rows] == [True, False] * 3
     monkeypatch.setattr(
         "keras_qusec.comparison.contenders.Training.fitted", lambda *_: pytest.fail("again")
     )
@@ -105,13 +105,15 @@ def test_gallery_and_logs_are_kept(tmp_path):
 
 def test_table_shows_means_and_spread_of_seeds():
     table = result(ROW, ROW._replace(ours=0.7, worst=0.35, seed=1)).table()
-    assert table.rows == [["CQ", "0.3", "FGSM", "97.5", "60.0 ±10.0", "30.0", "20.0"]]
+    assert table.rows == [["CQ", "0.3", "FGSM", "97.5", "60.0 ±10.0", "30.0"]]
     one = result(ROW._replace(value=math.inf)).table()
-    assert one.rows == [["CQ", "any", "FGSM", "97.5", "50.0", "40-60", "25.0", "20.0"]]
+    assert one.rows == [["CQ", "any", "FGSM", "97.5", "50.0", "40-60", "25.0"]]
     # Columns that no row has are left out.
-    assert result(ROW._replace(strong=None, paper=None)).table().columns[3:] == [
-        "ours", "95 %", "standard",
-    ]  # fmt: skip
+    assert result(ROW._replace(paper=None)).table().columns[3:] == ["ours", "95 %", "worst"]
+    # How many images, where that differs.
+    more = result(ROW, ROW._replace(series="VQ", images=500)).table()
+    assert more.columns[-1] == "images"
+    assert [row[-1] for row in more.rows] == ["100", "500"]
     text = result(ROW).to_markdown()
     assert "The paper: a claim." in text
     assert "data: some" in text
