@@ -16,6 +16,8 @@ def result():
     return result, seen
 
 
+# What it puts together is tested on every backend.
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 class TestDemo:
     def test_report(self, result):

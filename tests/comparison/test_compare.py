@@ -91,7 +91,8 @@ def test_each_contender_trains_saves_and_can_be_attacked(data, name):
     assert measured.settings
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="slow to start and compile there")
+# Processes are started alike on every backend.
+@pytest.mark.once
 def test_two_processes(data, tmp_path):
     names = ["undefended", "constant"]
     one = comparison.compare(data, names, **SETTINGS)
