@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_qusec.comparison.contenders import Training
-from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
+from keras_qusec.defenses import QuSecQuantization
 from keras_qusec.training import AdversarialTraining
 
 _BATCH = 128
@@ -172,5 +172,4 @@ CIFAR10 = (
         Recipe(f"pgd-n{n}", f"CQ, n = {n}, in steps", _steps(n), gradient_hardness=5.0, **_COLOUR)
         for n in (2, 4, 16)
     ),
-    Recipe("pgd-vq8", "VQ, n = 8", lambda: TrainableQuSecQuantization(8, hardness=20.0), **_COLOUR),
 )
