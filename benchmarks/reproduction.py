@@ -14,7 +14,14 @@ import shutil
 from pathlib import Path
 
 from keras_qusec.report import files
-from keras_qusec.reproduction import FIGURES, Reproduction, claims_page, figures_page, pictures
+from keras_qusec.reproduction import (
+    FIGURES,
+    Reproduction,
+    best_page,
+    claims_page,
+    figures_page,
+    pictures,
+)
 
 _TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10 (JPEG copy)"}
 
@@ -48,7 +55,7 @@ def write_pages(docs: Path) -> None:
             if "best" in figures}  # fmt: skip
     drawn = {_TITLES[data]: _drawn(docs, data, "best") for data in _TITLES}
     if best:
-        files.write_text(figures_page("The best honest model", best, drawn), docs / "best.md")
+        files.write_text(best_page(best, drawn), docs / "best.md")
     for data, title in _TITLES.items():
         if not found[data]:
             continue

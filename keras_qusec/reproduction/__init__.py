@@ -3,7 +3,7 @@
 from keras_qusec.reproduction.claims import CLAIMS, Claim, Verdict, judged
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.page import claims_page, figures_page
+from keras_qusec.reproduction.page import best_page, claims_page, figures_page
 from keras_qusec.reproduction.plots import picture, pictures
 from keras_qusec.reproduction.recipes import Recipe
 from keras_qusec.reproduction.registry import FIGURES
@@ -20,6 +20,7 @@ __all__ = [
     "Reproduction",
     "Row",
     "Verdict",
+    "best_page",
     "claims_page",
     "figures_page",
     "judged",

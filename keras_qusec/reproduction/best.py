@@ -16,7 +16,7 @@ class Best(Figure):
 
     name = "best"
     title = "adversarial training with and without quantization"
-    claim = "none: the paper trains on FGSM only."
+    claim = "nothing; it trains on FGSM only."
     evidence = "the standard evaluation"
     remarks = (
         "The strong evaluation attacks images spread evenly over the test set. "

@@ -16,7 +16,7 @@ from keras_qusec.reproduction.claims import (
     WEAK,
     judged,
 )
-from keras_qusec.reproduction.results import Reproduction
+from keras_qusec.reproduction.results import Reproduction, Row
 
 
 def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
@@ -66,6 +66,43 @@ def figures_page(
         parts += [f"![{heading}]({path})" for path in pictures.get(heading, ())]
         parts += [markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
     return "\n\n".join(parts) + "\n"
+
+
+def best_page(
+    figures: Mapping[str, Reproduction], pictures: Mapping[str, Sequence[Path | str]]
+) -> str:
+    """The figure ``best`` of each data set, its answer first.
+
+    Args:
+        figures: by data set.
+        pictures: by data set, paths as the page links to them.
+    """
+    parts = ["# The best honest model"]
+    for data, figure in figures.items():
+        parts += [f"## {data}", _best_sentence(figure)]
+        parts += [f"![{data}]({path})" for path in pictures.get(data, ())]
+        parts += [markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _best_sentence(figure: Reproduction) -> str:
+    """What stands of the best recipe, and what stands without a quantizer."""
+    robust = [row for row in figure.rows if row.measure == "robust accuracy"]
+    best = max(robust, key=lambda row: row.ours)
+    sentence = (
+        f"**{best.series}**: {100 * best.ours:.1f} % of {best.images:,} test images stand at "
+        f"L-infinity {best.value:.3g} against the standard evaluation "
+        f"({_interval(best)})"
+    )
+    rest = [
+        f"{row.series}: {100 * row.ours:.1f} % ({_interval(row)})" for row in robust
+        if row is not best
+    ]  # fmt: skip
+    return f"{sentence}{'; ' if rest else ''}{', '.join(rest)}."
+
+
+def _interval(row: Row) -> str:
+    return f"{100 * (row.low or 0.0):.1f}-{100 * (row.high or 0.0):.1f}"
 
 
 def _anchor(title: str, figure: str) -> str:

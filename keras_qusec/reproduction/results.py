@@ -80,7 +80,7 @@ class Reproduction(NamedTuple):
             share = first.low is not None
             cells.append([
                 first.series,
-                "any" if math.isinf(first.value) else f"{first.value:g}",
+                "any" if math.isinf(first.value) else f"{first.value:.3g}",
                 first.measure,
                 "-" if first.paper is None else _number(first.paper, share),
                 _number(mean, share) + (f" ±{_number(spread / 2, share)}" if len(rows) > 1 else ""),

@@ -18,7 +18,7 @@ from keras_qusec.reproduction.claims import (
     measured,
     number,
 )
-from keras_qusec.reproduction.page import claims_page, figures_page
+from keras_qusec.reproduction.page import best_page, claims_page, figures_page
 
 pytestmark = pytest.mark.once
 
@@ -207,3 +207,15 @@ def test_pages():
                            {"figure-1: it": ["mnist/figure-1.png"]})  # fmt: skip
     assert "![figure-1: it](mnist/figure-1.png)" in figures
     assert "| n = 3 |" in figures
+
+
+def test_the_best_model_is_named_first():
+    rows = [
+        row("no quantizer", 0.335, measure="robust accuracy", value=8 / 255),
+        row("CQ, n = 2", 0.404, measure="robust accuracy", value=8 / 255),
+        row("CQ, n = 2", 0.3, measure="strong evaluation", value=8 / 255, images=100),
+    ]
+    page = best_page({"CIFAR-10": figure(*rows, name="best")}, {"CIFAR-10": ["best.png"]})
+    assert "**CQ, n = 2**: 40.4 % of 1,000 test images stand at L-infinity 0.0314" in page
+    assert "no quantizer: 33.5 %" in page
+    assert page.index("40.4 %") < page.index("best.png")
