@@ -93,8 +93,9 @@ def _add_demo(commands: Any) -> None:
         formatter_class=_Formatter,
         epilog=_EXAMPLES["demo"],
         help="train, attack and compare the paper's CNN with and without a quantizer",
-        description="Train the paper's CNN undefended and behind quantizers, attack each "
-        "with FGSM and PGD, print the report, and write figures and an HTML page.",
+        description="Train the paper's CNN undefended, behind quantizers and on adversarial "
+        "examples, attack each with FGSM and the standard evaluation, print the report, and write "
+        "figures and an HTML page.",
     )
     _add_data(demo)
     demo.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
