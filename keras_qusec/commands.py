@@ -274,10 +274,13 @@ def _load_models(paths: Sequence[str]) -> dict[str, Any]:
     return models
 
 
-def start_backend() -> None:
+def start_backend(command: str) -> None:
     """Load the backend and Foolbox, which print when they are first used.
 
     TensorFlow too where it is installed: Keras loads it with the first data set on any backend.
+
+    Args:
+        command: that will run; the list of attacks needs no data set.
     """
     import keras
 
@@ -285,5 +288,6 @@ def start_backend() -> None:
 
     import_foolbox()
     keras.ops.zeros(1)
-    with contextlib.suppress(ImportError):
-        importlib.import_module("tensorflow")
+    if command != "attacks":
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tensorflow")

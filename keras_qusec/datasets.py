@@ -24,6 +24,11 @@ class Dataset(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
 
+    @property
+    def is_colour(self) -> bool:
+        """Whether the images have three channels, as CIFAR-10."""
+        return bool(self.x_train.shape[-1] == 3)
+
 
 def load(name: str | os.PathLike, *, train: bool = True) -> Dataset:
     """Load a data set by name, or any ``.npz`` file or folder of images by path.

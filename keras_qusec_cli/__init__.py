@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with quiet():
             from keras_qusec import commands
 
-            commands.start_backend()
+            commands.start_backend(options.command)
         return int(getattr(commands, options.command)(options))
     except (ValueError, ImportError) as error:
         print(f"keras-qusec: {error}", file=sys.stderr)

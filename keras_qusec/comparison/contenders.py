@@ -86,14 +86,10 @@ def _pgd(training: Training) -> AdversarialTraining:
     )  # fmt: skip
 
 
-def _is_colour(training: Training) -> bool:
-    """Whether the authors' settings for CIFAR-10 are meant, and not those for MNIST."""
-    return training.data.x_train.shape[-1] == 3
-
-
 def _squeezing(training: Training) -> keras.Model:
+    # The authors' settings, for MNIST and for CIFAR-10.
     squeezers: list[keras.layers.Layer] = [BitDepthReduction(1), MedianSmoothing(2)]
-    if _is_colour(training):
+    if training.data.is_colour:
         squeezers = [BitDepthReduction(5), MedianSmoothing(2), NonLocalMeans(13, 3, 2 / 255)]
     detector = SqueezingDetector(training.fitted(training.network()), squeezers)
     detector.calibrate(training.data.x_train[:1000], false_positive_rate=0.05)
@@ -101,7 +97,7 @@ def _squeezing(training: Training) -> keras.Model:
 
 
 def _brelu_gda(training: Training) -> keras.Model:
-    noise = 0.05 if _is_colour(training) else 0.3
+    noise = 0.05 if training.data.is_colour else 0.3
     return training.fitted(brelu_gda(training.network(), bound=1.0, noise=noise))
 
 

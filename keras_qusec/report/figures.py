@@ -229,11 +229,44 @@ class Figures:
 
         Example: see `evaluate_robustness`.
         """
+        robust = self.robust_images(
+            attack, epsilon, threat_model, norm=norm, model=model, source=source
+        )
+        return float(robust.mean())
+
+    def robust_images(
+        self,
+        attack: str | None = None,
+        epsilon: float | None = None,
+        threat_model: str | None = None,
+        *,
+        norm: str | None = None,
+        model: str | None = None,
+        source: str | None = None,
+    ) -> np.ndarray:
+        """Which images are classified correctly and not broken by any attack.
+
+        Args:
+            attack: this and the others as in `robust_accuracy`.
+            epsilon: also infinity, for any distance.
+            threat_model: name of a threat model.
+            norm: norm of epsilon.
+            model: name.
+            source: name of the source model.
+
+        Returns:
+            ``(n,)`` of bool, in the order of the images.
+
+        Raises:
+            ValueError: as `robust_accuracy`.
+
+        Example: ``np.flatnonzero(~report.robust_images("pgd", 0.3))``
+        """
         model = self._model(model)
         norm, epsilon = self._radius(attack, norm, epsilon)
         chosen = self._chosen(model, attack, threat_model, source)
         self._check_measured(chosen, norm, epsilon)
-        return float(self._robust(model, chosen, norm, epsilon).mean())
+        return self._robust(model, chosen, norm, epsilon)
 
     def certified_accuracy(
         self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
@@ -370,7 +403,9 @@ class Figures:
     def _broken(self, results: Sequence[Result], norm: str, epsilon: float | None) -> np.ndarray:
         """Which of the images each result breaks, ``(results, images)``."""
         distances = np.stack([result.distances[norm] for result in results])
-        return np.isfinite(distances) if epsilon is None else within(distances, epsilon)
+        # The distance of an image without an example is infinite, and within no epsilon.
+        found = np.isfinite(distances)
+        return found if epsilon is None else found & within(distances, epsilon)
 
     def _robust(
         self, model: str, results: Sequence[Result], norm: str, epsilon: float | None

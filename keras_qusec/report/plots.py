@@ -104,15 +104,15 @@ def worst_case_figure(report: Figures) -> Any:
             # Lines of the same values are seen beside each other: the first ones are wider.
             width = 1.5 + 1.0 * (len(models) - 1 - place)
             axis.plot(
-                [0.0, *radii], [100 * value for value in values], color=_colour(place),
+                [0.0, *radii], _percent(values), color=_colour(place),
                 marker=_MARKERS[place % len(_MARKERS)], linewidth=width, alpha=0.85,
                 label=words(model),
             )  # fmt: skip
             below = [100 * (case.robust_accuracy - case.low) for case in cases]
             above = [100 * (case.high - case.robust_accuracy) for case in cases]
             axis.errorbar(
-                radii, [100 * case.robust_accuracy for case in cases], [below, above], fmt="none",
-                ecolor=_colour(place), elinewidth=1, capsize=3,
+                radii, _percent(values[1:]), [below, above], fmt="none", ecolor=_colour(place),
+                elinewidth=1, capsize=3,
             )  # fmt: skip
         axis.set_xlabel(f"epsilon, {symbol(norm)}")
         axis.set_xlim(-0.02 * radii[-1], 1.03 * radii[-1])

@@ -57,14 +57,14 @@ def _images(laboratory: Laboratory) -> int:
 
     There are several networks on CIFAR-10, and what is compared are their differences.
     """
-    if laboratory.quick or laboratory.is_colour:
+    if laboratory.quick or laboratory.data.is_colour:
         return laboratory.images
     return len(laboratory.data.x_test)
 
 
 def recipes(laboratory: Laboratory) -> tuple[Recipe, ...]:
     """The recipes for a data set; two of them if quick."""
-    listed = CIFAR10 if laboratory.is_colour else MNIST
+    listed = CIFAR10 if laboratory.data.is_colour else MNIST
     return listed[:2] if laboratory.quick else listed
 
 

@@ -17,7 +17,6 @@ FAILS = "does not hold"
 OPEN = "within chance"
 UNMEASURED = "not measured yet"
 
-
 # A number comes out if it is no more than so far below the paper's.
 POINTS = 0.05
 # A gain below is little.
@@ -175,7 +174,7 @@ def _levels(figure: Reproduction) -> Verdict:
         int(row.series.rpartition(" ")[2]) for row in figure.rows if row.series.startswith("CQ")
     })  # fmt: skip
     epsilons = sorted({row.value for row in figure.rows if row.measure == "fgsm"})
-    # At the other radii nothing is left of any network, or nothing is lost.
+    # Where next to nothing is left of the fewest levels there is nothing to compare.
     verdicts = [
         compared(figure, f"CQ, n = {levels[0]}", f"CQ, n = {more}", "fgsm", epsilon)
         for epsilon in epsilons

@@ -27,7 +27,7 @@ class Explanations(Figure):
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        paper = _PAPER[laboratory.is_colour]
+        paper = _PAPER[laboratory.data.is_colour]
         networks: dict[str, tuple[str, Make]] = {
             "as we read the paper": ("n2", constant(2)),
             "three levels": ("n3", constant(3)),

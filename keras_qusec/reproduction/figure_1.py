@@ -39,7 +39,7 @@ class Figure1(Figure):
     def rows(self, laboratory: Laboratory) -> list[Row]:
         rows = []
         for series, (name, make) in _NETWORKS.items():
-            paper = _PAPER[series] if laboratory.is_colour else None
+            paper = _PAPER[series] if laboratory.data.is_colour else None
             attacked = report(laboratory, name, make)
             model = laboratory.model(name, make)
             rows.append(laboratory.share(

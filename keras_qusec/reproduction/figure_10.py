@@ -31,7 +31,7 @@ class Figure10(Figure):
     evidence = "both CW and the standard evaluation in L2"
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        colour, rows = laboratory.is_colour, []
+        colour, rows = laboratory.data.is_colour, []
         for series, (name, make) in defended().items():
             for targets in (None, "next"):
                 kind = "untargeted" if targets is None else "targeted"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory, standing
+from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import defended
 from keras_qusec.reproduction.results import Row
 
@@ -18,7 +18,6 @@ class Figure11(Figure):
     title = "targeted JSMA"
     claim = "QuSecNets help little against noise at few pixels."
     axis = "pixels"
-
     evidence = "JSMA, sigma-zero and behind a quantizer its own attack, white-box and adaptive"
     remarks = (
         "Settings of CleverHans' tutorial: at most 10 % of the pixels change, to the end of their "
@@ -35,17 +34,11 @@ class Figure11(Figure):
                 epsilons={"l0": [_PIXELS]}, images=min(10 if laboratory.quick else 100,
                                                        laboratory.images), targets="next",
             )  # fmt: skip
-            jsma = [
-                result for result in report.results
-                if (result.attack, result.threat_model) == ("jsma-paper", "white-box")
-            ]  # fmt: skip
-            near = standing(report, _PIXELS, jsma, "l0")
-            row = laboratory.share(
-                series, _PIXELS, "JSMA, targeted, within 20 pixels", float(near.mean()), len(near)
-            )
-            worst = float(standing(report, _PIXELS, norm="l0").mean())
             rows += [
                 laboratory.at_any_distance(report, series, "jsma-paper", "JSMA, targeted"),
-                row._replace(worst=worst),
-            ]
+                laboratory.row(
+                    report, series, "jsma-paper", value=_PIXELS,
+                    measure="JSMA, targeted, within 20 pixels", norm="l0",
+                ),
+            ]  # fmt: skip
         return rows

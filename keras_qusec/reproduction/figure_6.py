@@ -45,13 +45,16 @@ class Figure6(Figure):
             sizes = np.abs(input_gradients(model, laboratory))
             zeros = float((sizes == 0).mean())
             small = float((sizes < 1e-6 * sizes.max()).mean()) if sizes.any() else 1.0
-            rows.append(laboratory.share(
-                series, laboratory.epsilon, "gradients of zero", zeros, laboratory.images
-            )._replace(low=zeros, high=zeros))  # fmt: skip
-            rows.append(laboratory.share(
-                series, laboratory.epsilon, "gradients below a millionth of the largest", small,
-                laboratory.images,
-            )._replace(low=small, high=small))  # fmt: skip
+            shares = {
+                "gradients of zero": zeros, "gradients below a millionth of the largest": small,
+            }  # fmt: skip
+            # Shares of gradients, not of images, so without an interval.
+            rows += [
+                laboratory.number(series, laboratory.epsilon, measure, share)._replace(
+                    low=share, high=share
+                )
+                for measure, share in shares.items()
+            ]
             attacked = report(laboratory, name, make)
             rows.append(laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box"))
         return rows

@@ -34,7 +34,7 @@ class Figure9(Figure):
         own, rows = of_the_paper(), []
         for series, (name, make) in every_defence(laboratory).items():
             attacked = report(laboratory, name, make)
-            paper = None if laboratory.is_colour else _PAPER.get(series)
+            paper = None if laboratory.data.is_colour else _PAPER.get(series)
             white = laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box", paper=paper)
             black = laboratory.row(
                 attacked, series, "fgsm", measure="FGSM, black-box", threat_model="black-box"

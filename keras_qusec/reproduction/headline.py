@@ -34,7 +34,7 @@ class Headline(Figure):
                 ),
                 laboratory.row(
                     attacked, series, "fgsm", measure="FGSM, white-box",
-                    paper=_PAPER[series][laboratory.is_colour],
+                    paper=_PAPER[series][laboratory.data.is_colour],
                 ),
             ]  # fmt: skip
         return rows

@@ -15,8 +15,6 @@ from keras_qusec.comparison.compare import trained
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.datasets import Dataset
 from keras_qusec.evaluate import evaluate_robustness
-from keras_qusec.evaluation.results import Result
-from keras_qusec.norms import within
 from keras_qusec.progress import Progress
 from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.figures import wilson_interval
@@ -57,14 +55,9 @@ class Laboratory:
         return min(20 if self.quick else 1000, len(self.data.x_test))
 
     @property
-    def is_colour(self) -> bool:
-        """Whether the images have three channels, as CIFAR-10."""
-        return self.data.x_train.shape[-1] == 3
-
-    @property
     def epsilon(self) -> float:
         """The paper's: 0.3 for MNIST and 0.1 for CIFAR-10."""
-        return 0.1 if self.is_colour else 0.3
+        return 0.1 if self.data.is_colour else 0.3
 
     def test(
         self, images: int | None = None, *, spread: bool = False
@@ -76,8 +69,8 @@ class Laboratory:
             spread: evenly over the test set, not the first ones.
         """
         count = images or self.images
-        step = max(1, len(self.data.x_test) // count) if spread else 1
-        return self.data.x_test[::step][:count], self.data.y_test[::step][:count]
+        x, y = (_some(part, count, spread) for part in (self.data.x_test, self.data.y_test))
+        return x, y
 
     def training(self, **settings: Any) -> Training:
         """What networks are trained with."""
@@ -169,17 +162,18 @@ class Laboratory:
             f"{name}-strong", model, {"strong": "strong"}, epsilons=[radius], images=_STRONG,
             spread=spread,
         )  # fmt: skip
-        before = standing(standard, radius)
-        before = before[:: len(before) // _STRONG if spread else 1][:_STRONG]
+        robust = {
+            "standard": _some(standard.robust_images(epsilon=radius, norm="linf"), _STRONG, spread),
+            "strong": strong.robust_images(epsilon=radius, norm="linf"),
+        }
+        worst = float((robust["standard"] & robust["strong"]).mean())
         images = f"{_STRONG} {'spread' if spread else 'first'} images"
-        row = self.share(
-            series, radius, f"strong evaluation, {images}", strong.robust_accuracy(), _STRONG
-        )
-        both = self.share(
-            series, radius, f"standard evaluation, {images}", float(before.mean()), _STRONG
-        )
-        worst = float((before & standing(strong, radius)).mean())
-        return [both._replace(worst=worst), row._replace(worst=worst)]
+        return [
+            self.share(
+                series, radius, f"{evaluation} evaluation, {images}", float(mask.mean()), _STRONG
+            )._replace(worst=worst)
+            for evaluation, mask in robust.items()
+        ]
 
     def share(self, series: str, value: float, measure: str, share: float, images: int) -> Row:
         """A share of some images, with its interval."""
@@ -200,8 +194,9 @@ class Laboratory:
         measure: str | None = None,
         threat_model: str = "white-box",
         paper: float | None = None,
+        norm: str = "linf",
     ) -> Row:
-        """The accuracy under an attack within L-infinity epsilon, the worst case beside it.
+        """The accuracy under an attack within epsilon, the worst case beside it.
 
         Args:
             report: of one model.
@@ -211,12 +206,13 @@ class Laboratory:
             measure: what it is; default the attack.
             threat_model: whose figure it is.
             paper: the paper's number in [0, 1].
+            norm: of epsilon.
         """
         epsilon = self.epsilon if value is None else value
         found = _found(report, attack, threat_model, epsilon)
         return Row(
             series, epsilon, measure or attack, found.robust_accuracy, found.images, self.seed,
-            found.low, found.high, paper, report.robust_accuracy(epsilon=epsilon, norm="linf"),
+            found.low, found.high, paper, report.robust_accuracy(epsilon=epsilon, norm=norm),
         )  # fmt: skip
 
     def at_any_distance(
@@ -229,15 +225,10 @@ class Laboratory:
         paper: float | None = None,
     ) -> Row:
         """The accuracy under an attack that minimizes, however far its examples are."""
-        chosen = [
-            result for result in report.results
-            if (result.attack, result.threat_model) == (attack, threat_model)
-        ]  # fmt: skip
-        if not chosen:
-            raise KeyError(f"No result of {attack!r}, {threat_model}.")
-        left = standing(report, math.inf, chosen)
-        row = self.share(series, math.inf, measure, float(left.mean()), len(left))
-        return row._replace(paper=paper, worst=float(standing(report, math.inf).mean()))
+        share = report.robust_accuracy(attack, math.inf, threat_model)
+        worst = report.worst_case(report.models[0], report.main_norm, None)
+        row = self.share(series, math.inf, measure, share, worst.images)
+        return row._replace(paper=paper, worst=worst.robust_accuracy)
 
     def worst_case(self, report: RobustnessReport, series: str, norm: str, radius: float) -> Row:
         """The worst case over all attacks within a radius."""
@@ -248,27 +239,10 @@ class Laboratory:
         )
 
 
-def standing(
-    report: RobustnessReport,
-    radius: float,
-    results: Sequence[Result] | None = None,
-    norm: str = "linf",
-) -> np.ndarray:
-    """Which images are classified correctly and not broken within a radius, ``(n,)`` of bool.
-
-    Args:
-        report: of one model.
-        radius: or infinity for any distance.
-        results: those that count; default all.
-        norm: of the radius.
-    """
-    (correct,) = report.correct.values()
-    left = correct.copy()
-    for result in report.results if results is None else results:
-        distances = result.distances[norm]
-        # Nothing was found where the distance is infinite.
-        left &= ~(np.isfinite(distances) & within(distances, radius))
-    return left
+def _some(rows: np.ndarray, count: int, spread: bool) -> np.ndarray:
+    """The first rows, or as many spread evenly."""
+    step = max(1, len(rows) // count) if spread else 1
+    return rows[::step][:count]
 
 
 def _found(report: RobustnessReport, attack: str, threat: str, epsilon: float) -> Any:

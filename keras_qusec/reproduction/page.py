@@ -63,8 +63,7 @@ def figures_page(
     for heading, figure in figures.items():
         parts += [f"({_anchor(title, figure.figure)})=", f"## {heading}"]
         parts.append(f"The paper: {figure.claim}")
-        parts += [f"![{heading}]({path})" for path in pictures.get(heading, ())]
-        parts += [markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
+        parts += _numbers(heading, figure, pictures)
     return "\n\n".join(parts) + "\n"
 
 
@@ -79,10 +78,16 @@ def best_page(
     """
     parts = ["# The best honest model"]
     for data, figure in figures.items():
-        parts += [f"## {data}", _best_sentence(figure)]
-        parts += [f"![{data}]({path})" for path in pictures.get(data, ())]
-        parts += [markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
+        parts += [f"## {data}", _best_sentence(figure), *_numbers(data, figure, pictures)]
     return "\n\n".join(parts) + "\n"
+
+
+def _numbers(
+    heading: str, figure: Reproduction, pictures: Mapping[str, Sequence[Path | str]]
+) -> list[str]:
+    """What stands below a heading: pictures, table, and what it was made with."""
+    drawn = [f"![{heading}]({path})" for path in pictures.get(heading, ())]
+    return [*drawn, markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
 
 
 def _best_sentence(figure: Reproduction) -> str:

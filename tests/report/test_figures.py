@@ -28,6 +28,7 @@ class TestFigures:
             ({"attack": "pgd", "threat_model": "black-box"}, 0.5),
             ({"attack": "pgd", "threat_model": "black-box", "source": "s"}, 0.5),
             ({"attack": "cw"}, 0.0),  # at any distance
+            ({"attack": "cw", "epsilon": np.inf}, 0.0),
             ({"attack": "cw", "epsilon": 0.2}, 0.5),  # within L-infinity 0.2
             ({"attack": "cw", "epsilon": 0.3, "norm": "l2"}, 0.25),
             ({"norm": "l2", "epsilon": 0.25}, 0.5),
@@ -36,6 +37,18 @@ class TestFigures:
     )
     def test_robust_accuracy(self, report, question, share):
         assert report.robust_accuracy(**question) == pytest.approx(share)
+
+    def test_robust_images(self, report):
+        robust = report.robust_images("pgd", 0.1, "white-box")
+        assert robust.tolist() == [False, True, True, False]
+
+    def test_an_image_without_an_example_is_within_no_epsilon(self, report):
+        # Black-box PGD found nothing on the second and third; the fourth is misclassified.
+        report.results = [one for one in report.results if one.threat_model == "black-box"]
+        report.norms["pgd"] = "l0"  # whose attacks were run at no epsilon that is asked for
+        assert report.robust_images("pgd", np.inf, norm="linf").tolist() == [
+            False, True, True, False,
+        ]  # fmt: skip
 
     def test_never_above_clean(self, report):
         for row in report.rows:
