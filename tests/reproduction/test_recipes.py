@@ -10,7 +10,7 @@ from keras_qusec.comparison.contenders import Training
 from keras_qusec.datasets import Dataset
 from keras_qusec.defenses import find_quantizers
 from keras_qusec.reproduction import recipes
-from keras_qusec.reproduction.recipes import CIFAR10, MNIST, Augmented
+from keras_qusec.reproduction.recipes import CIFAR10, MNIST, Augmented, turned
 
 
 def training(images=256, backup="", shape=(28, 28, 1), **settings):
@@ -46,6 +46,52 @@ def test_shifts_and_mirror_images():
         assert label == one.data.y_train[row]
     assert set(np.unique(data.shifts)) == {-2, -1, 0, 1, 2}
     assert 0.2 < data.mirrored.mean() < 0.8
+
+
+def blob(row, column):
+    """A smooth spot with its centre at a place."""
+    down, right = np.indices((28, 28))
+    return np.exp(-((down - row) ** 2 + (right - column) ** 2) / 4.5)[..., None]
+
+
+@pytest.mark.parametrize(
+    ("angle", "zoom", "shift", "row", "column"),
+    [
+        (0.0, 1.0, (0, 0), 8.0, 13.5),
+        (0.0, 1.0, (2, -3), 6.0, 16.5),
+        (np.pi / 2, 1.0, (0, 0), 13.5, 8.0),
+        (0.0, 1.2, (0, 0), 13.5 - 1.2 * 5.5, 13.5),
+    ],
+)
+def test_turned_images(angle, zoom, shift, row, column):
+    images = np.stack([blob(8.0, 13.5), blob(13.5, 13.5)]).astype("float32")
+    moved = turned(images, np.array([angle, 0.0]), np.array([zoom, 1.0]), np.array([shift, (0, 0)]))
+    weights = moved[0, ..., 0] / moved[0].sum()
+    places = [(weights * place).sum() for place in np.indices((28, 28))]
+    np.testing.assert_allclose(places, (row, column), atol=0.05)
+    # Only the image that is asked for moves.
+    np.testing.assert_allclose(moved[1], images[1], atol=0.05)
+
+
+def test_turned_images_keep_their_channels():
+    images = np.stack([blob(8.0, 13.5), 0.5 * blob(8.0, 13.5)], axis=-2)[None, ..., 0]
+    moved = turned(images, np.array([0.3]), np.array([1.1]), np.array([(1, 1)]))
+    assert moved.shape == (1, 28, 28, 2)
+    np.testing.assert_allclose(moved[..., 1], 0.5 * moved[..., 0], atol=1e-5)
+
+
+def test_images_of_a_recipe_are_turned():
+    data = Augmented(training(images=128), rotation=10.0, zoom=0.1)
+    images, labels = data[0]
+    rows = data.order
+    expected = turned(
+        data.x[rows], data.angles[rows], data.zooms[rows], np.zeros((128, 2), dtype=int)
+    )
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(labels, data.y[rows])
+    assert np.abs(np.degrees(data.angles)).max() <= 10
+    assert np.degrees(data.angles).std() > 4
+    assert data.zooms.std() > 0.04
 
 
 def test_a_recipe_returns_a_network_in_float32(tmp_path):
