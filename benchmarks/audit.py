@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -111,11 +112,14 @@ def page(rows: list[dict]) -> str:
     unseen = [row for row in positive if not row["raised"]]
     alarms = [row for row in negative if row["raised"]]
     seeds = len({row["seed"] for row in rows})
+    fewest = min(Counter(row["control"] for row in rows).values())
+    each = f"{seeds}" if fewest == seeds else f"{fewest} or {seeds}"
     lines = [
         "<!-- Written by benchmarks/audit.py; do not edit. -->",
         "",
-        f"{len({r['control'] for r in rows})} controls, {seeds} seeds each (training, images and "
-        f"audit), {rows[0]['images']} images, level {rows[0]['level']}, {rows[0]['backend']}.",
+        f"{len({r['control'] for r in rows})} controls, {each} seeds each (training, images and "
+        f"audit), {len(rows)} audits, {rows[0]['images']} images, level {rows[0]['level']}, "
+        f"{rows[0]['backend']}.",
         "",
         f"- **Miss**: a positive control of which no right check was raised: "
         f"{share(len(missed), len(positive))}; of which nothing was raised: "
@@ -125,7 +129,7 @@ def page(rows: list[dict]) -> str:
         "",
     ]
     for title, some in (("Positive controls", positive), ("Negative controls", negative)):
-        lines += [f"### {title}: in how many of {seeds} seeds each check was raised", ""]
+        lines += [f"### {title}: in how many of {each} seeds each check was raised", ""]
         lines += ["| | " + " | ".join(identifiers) + " |"]
         lines += ["| --- |" + " ---: |" * len(identifiers)]
         for name in dict.fromkeys(row["control"] for row in some):

@@ -38,13 +38,14 @@ def test_public_names():
 def test_import_brings_none_of_the_extras_and_little_time():
     code = f"""
 import sys, time
-import keras
-before = set(sys.modules)
 start = time.perf_counter()
+import keras
+middle = time.perf_counter()
+before = set(sys.modules)
 import keras_qusec
-seconds = time.perf_counter() - start
+share = (time.perf_counter() - middle) / (middle - start)
 new = set(sys.modules) - before
-print(seconds, [name for name in {EXTRAS!r} if name in new])
+print(share, [name for name in {EXTRAS!r} if name in new])
 """
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -52,7 +53,8 @@ print(seconds, [name for name in {EXTRAS!r} if name in new])
     ]
     outputs = [run.stdout.strip().splitlines()[-1].split(" ", 1) for run in runs]
     assert {extras for _, extras in outputs} == {"[]"}
-    assert min(float(seconds) for seconds, _ in outputs) < 0.2
+    # Beside the import of Keras, since machines differ.
+    assert min(float(share) for share, _ in outputs) < 0.1
 
 
 def _modules():

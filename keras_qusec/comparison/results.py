@@ -81,7 +81,7 @@ class Comparison:
         versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
         settings = "; ".join(f"{one.name}: {one.settings}" for one in self.measured)
         return [
-            "Worst is what stands against every attack of every threat model: the figure to read. "
+            "Worst is the accuracy under all attacks of all threat models: the figure to read. "
             "White-box alone is no evidence for a defence that masks gradients. A detector's "
             "rejected clean image is an error, and an adversarial example must be accepted.",
             f"{identity['images']} test images of {made['data']}, {made['epochs']} epochs on "

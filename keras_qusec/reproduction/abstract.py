@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.figure_10 import cw_report
+from keras_qusec.reproduction.figure_10 import L2, cw_report
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import defended, report
 from keras_qusec.reproduction.results import Row
@@ -20,7 +20,8 @@ class Abstract(Figure):
     )
     remarks = (
         "In points. Black-box, the network without defence is attacked by examples of another one "
-        "as well. Beside it: the gain in the worst case."
+        "as well. Beside FGSM: the gain in the worst case. CW has no radius, and in the worst case "
+        "at any distance every network is at 0: the gain within L2 radii is a row of its own."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
@@ -42,7 +43,12 @@ class Abstract(Figure):
                     )
                     for name in (series, "none")
                 )
-                rows.append(_gain(weak, none))
+                rows.append(_gain(weak, none)._replace(worst=None))
+            for radius in L2:
+                near, none = (
+                    laboratory.worst_case(cw[name], name, "l2", radius) for name in (series, "none")
+                )
+                rows.append(_gain(near, none)._replace(measure="worst case within L2 epsilon"))
         return rows
 
 

@@ -12,7 +12,7 @@ from keras_qusec.reproduction.results import Row
 
 
 class Best(Figure):
-    """What stands at the radius of the field: 0.3 on MNIST, 8/255 on CIFAR-10."""
+    """Robust accuracy at the radius of the field: 0.3 on MNIST, 8/255 on CIFAR-10."""
 
     name = "best"
     title = "adversarial training with and without quantization"

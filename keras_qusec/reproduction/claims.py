@@ -117,7 +117,7 @@ def compared(
 def number(
     figure: Reproduction, series: str, measure: str, paper: float, value: float | None = None
 ) -> Verdict:
-    """Whether a number is at least the paper's, and stands in the worst case."""
+    """Whether a number is at least the paper's, and holds in the worst case."""
     found = measured(figure, series, measure, value)
     reason = f"paper {_percent(paper)}, ours {_percent(found.ours)}"
     if found.worst is not None:
@@ -137,6 +137,7 @@ def _all(*verdicts: Verdict) -> Verdict:
 
 
 _FGSM = "FGSM, white-box"
+_WITHIN_L2 = "worst case within L2 epsilon"
 _BLACK_BOX = "FGSM, black-box"
 
 
@@ -265,11 +266,14 @@ def _little(figure: Reproduction) -> Verdict:
 def _gains(low: float) -> Callable[[Reproduction], Verdict]:
     def judge(figure: Reproduction) -> Verdict:
         rows = [row for row in figure.rows if row.series == "CQ"]
-        gains = [row.ours for row in rows]
-        worst = [row.worst for row in rows if row.worst is not None]
+        gains = [row.ours for row in rows if row.measure != _WITHIN_L2]
+        linf = [row.worst for row in rows if row.worst is not None]
+        near = {row.value: row.ours for row in rows if row.measure == _WITHIN_L2}
+        worst = [*linf, *near.values()]
         reason = (
-            f"CQ gains {100 * min(gains):.0f} to {100 * max(gains):.0f} points, in the worst case "
-            f"{100 * min(worst):.0f}"
+            f"CQ gains {100 * min(gains):.0f} to {100 * max(gains):.0f} points; in the worst case "
+            f"{100 * min(linf):.0f} (L-infinity), "
+            + ", ".join(f"{100 * gain:.0f} (L2 {radius:g})" for radius, gain in near.items())
         )
         if min(gains) < low - POINTS:
             return Verdict(FAILS, reason)

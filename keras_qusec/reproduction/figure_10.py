@@ -12,7 +12,7 @@ from keras_qusec.reproduction.results import Row
 _PAPER = {"none": (0.0, 0.0), "CQ": (0.88, 0.54)}
 _BLACK_BOX = {"CQ": (0.90, 0.50)}
 # Radii for the worst case beside it; the paper's attack has none.
-_L2 = (1.0, 2.0)
+L2 = (1.0, 2.0)
 
 
 class Figure10(Figure):
@@ -44,7 +44,7 @@ class Figure10(Figure):
                             known[series][colour] if same else None,
                         ))  # fmt: skip
                 if targets is None:
-                    rows += [laboratory.worst_case(report, series, "l2", r) for r in _L2]
+                    rows += [laboratory.worst_case(report, series, "l2", r) for r in L2]
         return rows
 
 
@@ -63,7 +63,7 @@ def cw_report(
     return laboratory.attacked(
         f"{name}-cw-{targets or 'untargeted'}", laboratory.model(name, make),
         {"cw-paper": "cw-paper", "cw": strong, "standard-l2": "standard-l2"},
-        epsilons={"l2": _L2}, images=10 if targets else min(100, laboratory.images),
+        epsilons={"l2": L2}, images=10 if targets else min(100, laboratory.images),
         threat_models=["white-box", "adaptive", "black-box"], targets=targets,
         source_model={"undefended": source(laboratory)},
     )  # fmt: skip

@@ -21,7 +21,7 @@ class Figure11(Figure):
     evidence = "JSMA, sigma-zero and behind a quantizer its own attack, white-box and adaptive"
     remarks = (
         "Settings of CleverHans' tutorial: at most 10 % of the pixels change, to the end of their "
-        "range. The target is the class after the true one; an image stands that is not driven "
+        "range. The target is the class after the true one; an image is robust that is not driven "
         "there."
     )
 

@@ -23,7 +23,7 @@ class Figure9(Figure):
     remarks = (
         "BReLU's number is that of its authors, as the paper quotes it. Feature squeezing is the "
         "detector of its authors: an adversarial example that it rejects does not count. "
-        "Defence-GAN is left out: it would train for days. The worst case is the same for "
+        "Defense-GAN is left out: it would train for days. The worst case is the same for "
         "white-box and black-box: over all attacks."
     )
 

@@ -75,7 +75,7 @@ def of_the_paper() -> dict[str, tuple[str, Make]]:
     return {**defended(), **trained_on_fgsm()}
 
 
-# Defence-GAN would train for days on all of MNIST; it is compared on 4,000 images elsewhere.
+# Defense-GAN would train for days on all of MNIST; it is compared on 4,000 images elsewhere.
 _OTHERS = {
     "feature squeezing": "squeezing", "BReLU + GDA": "brelu-gda", "distillation": "distillation",
     "DQA": "dqa", "APE-GAN": "ape-gan", "thermometer": "thermometer",

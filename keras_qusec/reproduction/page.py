@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,15 +38,12 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         "points is little; a distance is larger if it is so by a tenth; training halts where "
         "thresholds move less than half as far.",
     ]
-    words = {
-        HOLDS: "hold", WEAK: "hold only for the paper's attack", FAILS: "do not hold",
-        OPEN: "are within chance", UNMEASURED: "are not measured yet",
-    }  # fmt: skip
+    verdicts = (HOLDS, WEAK, FAILS, OPEN, UNMEASURED)
     for data, figures in results.items():
         table = judged(data.split(" (")[0], figures)
-        verdicts = [row[1] for row in table.rows]
-        counts = ", ".join(f"{verdicts.count(v)} {words[v]}" for v in words if v in verdicts)
-        parts += [f"## {data}", f"Of {len(verdicts)} claims: {counts}.", _listed(data, table)]
+        counted = Counter(row[1] for row in table.rows)
+        counts = ", ".join(f"{v}: {counted[v]}" for v in verdicts if counted[v])
+        parts += [f"## {data}", f"{len(table.rows)} claims; {counts}.", _listed(data, table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,17 +83,17 @@ def best_page(
 def _numbers(
     heading: str, figure: Reproduction, pictures: Mapping[str, Sequence[Path | str]]
 ) -> list[str]:
-    """What stands below a heading: pictures, table, and what it was made with."""
+    """What is below a heading: pictures, table, and what it was made with."""
     drawn = [f"![{heading}]({path})" for path in pictures.get(heading, ())]
     return [*drawn, markdown_table(figure.table(), titled=False), f"*{figure.settings()}*"]
 
 
 def _best_sentence(figure: Reproduction) -> str:
-    """What stands of the best recipe, and what stands without a quantizer."""
+    """The robust accuracy of the best recipe, and of the others."""
     robust = [row for row in figure.rows if row.measure == "robust accuracy"]
     best = max(robust, key=lambda row: row.ours)
     sentence = (
-        f"**{best.series}**: {100 * best.ours:.1f} % of {best.images:,} test images stand at "
+        f"**{best.series}**: {100 * best.ours:.1f} % of {best.images:,} test images are robust at "
         f"L-infinity {best.value:.3g} against the standard evaluation "
         f"({_interval(best)})"
     )

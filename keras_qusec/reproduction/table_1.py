@@ -17,7 +17,7 @@ class Table1(Figure):
     remarks = (
         "White-box: gradients as they are. Adaptive: gradients through surrogates, and a "
         "quantizer's own attack. Black-box: examples made on an undefended network of another "
-        "seed. The paper's table has Defence-GAN, which would train for days, and not thermometer "
+        "seed. The paper's table has Defense-GAN, which would train for days, and not thermometer "
         "encoding. An adversarial example that the detector of feature squeezing rejects does not "
         "count."
     )

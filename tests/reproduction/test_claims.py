@@ -120,9 +120,18 @@ def made_up(name):
             row(s, 0.1, 0.0, measure=f"JSMA, targeted{near}", value=math.inf) for s in share
             for near in ("", ", within 20 pixels")
         ],
-        "abstract": [row("CQ", 0.8, 0.6, measure="FGSM, white-box")],
+        "abstract": gains(0.8, 0.6, 0.55),
     }  # fmt: skip
     return figure(*rows[name], name=name)
+
+
+def gains(fgsm, worst, near):
+    """Rows of the abstract: under FGSM, in the worst case, and within L2 radii."""
+    return [
+        row("CQ", fgsm, worst, measure="FGSM, white-box"),
+        row("CQ", 0.9, measure="CW of the paper, white-box", value=math.inf),
+        row("CQ", near, measure="worst case within L2 epsilon", value=1.0),
+    ]
 
 
 FIGURES_MADE_UP = {claim.figure: made_up(claim.figure) for claim in CLAIMS}
@@ -162,6 +171,22 @@ def test_verdicts(start, verdict):
     assert next(row[1] for row in rows if row[0].startswith(start)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("fgsm", "worst", "near", "verdict"),
+    [
+        (0.8, 0.6, 0.55, HOLDS),
+        (0.8, 0.6, 0.07, WEAK),
+        (0.8, 0.2, 0.55, WEAK),
+        (0.3, 0.2, 0.55, FAILS),
+    ],
+)
+def test_gains_hold_in_every_norm(fgsm, worst, near, verdict):
+    figures = {"abstract": figure(*gains(fgsm, worst, near), name="abstract")}
+    (judgement,) = (r for r in judged("MNIST", figures).rows if r[2] == "abstract")
+    assert judgement[1] == verdict
+    assert f"{100 * worst:.0f} (L-infinity), {100 * near:.0f} (L2 1)" in judgement[3]
+
+
 def test_little_is_not_claimed_of_few_images():
     def verdict(none, cq, images):
         rows = [
@@ -196,7 +221,7 @@ def test_more_levels():
 def test_what_is_not_measured_is_said():
     verdicts = {row[1] for row in judged("MNIST", {}).rows}
     assert verdicts == {UNMEASURED}
-    assert "are not measured yet" in claims_page({"MNIST": {}})
+    assert "18 claims; not measured yet: 18." in claims_page({"MNIST": {}})
 
 
 def test_pages():
@@ -216,6 +241,6 @@ def test_the_best_model_is_named_first():
         row("CQ, n = 2", 0.3, measure="strong evaluation", value=8 / 255, images=100),
     ]
     page = best_page({"CIFAR-10": figure(*rows, name="best")}, {"CIFAR-10": ["best.png"]})
-    assert "**CQ, n = 2**: 40.4 % of 1,000 test images stand at L-infinity 0.0314" in page
+    assert "**CQ, n = 2**: 40.4 % of 1,000 test images are robust at L-infinity 0.0314" in page
     assert "no quantizer: 33.5 %" in page
     assert page.index("40.4 %") < page.index("best.png")
