@@ -9,6 +9,7 @@ from keras_qusec.version import __version__ as release
 
 project = "keras-qusec"
 author = "The keras-qusec developers"
+project_copyright = "The keras-qusec developers"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Tutorials are run each time that the pages are built, each in a folder of its own.
 nb_execution_mode = "force"

@@ -78,6 +78,7 @@ def test_examples_in_docstrings(module):
         "docs/evaluation.md",
         "docs/quantizer.md",
         "docs/index.md",
+        "docs/defenses/index.md",
         "docs/defenses/feature_squeezing.md",
         "docs/defenses/brelu_gda.md",
         "docs/defenses/distillation.md",
