@@ -1,5 +1,17 @@
 """keras-qusec: quantization-based defence against adversarial examples, for Keras."""
 
+import sys
+
+if sys.argv[:1] == ["-m"]:
+    # `python -m keras_qusec` loads this file before the command line, which keeps greetings away.
+    import os
+
+    from keras_qusec_cli.quiet import quiet
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        import keras  # noqa: F401
+
 from keras_qusec.audit import AuditReport, audit_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluate import evaluate_robustness
