@@ -99,7 +99,7 @@ def main() -> None:
         )  # fmt: skip
         model = trained(data, front, callbacks=(attack,))
         curves[name] = model.history.history["val_adversarial_accuracy"]
-    label = "accuracy under PGD in %, white-box"
+    label = "accuracy under the training attack in %"
     save(epoch_curves(curves, label), _HERE / "adversarial_training.png")
 
 

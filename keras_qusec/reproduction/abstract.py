@@ -21,7 +21,8 @@ class Abstract(Figure):
     remarks = (
         "In points. Black-box, the network without defence is attacked by examples of another one "
         "as well. Beside FGSM: the gain in the worst case. CW has no radius, and in the worst case "
-        "at any distance every network is at 0: the gain within L2 radii is a row of its own."
+        "at any distance every network is at 0: the gain within L2 radii is a row of its own. "
+        "Where the undefended network keeps much, as under transferred CW, little can be gained."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:

@@ -10,6 +10,15 @@ from keras_qusec.reproduction.networks import Make
 from keras_qusec.reproduction.recipes import CIFAR10, MNIST, Recipe
 from keras_qusec.reproduction.results import Row
 
+_MNIST = (
+    "published under AutoAttack at 0.3 are 96.34 % (WRN-28-10, Gowal et al. 2020) and 88.50 % "
+    "(Madry et al. 2018)"
+)
+_COLOUR = (
+    "six epochs are far from the end of training, and the differences are those of this budget; "
+    "the intervals of n = 2, 4 and 16 overlap"
+)
+
 
 class Best(Figure):
     """Robust accuracy at the radius of the field: 0.3 on MNIST, 8/255 on CIFAR-10."""
@@ -19,11 +28,8 @@ class Best(Figure):
     claim = "nothing; it trains on FGSM only."
     evidence = "the standard evaluation"
     remarks = (
-        "One seed. The strong evaluation attacks images spread evenly over the test set. On "
-        "CIFAR-10 six epochs are far from the end of training: the differences are those of this "
-        "budget. "
-        "Published under AutoAttack on MNIST at 0.3: 96.34 % (WRN-28-10, Gowal et al. 2020) and "
-        "88.50 % (Madry et al. 2018)."
+        "One seed. The strong evaluation, which contains AutoAttack, attacks images spread evenly "
+        "over the test set."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
@@ -46,7 +52,9 @@ class Best(Figure):
         return rows
 
     def settings(self, laboratory: Laboratory) -> dict[str, Any]:
-        return {recipe.title: recipe.settings() for recipe in recipes(laboratory)}
+        listed = {recipe.title: recipe.settings() for recipe in recipes(laboratory)}
+        compare = _COLOUR if laboratory.data.is_colour else _MNIST
+        return {**listed, "to compare": compare}
 
     def logs(self, laboratory: Laboratory) -> dict[str, dict[str, list[float]]]:
         return {recipe.title: laboratory.log(recipe.name) for recipe in recipes(laboratory)}
@@ -63,9 +71,9 @@ def _images(laboratory: Laboratory) -> int:
 
 
 def recipes(laboratory: Laboratory) -> tuple[Recipe, ...]:
-    """The recipes for a data set; two of them if quick."""
+    """The recipes for a data set; the last of them if quick."""
     listed = CIFAR10 if laboratory.data.is_colour else MNIST
-    return listed[:2] if laboratory.quick else listed
+    return listed[-1:] if laboratory.quick else listed
 
 
 def making(recipe: Recipe) -> Make:

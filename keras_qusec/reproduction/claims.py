@@ -14,7 +14,7 @@ from keras_qusec.reproduction.results import Reproduction
 HOLDS = "holds"
 WEAK = "holds only for the paper's attack"
 FAILS = "does not hold"
-OPEN = "within chance"
+OPEN = "not decided"
 UNMEASURED = "not measured yet"
 
 # A number comes out if it is no more than so far below the paper's.
@@ -166,8 +166,11 @@ def _trains(figure: Reproduction) -> Verdict:
     inside = min(moved[z] for z in hardnesses if 5 <= z <= 40)
     beyond = moved[max(hardnesses)]
     reason = ", ".join(f"z = {z:g}: {moved[z]:.2g}" for z in hardnesses)
-    halts = beyond < inside / 2
-    return Verdict(HOLDS if halts else FAILS, f"thresholds move by ({reason})")
+    # Adam divides by the size of a gradient, so that movement alone refutes nothing.
+    return Verdict(
+        HOLDS if beyond < inside / 2 else OPEN,
+        f"thresholds move by ({reason}), trained by Adam, which a small gradient does not halt",
+    )
 
 
 def _levels(figure: Reproduction) -> Verdict:
@@ -219,6 +222,22 @@ def _best_alone(figure: Reproduction) -> Verdict:
     return _all(*(compared(figure, "CQ", rival, _FGSM) for rival in rivals if rival in there))
 
 
+def _assists(figure: Reproduction) -> Verdict:
+    """Whether training gains much by variable quantization."""
+    none, quantized = (
+        measured(figure, f"{series}, FGSM training", _FGSM) for series in ("none", "VQ")
+    )
+    verdict = compared(figure, "VQ, FGSM training", "none, FGSM training", _FGSM)
+    _, high = wilson_interval(round(quantized.ours * quantized.images), quantized.images)
+    return verdict if high - none.ours > LITTLE else Verdict(FAILS, verdict.reason)
+
+
+def _competes(figure: Reproduction) -> Verdict:
+    """Whether constant quantization is not below BReLU + GDA, black-box."""
+    verdict = compared(figure, "CQ", "BReLU + GDA", _BLACK_BOX)
+    return Verdict(HOLDS, verdict.reason) if verdict.verdict == OPEN else verdict
+
+
 def _ineffective(figure: Reproduction) -> Verdict:
     none, alone = (measured(figure, series, _FGSM) for series in ("none", "VQ"))
     reason = (
@@ -239,8 +258,9 @@ def _cw(paper: float, threat: str) -> Callable[[Reproduction], Verdict]:
         measure = f"cw-paper, untargeted, {threat}"
         weak = number(figure, "CQ", measure, paper, math.inf)
         none = measured(figure, "none", measure, math.inf).ours
+        # Transferred, the closest examples of the strong settings fool others less.
         strong = measured(figure, "CQ", f"cw, untargeted, {threat}", math.inf).ours
-        reason = f"{weak.reason}; strong settings {_percent(strong)}; none {_percent(none)}"
+        reason = f"{weak.reason}; strong settings {_percent(strong)}; undefended {_percent(none)}"
         if weak.verdict == FAILS or none > POINTS:
             return Verdict(FAILS, reason)
         return Verdict(HOLDS if strong >= paper - POINTS else WEAK, reason)
@@ -267,7 +287,7 @@ def _gains(low: float) -> Callable[[Reproduction], Verdict]:
     def judge(figure: Reproduction) -> Verdict:
         rows = [row for row in figure.rows if row.series == "CQ"]
         gains = [row.ours for row in rows if row.measure != _WITHIN_L2]
-        linf = [row.worst for row in rows if row.worst is not None]
+        linf = [row.worst for row in rows if row.worst is not None and row.value < math.inf]
         near = {row.value: row.ours for row in rows if row.measure == _WITHIN_L2}
         worst = [*linf, *near.values()]
         reason = (
@@ -277,14 +297,15 @@ def _gains(low: float) -> Callable[[Reproduction], Verdict]:
         )
         if min(gains) < low - POINTS:
             return Verdict(FAILS, reason)
-        return Verdict(HOLDS if min(worst) >= low else WEAK, reason)
+        return Verdict(HOLDS if min(worst) >= low - POINTS else WEAK, reason)
 
     return judge
 
 
 CLAIMS = (
     Claim(
-        "Quantizing adversarial images of CIFAR-10 with n = 2 raises the accuracy (black-box).",
+        "Quantizing adversarial images of CIFAR-10 with n = 2 raises the accuracy (our reading: "
+        "black-box).",
         "figure-1", lambda f: compared(f, "n = 2", "no quantization", _BLACK_BOX), "CIFAR-10",
     ),
     Claim(
@@ -293,8 +314,7 @@ CLAIMS = (
     ),
     Claim("Three levels raise it less.", "figure-1", _three_levels, "CIFAR-10"),
     Claim(
-        "Variable quantization highly assists adversarial training.", "figure-5",
-        lambda f: compared(f, "VQ, FGSM training", "none, FGSM training", _FGSM),
+        "Variable quantization highly assists adversarial training.", "figure-5", _assists,
     ),
     Claim("DQA masks the gradient, and FGSM finds nothing.", "figure-6", _masks),
     Claim("Variable quantization trains with z from 5 to 40; a larger z halts it.", "equation-9",
@@ -307,23 +327,20 @@ CLAIMS = (
     Claim("... and so does variable quantization.", "figure-8", _visible("VQ")),
     Claim(
         "Constant quantization alone raises the accuracy under white-box FGSM.", "headline",
-        lambda f: compared(f, "CQ", "none", _FGSM),
+        lambda f: compared(f, "CQ", "none", _FGSM), "MNIST",
     ),
     Claim(
         "... from 1.48 % to 97.51 %.", "headline", lambda f: number(f, "CQ", _FGSM, 0.9751), "MNIST"
     ),
     Claim("Clean accuracy is reduced by a very small amount.", "headline", _clean, "MNIST"),
     Claim(
-        "Constant quantization outperforms feature squeezing and BReLU + GDA, white-box.",
+        "Constant quantization outperforms feature squeezing (here the detector of its authors, "
+        "which may reject) and BReLU + GDA, white-box.",
         "figure-9", _best_alone, "MNIST",
     ),
     Claim(
-        "BReLU + GDA keeps 94 %.", "figure-9", lambda f: number(f, "BReLU + GDA", _FGSM, 0.94),
-        "MNIST",
-    ),
-    Claim(
         "Black-box, quantization competes with BReLU + GDA and often surpasses it.", "figure-9",
-        lambda f: compared(f, "CQ", "BReLU + GDA", _BLACK_BOX),
+        _competes,
     ),
     Claim("Variable quantization alone is quite ineffective.", "figure-9", _ineffective),
     Claim(
@@ -335,18 +352,26 @@ CLAIMS = (
         lambda f: compared(f, "BReLU + GDA", "CQ", _FGSM), "CIFAR-10",
     ),
     Claim(
-        "Under CW-L2, CQ raises the accuracy from 0 to 88 %, white-box.", "figure-10",
+        "Under CW-L2, quantization raises the accuracy from 0 to 88 %, white-box (our reading: CQ, "
+        "untargeted).", "figure-10",
         _cw(0.88, "white-box"), "MNIST",
     ),
     Claim("... and to 90 %, black-box.", "figure-10", _cw(0.90, "black-box"), "MNIST"),
     Claim(
-        "Under CW-L2, CQ raises the accuracy from 0 to 54 %, white-box.", "figure-10",
+        "Under CW-L2, quantization raises the accuracy from 0 to 54 %, white-box (our reading: CQ, "
+        "untargeted).", "figure-10",
         _cw(0.54, "white-box"), "CIFAR-10",
     ),
     Claim("... and to 50 %, black-box.", "figure-10", _cw(0.50, "black-box"), "CIFAR-10"),
     Claim("QuSecNets help little against targeted JSMA.", "figure-11", _little),
-    Claim("Gains of 50 to 96 points on MNIST.", "abstract", _gains(0.5), "MNIST"),
-    Claim("Gains of 10 to 50 points on CIFAR-10.", "abstract", _gains(0.1), "CIFAR-10"),
+    Claim("Gains of 1 to 5 points on MNIST (abstract of the first version).", "abstract",
+          _gains(0.01), "MNIST"),
+    Claim("Gains of up to 2.4 points on CIFAR-10 (abstract of the first version).", "abstract",
+          _gains(0.0), "CIFAR-10"),
+    Claim("Gains of 50 to 96 points on MNIST (abstract of the later version).", "abstract",
+          _gains(0.5), "MNIST"),
+    Claim("Gains of 10 to 50 points on CIFAR-10 (abstract of the later version).", "abstract",
+          _gains(0.1), "CIFAR-10"),
 )  # fmt: skip
 
 

@@ -22,7 +22,10 @@ class Equation9(Figure):
     title = "training of variable quantization by hardness z"
     claim = "z between 5 and 40 trains; larger values make a constant of it and training halts."
     axis = "z"
-    remarks = "Adam, whose steps hardly depend on the size of a gradient; the paper derives SGD."
+    remarks = (
+        "Adam on the cross-entropy, whose steps hardly depend on the size of a gradient; the paper "
+        "derives gradient descent on the squared error."
+    )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         hardnesses = (1.0, 5.0, 100.0) if laboratory.quick else _HARDNESSES

@@ -11,7 +11,8 @@ from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import Make, constant, explained, report, trained_on_fgsm
 from keras_qusec.reproduction.results import Row
 
-_PAPER = {False: 0.9751, True: 0.2466}
+# On MNIST; the numbers on CIFAR-10 are read as black-box.
+_PAPER = 0.9751
 
 
 class Explanations(Figure):
@@ -27,7 +28,7 @@ class Explanations(Figure):
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
-        paper = _PAPER[laboratory.data.is_colour]
+        paper = None if laboratory.data.is_colour else _PAPER
         networks: dict[str, tuple[str, Make]] = {
             "as we read the paper": ("n2", constant(2)),
             "three levels": ("n3", constant(3)),

@@ -24,7 +24,8 @@ class Figure9(Figure):
         "BReLU's number is that of its authors, as the paper quotes it. Feature squeezing is the "
         "detector of its authors: an adversarial example that it rejects does not count. "
         "Defense-GAN is left out: it would train for days. The worst case is the same for "
-        "white-box and black-box: over all attacks."
+        "white-box and black-box: over all attacks. Where examples of another "
+        "network do better than a network's own gradient, that gradient is masked or trained away."
     )
 
     def settings(self, laboratory: Laboratory) -> dict[str, str]:

@@ -31,12 +31,18 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         "# The paper's claims",
         f"What the numbers of the [figures](index.md) say. **{HOLDS}**: under the paper's attack "
         f"and, where it is about robustness, in the worst case over all attacks. **{WEAK}**: a "
-        f"stronger attack undoes it. **{FAILS}**: not under the attack of the figure, which is the "
-        f"paper's as we read it, either. **{OPEN}**: the numbers do not tell.",
+        f"stronger attack undoes it. **{FAILS}**: not in our measurement, which follows the paper "
+        f"as we read it. **{OPEN}**: the numbers do not tell.",
+        "A claim about black-box attacks is held to the worst case, too: whoever can train a copy "
+        "of a network can attack it white-box. The figures are of one training seed, but for "
+        "`headline`; intervals are of images and not of seeds.",
+        "CQ: constant quantization (`QuSecQuantization`); VQ: variable, that is trainable, "
+        "quantization (`TrainableQuSecQuantization`); n: levels; z: hardness.",
         f"One share is above another if their 95 % intervals are apart; a number comes out if it "
         f"is at most {100 * POINTS:.0f} points below the paper's; a gain below {100 * LITTLE:.0f} "
         "points is little; a distance is larger if it is so by a tenth; training halts where "
-        "thresholds move less than half as far.",
+        "thresholds move less than half as far; a rise from 0 % needs an undefended network that "
+        f"keeps at most {100 * POINTS:.0f} %.",
     ]
     verdicts = (HOLDS, WEAK, FAILS, OPEN, UNMEASURED)
     for data, figures in results.items():
@@ -93,8 +99,8 @@ def _best_sentence(figure: Reproduction) -> str:
     robust = [row for row in figure.rows if row.measure == "robust accuracy"]
     best = max(robust, key=lambda row: row.ours)
     sentence = (
-        f"**{best.series}**: {100 * best.ours:.1f} % of {best.images:,} test images are robust at "
-        f"L-infinity {best.value:.3g} against the standard evaluation "
+        f"**{best.series}**: at most {100 * best.ours:.1f} % of {best.images:,} test images are "
+        f"robust at L-infinity {best.value:.3g} against the standard evaluation "
         f"({_interval(best)})"
     )
     rest = [

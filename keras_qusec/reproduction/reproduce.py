@@ -30,8 +30,9 @@ def reproduce(
 ) -> Reproduction:
     """Measure a figure of the paper again: its attack, and the worst case beside it.
 
-    The paper's network and settings: Adam, learning rate 0.001, batch 128, 6 epochs; 1,000 test
-    images are attacked. The worst case is that of the standard evaluation.
+    The paper's network; Adam (CleverHans' optimizer, the paper names none), learning rate 0.001,
+    batch 128, 6 epochs; 1,000 test images are attacked. The worst case is that of the standard
+    evaluation.
 
     Args:
         figure: name of `keras_qusec.reproduction.FIGURES`, such as ``"figure-7"``.
@@ -49,7 +50,7 @@ def reproduce(
         ValueError: for an unknown figure, or a folder of other settings.
         ImportError: without the extra ``keras-qusec[evaluate]``.
 
-    Source: Khalid et al. 2019, QuSecNets; the text of each figure says what was read how.
+    Source: Ali et al. 2019, QuSecNets; the text of each figure says what was read how.
 
     Example: ``print(reproduce("figure-7", "mnist5k", quick=True))``
     """

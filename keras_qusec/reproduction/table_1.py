@@ -12,13 +12,14 @@ class Table1(Figure):
     """Clean accuracy, and the worst case white-box and black-box, of each defence."""
 
     name = "table-1"
-    title = "each defence: clean, and against the best attack of each threat model"
+    title = "each defence: clean, and under each threat model"
     claim = "each defence has its limits; those of QuSecNets are JSMA and CW."
     remarks = (
-        "White-box: gradients as they are. Adaptive: gradients through surrogates, and a "
-        "quantizer's own attack. Black-box: examples made on an undefended network of another "
-        "seed. The paper's table has Defense-GAN, which would train for days, and not thermometer "
-        "encoding. An adversarial example that the detector of feature squeezing rejects does not "
+        "White-box: gradients as they are; where a defence masks them, FGSM and PGD. Adaptive: the "
+        "standard evaluation, through surrogates, and a quantizer's own attack. Black-box: FGSM "
+        "and PGD made on one undefended network of another seed, without queries. The paper's "
+        "table has Defense-GAN, which would train for days, and not thermometer encoding. An "
+        "adversarial example that the detector of feature squeezing rejects does not "
         "count."
     )
 

@@ -133,6 +133,6 @@ def test_names_are_unique():
 def test_settings_say_what_was_done():
     text = MNIST[0].settings()
     assert "TRADES" in text
-    assert "22 epochs, PGD of 4 steps of 0.2, epsilon 0.3" in text
+    assert "22 epochs, PGD of 4 steps of 0.2 from a random start, epsilon 0.3" in text
     assert "mirrored" not in text
     assert "mirrored images" in CIFAR10[0].settings()
