@@ -35,6 +35,7 @@ def test_public_names():
         assert getattr(keras_qusec, name)
 
 
+@pytest.mark.once
 def test_import_brings_none_of_the_extras_and_little_time():
     code = f"""
 import sys, time

@@ -129,6 +129,7 @@ class Augmented(keras.utils.PyDataset):
         self.x, self.y = training.data.x_train, training.data.y_train
         self.batch, self.shift, self.flip = batch, shift, flip
         self.rotation, self.zoom = rotation, zoom
+        self.turns = bool(rotation or zoom)
         self.random = np.random.default_rng(training.seed)
         self.on_epoch_end()
 
@@ -140,19 +141,18 @@ class Augmented(keras.utils.PyDataset):
         self.order = self.random.permutation(count)
         self.shifts = self.random.integers(-self.shift, self.shift + 1, (count, 2))
         self.mirrored = self.random.random(count) < 0.5 * self.flip
-        self.angles = np.radians(self.random.uniform(-self.rotation, self.rotation, count))
-        self.zooms = self.random.uniform(1 - self.zoom, 1 + self.zoom, count)
+        if self.turns:
+            self.angles = np.radians(self.random.uniform(-self.rotation, self.rotation, count))
+            self.zooms = self.random.uniform(1 - self.zoom, 1 + self.zoom, count)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self.order[index * self.batch : (index + 1) * self.batch]
         images = np.where(
             self.mirrored[rows][:, None, None, None], self.x[rows][:, :, ::-1], self.x[rows]
         )
-        if self.rotation or self.zoom:
-            return turned(images, self.angles[rows], self.zooms[rows], self.shifts[rows]), self.y[
-                rows
-            ]
-        if self.shift:
+        if self.turns:
+            images = turned(images, self.angles[rows], self.zooms[rows], self.shifts[rows])
+        elif self.shift:
             height, width = images.shape[1:3]
             edge = (self.shift, self.shift)
             padded = np.pad(images, ((0, 0), edge, edge, (0, 0)))
