@@ -120,6 +120,7 @@ def test_what_stood_at_a_radius_is_spared_at_smaller_ones(models, labels):
         assert abs(gap) <= 2 / len(IMAGES)
 
 
+@pytest.mark.once  # its parts are tested on every backend
 def test_it_never_finds_less_than_one_of_its_parts_alone(models, labels):
     """But for other random numbers: each part sees fewer images than alone."""
     parts = {"pgd": PGD(steps=10, random_start=False), "fab": FAB(steps=20, targets=3)}
@@ -239,7 +240,11 @@ class TestByName:
             assert set(get(f"standard{suffix}").parts) <= set(strong)
 
     @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-    @pytest.mark.parametrize("name", ["standard", "strong", "autoattack"])
+    @pytest.mark.parametrize(
+        # Strong takes minutes on JAX, and has the parts of the other two.
+        "name",
+        ["standard", pytest.param("strong", marks=pytest.mark.once), "autoattack"],
+    )
     def test_all_run_on_a_small_network(self, name, norm, models, labels):
         if (name, norm) == ("autoattack", "l1"):
             pytest.skip("made for L-infinity and L2")
@@ -291,6 +296,7 @@ class Noisy(keras.layers.Layer):
         return x + keras.random.normal(keras.ops.shape(x), stddev=0.1, seed=self.generator)
 
 
+@pytest.mark.once  # takes a minute on JAX, which compiles each part
 def test_autoattack_for_random_models_averages_20_draws():
     model = keras.Sequential([keras.Input((8, 8, 1)), Noisy(), small_cnn(2)])
     labels = predicted(small_cnn(2), IMAGES)

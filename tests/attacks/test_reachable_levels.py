@@ -69,7 +69,16 @@ def reachable_patterns(model, x, epsilon):
     return front, patterns.reshape(-1, *x.shape)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+EVERYWHERE = ("hard, 2", "by pixel, 3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EVERYWHERE else [pytest.mark.once])
+        for name in QUANTIZERS
+    ],
+)
 def test_against_all_patterns(name):
     """Brute force over every reachable pattern of levels: at most 1 of 40 images is missed."""
     model = network(QUANTIZERS[name]())

@@ -11,22 +11,20 @@ from audit_controls import CONTROLS, audited
 from keras_qusec import datasets
 
 # One way to mask gradients each, and what masks nothing; the others take longer.
-SAMPLE = {
-    "hard QuSecQuantization, white-box",
-    "logits x 10,000",
-    "gradients of random sign",
-    "gradient of half the image",
-    "undefended",
-    "batch normalisation and dropout",
-}
+SAMPLE = ("hard QuSecQuantization, white-box", "gradients of random sign", "undefended")
+ON_ONE_BACKEND = (
+    "logits x 10,000", "gradient of half the image", "batch normalisation and dropout"
+)  # fmt: skip
+
+
+def marks(name):
+    if name in SAMPLE:
+        return []
+    return [pytest.mark.once if name in ON_ONE_BACKEND else pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in SAMPLE else [pytest.mark.slow], id=name)
-        for name in CONTROLS
-    ],
+    "name", [pytest.param(name, marks=marks(name), id=name) for name in CONTROLS]
 )
 def test_control(name):
     control = CONTROLS[name]
