@@ -8,11 +8,19 @@ from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
-from keras_qusec.reproduction.networks import Make, constant, explained, report, trained_on_fgsm
+from keras_qusec.reproduction.networks import (
+    Make,
+    constant,
+    explained,
+    report,
+    trained_on_fgsm,
+    undefended,
+)
 from keras_qusec.reproduction.results import Row
 
 # On MNIST; the numbers on CIFAR-10 are read as black-box.
 _PAPER = 0.9751
+_UNDEFENDED = 0.0148
 
 
 class Explanations(Figure):
@@ -24,7 +32,8 @@ class Explanations(Figure):
     remarks = (
         "Cross-entropy: its gradient is exactly zero where float32 rounds the softmax to 1, and "
         "FGSM then changes nothing; FGSM of this package follows the log-odds, which do not. The "
-        "authors' later code has n thresholds at k/n, the last at 1, divides by n - 1 and clips."
+        "authors' later code has n thresholds at k/n, the last at 1, divides by n - 1 and clips. "
+        "Half of epsilon: as if images went from -1 to 1."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
@@ -49,6 +58,16 @@ class Explanations(Figure):
                 rows.append(laboratory.row(
                     attacked, series, attack, measure=f"FGSM on the {measure}", paper=paper
                 ))  # fmt: skip
+        # Epsilon 0.3 for images from -1 to 1 is 0.15 for images from 0 to 1.
+        half = {"half of epsilon": networks["as we read the paper"]}
+        if not laboratory.quick:
+            half["half of epsilon, undefended"] = ("noquantization", undefended)
+        for series, (name, make) in half.items():
+            number = paper if name == "n2" else None if paper is None else _UNDEFENDED
+            rows.append(laboratory.row(
+                explained(laboratory, name, make, share=0.5), series, "fgsm",
+                value=laboratory.epsilon / 2, measure="FGSM on the log-odds", paper=number,
+            ))  # fmt: skip
         seen = report(laboratory, *networks["as we read the paper"])
         rows.append(laboratory.row(
             seen, "examples of an undefended CNN", "fgsm", measure="FGSM on the log-odds",

@@ -121,19 +121,23 @@ def report(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
     )  # fmt: skip
 
 
-def explained(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
+def explained(
+    laboratory: Laboratory, name: str, make: Make, *, share: float = 1.0
+) -> RobustnessReport:
     """FGSM on the log-odds and on the cross-entropy, and the standard evaluation.
 
     Args:
         laboratory: that keeps it.
         name: file of the network.
         make: how it is trained.
+        share: of the paper's epsilon.
     """
     import foolbox
 
     attacks = {**FGSM, "cross-entropy": foolbox.attacks.FGSM()}
     return laboratory.attacked(
-        f"explained-{name}", laboratory.model(name, make), attacks,
+        f"explained-{name}" if share == 1 else f"explained-{name}-{share:g}",
+        laboratory.model(name, make), attacks, epsilons=[share * laboratory.epsilon],
         # Enough to tell 84 from 97 %.
         images=min(500, laboratory.images),
     )  # fmt: skip
