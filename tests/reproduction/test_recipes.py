@@ -74,7 +74,8 @@ def test_turned_images(angle, zoom, shift, row, column):
 
 
 def test_turned_images_keep_their_channels():
-    images = np.stack([blob(8.0, 13.5), 0.5 * blob(8.0, 13.5)], axis=-2)[None, ..., 0]
+    one = blob(8.0, 13.5).astype("float32")
+    images = np.concatenate([one, 0.5 * one], axis=-1)[None]
     moved = turned(images, np.array([0.3]), np.array([1.1]), np.array([(1, 1)]))
     assert moved.shape == (1, 28, 28, 2)
     np.testing.assert_allclose(moved[..., 1], 0.5 * moved[..., 0], atol=1e-5)
