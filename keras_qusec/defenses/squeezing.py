@@ -245,4 +245,5 @@ def area_under_curve(clean: np.ndarray, adversarial: np.ndarray) -> float:
     0.75
     """
     false_positives, detections = roc_curve(clean, adversarial)
-    return float(np.trapezoid(detections, false_positives))
+    heights = (detections[1:] + detections[:-1]) / 2
+    return float((heights * np.diff(false_positives)).sum())

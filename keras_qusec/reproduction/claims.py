@@ -262,7 +262,7 @@ def _cw(paper: float, threat: str) -> Callable[[Reproduction], Verdict]:
         strong = measured(figure, "CQ", f"cw, untargeted, {threat}", math.inf).ours
         reason = f"{weak.reason}; strong settings {_percent(strong)}; undefended {_percent(none)}"
         if weak.verdict == FAILS or none > POINTS:
-            return Verdict(FAILS, reason)
+            return Verdict(FAILS, reason + (", not 0 %" if none > POINTS else ""))
         return Verdict(HOLDS if strong >= paper - POINTS else WEAK, reason)
 
     return judge
@@ -295,9 +295,10 @@ def _gains(low: float) -> Callable[[Reproduction], Verdict]:
             f"{100 * min(linf):.0f} (L-infinity), "
             + ", ".join(f"{100 * gain:.0f} (L2 {radius:g})" for radius, gain in near.items())
         )
-        if min(gains) < low - POINTS:
+        least = low - POINTS if low > POINTS else low
+        if min(gains) < least:
             return Verdict(FAILS, reason)
-        return Verdict(HOLDS if min(worst) >= low - POINTS else WEAK, reason)
+        return Verdict(HOLDS if min(worst) >= least else WEAK, reason)
 
     return judge
 

@@ -32,7 +32,8 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         f"What the numbers of the [figures](index.md) say. **{HOLDS}**: under the paper's attack "
         f"and, where it is about robustness, in the worst case over all attacks. **{WEAK}**: a "
         f"stronger attack undoes it. **{FAILS}**: not in our measurement, which follows the paper "
-        f"as we read it. **{OPEN}**: the numbers do not tell.",
+        f"as we read it. **{OPEN}**: the numbers do not tell. "
+        f"**{UNMEASURED}**: says nothing for or against the claim.",
         "A claim about black-box attacks is held to the worst case, too: whoever can train a copy "
         "of a network can attack it white-box. The figures are of one training seed, but for "
         "`headline`; intervals are of images and not of seeds.",
@@ -40,8 +41,9 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         "quantization (`TrainableQuSecQuantization`); n: levels; z: hardness.",
         f"One share is above another if their 95 % intervals are apart; a number comes out if it "
         f"is at most {100 * POINTS:.0f} points below the paper's; a gain below {100 * LITTLE:.0f} "
-        "points is little; a distance is larger if it is so by a tenth; training halts where "
-        "thresholds move less than half as far; a rise from 0 % needs an undefended network that "
+        "points is little; a distance is larger if it is so by a tenth; of a range of "
+        "gains the lower end is judged; training halts if thresholds move less than half as far at "
+        "the largest z as at any from 5 to 40; a rise from 0 % needs an undefended network that "
         f"keeps at most {100 * POINTS:.0f} %.",
     ]
     verdicts = (HOLDS, WEAK, FAILS, OPEN, UNMEASURED)
