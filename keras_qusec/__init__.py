@@ -4,11 +4,8 @@ import sys
 
 if sys.argv[:1] == ["-m"]:
     # `python -m keras_qusec` loads this file before the command line, which keeps greetings away.
-    import os
-
     from keras_qusec_cli.quiet import quiet
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet():
         import keras  # noqa: F401
 

@@ -18,8 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted.
     """
     options = parser().parse_args(arguments)
-    # Must be set before TensorFlow is loaded, which greets with the processor's features.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with quiet():
             from keras_qusec import commands

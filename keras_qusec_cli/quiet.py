@@ -13,8 +13,10 @@ from collections.abc import Iterator
 def quiet() -> Iterator[None]:
     """What is written to standard error within is shown only if an exception leaves.
 
-    TensorFlow's own code writes there, past Python, so the file descriptor is replaced.
+    TensorFlow's own code writes there, past Python, so the file descriptor is replaced. Loaded
+    within, it says nothing later either.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         before = os.dup(2)

@@ -44,7 +44,7 @@ class Abstract(Figure):
                     )
                     for name in (series, "none")
                 )
-                rows.append(_gain(weak, none)._replace(worst=None))
+                rows.append(_gain(weak, none))
             for radius in L2:
                 near, none = (
                     laboratory.worst_case(cw[name], name, "l2", radius) for name in (series, "none")

@@ -287,7 +287,7 @@ def _gains(low: float) -> Callable[[Reproduction], Verdict]:
     def judge(figure: Reproduction) -> Verdict:
         rows = [row for row in figure.rows if row.series == "CQ"]
         gains = [row.ours for row in rows if row.measure != _WITHIN_L2]
-        linf = [row.worst for row in rows if row.worst is not None and row.value < math.inf]
+        linf = [row.worst for row in rows if row.worst is not None]
         near = {row.value: row.ours for row in rows if row.measure == _WITHIN_L2}
         worst = [*linf, *near.values()]
         reason = (

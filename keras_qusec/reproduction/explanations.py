@@ -59,14 +59,15 @@ class Explanations(Figure):
                     attacked, series, attack, measure=f"FGSM on the {measure}", paper=paper
                 ))  # fmt: skip
         # Epsilon 0.3 for images from -1 to 1 is 0.15 for images from 0 to 1.
-        half = {"half of epsilon": networks["as we read the paper"]}
-        if not laboratory.quick:
-            half["half of epsilon, undefended"] = ("noquantization", undefended)
-        for series, (name, make) in half.items():
-            number = paper if name == "n2" else None if paper is None else _UNDEFENDED
+        half = [
+            ("half of epsilon", networks["as we read the paper"], _PAPER),
+            ("half of epsilon, undefended", ("noquantization", undefended), _UNDEFENDED),
+        ]
+        for series, (name, make), number in half[: 1 if laboratory.quick else 2]:
             rows.append(laboratory.row(
                 explained(laboratory, name, make, share=0.5), series, "fgsm",
-                value=laboratory.epsilon / 2, measure="FGSM on the log-odds", paper=number,
+                value=laboratory.epsilon / 2, measure="FGSM on the log-odds",
+                paper=None if laboratory.data.is_colour else number,
             ))  # fmt: skip
         seen = report(laboratory, *networks["as we read the paper"])
         rows.append(laboratory.row(

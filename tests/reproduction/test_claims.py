@@ -280,6 +280,8 @@ def test_the_best_model_is_named_first():
         row("CQ, n = 2", 0.3, measure="strong evaluation", value=8 / 255, images=100),
     ]
     page = best_page({"CIFAR-10": figure(*rows, name="best")}, {"CIFAR-10": ["best.png"]})
-    assert "**CQ, n = 2**: at most 40.4 % of 1,000 test images are robust at L-inf" in page
+    assert (
+        "**CQ, n = 2**: at most 40.4 % of 1,000 test images are robust at L-infinity 0.0314" in page
+    )
     assert "no quantizer: 33.5 %" in page
     assert page.index("40.4 %") < page.index("best.png")
