@@ -210,7 +210,13 @@ def trained(
     model.save(path)
     history = getattr(getattr(model, "history", None), "history", {})
     log = {key: [float(value) for value in values] for key, values in history.items()}
-    files.write({"identity": identity, "seconds": seconds, "log": log}, description)
+    files.write(
+        {
+            "identity": identity, "seconds": seconds, "log": log,
+            "backend": keras.backend.backend(),
+        },
+        description,
+    )  # fmt: skip
     # As it will be after a restart: what is evaluated is what was saved.
     return keras.saving.load_model(path, compile=False), seconds
 

@@ -36,6 +36,7 @@ class Laboratory:
         seed: of training and attacks.
         quick: one epoch, few images and settings, no strong evaluation, to see that all runs.
         tell: told what is running.
+        backends: of Keras that the networks used so far were trained with.
     """
 
     data: Dataset
@@ -43,6 +44,7 @@ class Laboratory:
     seed: int
     quick: bool
     tell: Progress
+    backends: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def epochs(self) -> int:
@@ -89,9 +91,11 @@ class Laboratory:
         """
         self.tell(f"training: {name}", 0.0)
         training = self.training(**settings)
-        folder = str(Path(self.folder) / f"seed-{training.seed}")
-        training = training._replace(backup=str(Path(folder) / f"{name}-backup"))
-        return trained(name, folder, training, make)[0]
+        folder = Path(self.folder) / f"seed-{training.seed}"
+        training = training._replace(backup=str(folder / f"{name}-backup"))
+        model, _ = trained(name, str(folder), training, make)
+        self.backends.add(str(files.read(folder / f"{name}.json")["backend"]))
+        return model
 
     def log(self, name: str) -> dict[str, list[float]]:
         """What `fit` measured after each epoch of a network of `model`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from keras_qusec.report.tables import Table, markdown_table
 from keras_qusec.reproduction.claims import (
@@ -98,22 +99,29 @@ def _numbers(
 
 def _best_sentence(figure: Reproduction) -> str:
     """The robust accuracy of the best recipe, and of the others."""
-    robust = [row for row in figure.rows if row.measure == "robust accuracy"]
-    best = max(robust, key=lambda row: row.ours)
+    robust = [rows for rows in figure.by_seed() if rows[0].measure == "robust accuracy"]
+    best = max(robust, key=_mean)
+    first, rest = best[0], [rows for rows in robust if rows is not best]
     sentence = (
-        f"**{best.series}**: at most {100 * best.ours:.1f} % of {best.images:,} test images are "
-        f"robust at L-infinity {best.value:.3g} against the standard evaluation "
-        f"({_interval(best)})"
+        f"**{first.series}**: at most {_robust(best)} of {first.images:,} test images are robust "
+        f"at L-infinity {first.value:.3g} against the standard evaluation"
     )
-    rest = [
-        f"{row.series}: {100 * row.ours:.1f} % ({_interval(row)})" for row in robust
-        if row is not best
-    ]  # fmt: skip
-    return f"{sentence}{'; ' if rest else ''}{', '.join(rest)}."
+    others = ", ".join(f"{rows[0].series}: {_robust(rows)}" for rows in rest)
+    return f"{sentence}{'; ' if rest else ''}{others}."
 
 
-def _interval(row: Row) -> str:
-    return f"{100 * (row.low or 0.0):.1f}-{100 * (row.high or 0.0):.1f}"
+def _mean(rows: Sequence[Row]) -> float:
+    return fmean(row.ours for row in rows)
+
+
+def _robust(rows: Sequence[Row]) -> str:
+    """A share with the interval of its images, or with that of the seeds if there are several."""
+    if len(rows) == 1:
+        low, high, seeds = rows[0].low or 0.0, rows[0].high or 0.0, ""
+    else:
+        low, high = min(row.ours for row in rows), max(row.ours for row in rows)
+        seeds = f" for {len(rows)} seeds"
+    return f"{100 * _mean(rows):.1f} % ({100 * low:.1f}-{100 * high:.1f}{seeds})"
 
 
 def _anchor(title: str, figure: str) -> str:

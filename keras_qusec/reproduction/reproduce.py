@@ -63,6 +63,7 @@ def reproduce(
     rows: list[Row] = []
     gallery: list[Example] = []
     logs: dict[str, dict[str, list[float]]] = {}
+    backends: set[str] = set()
     with tempfile.TemporaryDirectory() as temporary, shown(progress, figure) as tell:
         for place, seed in enumerate(listed):
 
@@ -73,6 +74,7 @@ def reproduce(
             rows += one.rows(laboratory)
             gallery = gallery or one.gallery(laboratory)
             logs = logs or one.logs(laboratory)
+            backends |= laboratory.backends
     return Reproduction(
         figure=figure,
         title=one.title,
@@ -89,6 +91,11 @@ def reproduce(
             "keras-qusec": __version__,
             "keras": keras.__version__,
             "backend": keras.backend.backend(),
+            **(
+                {"networks trained with": ", ".join(sorted(backends))}
+                if backends - {keras.backend.backend()}
+                else {}
+            ),
             **({"quick": "yes, too little for conclusions"} if quick else {}),
             **({"remarks": one.remarks} if one.remarks else {}),
         },

@@ -285,3 +285,14 @@ def test_the_best_model_is_named_first():
     )
     assert "no quantizer: 33.5 %" in page
     assert page.index("40.4 %") < page.index("best.png")
+
+
+def test_of_several_seeds_the_best_model_is_the_one_with_the_best_mean():
+    rows = [
+        row(series, share, measure="robust accuracy", value=8 / 255)._replace(seed=seed)
+        for series, shares in {"n = 2": (0.40, 0.42), "n = 4": (0.35, 0.43)}.items()
+        for seed, share in enumerate(shares)
+    ]
+    page = best_page({"CIFAR-10": figure(*rows, name="best")}, {})
+    assert "**n = 2**: at most 41.0 % (40.0-42.0 for 2 seeds) of 1,000 test images" in page
+    assert "; n = 4: 39.0 % (35.0-43.0 for 2 seeds)." in page

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import keras
 import numpy as np
 import pytest
 
 import keras_qusec_cli as cli
 from keras_qusec.datasets import Dataset
 from keras_qusec.evaluation.results import Example
+from keras_qusec.models import paper_cnn
 from keras_qusec.reproduction import FIGURES, Reproduction, Row, picture, pictures, reproduce
+from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 
 FOLDER = "work"
@@ -124,6 +127,26 @@ def test_settings_of_the_paper():
     assert (grey.epochs, grey.images, grey.epsilon) == (6, 1000, 0.3)
     colour = Laboratory(_data((32, 32, 3)), FOLDER, 0, quick=True, tell=print)
     assert (colour.epochs, colour.images, colour.epsilon) == (1, 20, 0.1)
+
+
+def test_networks_of_another_backend_are_said(tmp_path, monkeypatch):
+    class OneNetwork(Figure):
+        name, title, claim = "one", "a title", "a claim."
+
+        def rows(self, laboratory):
+            laboratory.model("small", lambda _: paper_cnn())
+            return [ROW]
+
+    monkeypatch.setitem(FIGURES, "figure-1", OneNetwork())
+
+    def made_with():
+        return reproduce("figure-1", "mnist5k", folder=tmp_path, progress=False).made_with
+
+    assert "networks trained with" not in made_with()
+    path = tmp_path / "seed-0" / "small.json"
+    path.write_text(path.read_text().replace(keras.backend.backend(), "another"))
+    assert made_with()["networks trained with"] == "another"
+    assert made_with()["backend"] == keras.backend.backend()
 
 
 def _data(shape):
