@@ -30,8 +30,8 @@ class Best(Figure):
     claim = "nothing; it trains on FGSM only."
     evidence = "the standard evaluation"
     remarks = (
-        "One seed. The strong evaluation, which contains AutoAttack, attacks images spread evenly "
-        "over the test set."
+        "The strong evaluation, which contains AutoAttack, attacks the networks of seed 0 on "
+        "images spread evenly over the test set: it takes minutes for each hundred."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
@@ -48,9 +48,10 @@ class Best(Figure):
             ))  # fmt: skip
             row = laboratory.worst_case(standard, recipe.title, "linf", recipe.epsilon)
             rows.append(row._replace(measure="robust accuracy"))
-            rows += laboratory.strong(
-                recipe.name, model, recipe.title, standard, epsilon=recipe.epsilon, spread=True
-            )
+            if laboratory.seed == 0:
+                rows += laboratory.strong(
+                    recipe.name, model, recipe.title, standard, epsilon=recipe.epsilon, spread=True
+                )
         return rows
 
     def settings(self, laboratory: Laboratory) -> dict[str, Any]:
