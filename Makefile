@@ -46,7 +46,7 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	$(BIN)/python benchmarks/adversarial_training.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/defenses.py
-	$(BIN)/pip install --quiet multiprocess  # ART's AutoAttack imports it
+	$(BIN)/pip install --quiet --no-compile multiprocess  # ART's AutoAttack imports it
 	$(BIN)/python benchmarks/attacks.py
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/audit.py --json benchmark-audit.json
 
@@ -58,22 +58,22 @@ clean:
 	$(BIN)/pip install --quiet --upgrade pip
 
 .venv/demo: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet -e ".[tensorflow,evaluate,demo]"
+	$(BIN)/pip install --quiet --no-compile -e ".[tensorflow,evaluate,demo]"
 	touch $@
 
 .venv/test: .venv/bin/python pyproject.toml
-	$(BIN)/pip install --quiet -e ".[tensorflow,evaluate,dask,demo,dev]"
+	$(BIN)/pip install --quiet --no-compile -e ".[tensorflow,evaluate,dask,demo,dev]"
 	touch $@
 
 # This version has a build for the CPU alone; a plain "torch" may bring gigabytes.
 .venv/torch: .venv/test
-	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile torch==2.13.0
 	touch $@
 
 .venv/jax: .venv/test
-	$(BIN)/pip install --quiet -e ".[jax]"
+	$(BIN)/pip install --quiet --no-compile -e ".[jax]"
 	touch $@
 
 .venv/docs: .venv/test
-	$(BIN)/pip install --quiet -e ".[docs]"
+	$(BIN)/pip install --quiet --no-compile -e ".[docs]"
 	touch $@

@@ -15,9 +15,10 @@ def _seeds() -> None:
     keras.utils.set_random_seed(0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def measured():
     """A real report of two small models on images of a data set."""
+    keras.utils.set_random_seed(0)
     data = datasets.mnist5k()
     models = {}
     for name, first in {"plain": [], "quantized": [QuSecQuantization(2)]}.items():

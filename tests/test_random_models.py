@@ -42,8 +42,12 @@ def model_of(kernel, bias, ending, value_range, first, precision):
     return model
 
 
+# Each example is a model that is compiled anew, which takes seconds on JAX.
+EXAMPLES = 25 if keras.backend.backend() == "tensorflow" else 10
+
+
 @settings(
-    max_examples=25, deadline=None, derandomize=True,
+    max_examples=EXAMPLES, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(

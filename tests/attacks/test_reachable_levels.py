@@ -202,6 +202,7 @@ class TestInAnEvaluation:
         )
         assert white.attacks == ("fgsm",)
 
+    @pytest.mark.once
     def test_it_joins_in_the_norms_that_have_epsilons(self):
         model = network(QuSecQuantization(2, hard=True))
         labels = AttackedModel(model).predictions(X)
@@ -232,7 +233,7 @@ class TestInAnEvaluation:
                 assert np.abs(image.astype("float64") - x[index]).max() <= 30.0
 
 
-@pytest.mark.parametrize("norm", ["l2", "l0"])
+@pytest.mark.parametrize("norm", [pytest.param("l2", marks=pytest.mark.once), "l0"])
 def test_the_cheapest_levels_against_all_patterns(norm):
     """Over every pattern of two levels: within a tenth of the least cost for most images."""
     model = network(QuSecQuantization(2, hard=True))
@@ -270,6 +271,7 @@ def test_a_target_is_reached():
         assert reached[possible].mean() > 0.8
 
 
+@pytest.mark.once
 def test_it_is_no_weaker_than_surrogate_gradients():
     """On a convolutional network of 64 pixels."""
     model = small_cnn(3, QuSecQuantization(2, hard=True))

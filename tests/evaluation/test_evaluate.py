@@ -387,6 +387,7 @@ def test_several_threads_leave_a_model_as_it_was():
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(IMAGES)), before)
 
 
+@pytest.mark.once
 def test_l1_attacks_are_listed_as_l1(linear):
     attack = import_foolbox().attacks.SparseL1DescentAttack(steps=20)
     radius = float(np.median(np.abs(MARGIN) / np.abs(WEIGHTS).max()))

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated nam
 
 
 class TestJobs:
+    @pytest.mark.once
     def test_two_processes_give_the_same_report(self, cnn, tmp_path):
         y = predicted(cnn, IMAGES)
         settings = {"attacks": ["fgsm", ("pgd", {"steps": 4})], "epsilons": [0.02, 0.05]}
@@ -35,6 +36,7 @@ class TestJobs:
         broken = [[part.broken.tolist() for part in r.results[0].parts] for r in (one, two)]
         assert broken[0] == broken[1]
 
+    @pytest.mark.once
     def test_a_dask_cluster_of_two_workers(self, cnn):
         distributed = pytest.importorskip("distributed", reason='needs the extra "dask"')
         import joblib

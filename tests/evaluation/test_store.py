@@ -51,6 +51,7 @@ class TestResume:
         assert len(ran) == 12
         assert again.to_dict() == report.to_dict()
 
+    @pytest.mark.once
     def test_killed_in_the_middle(self, cnn, tmp_path):
         """SIGKILL, then the same call: the same report as without."""
         y = predicted(cnn, IMAGES)
