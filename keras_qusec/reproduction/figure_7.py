@@ -8,7 +8,8 @@ from keras_qusec.reproduction.networks import Make, constant, undefended
 from keras_qusec.reproduction.results import Row
 
 _LEVELS = (2, 3, 4, 8, 16)
-_EPSILONS = (0.1, 0.2, 0.3, 0.4)
+# For MNIST and for CIFAR-10, where 0.1 leaves nothing of any network.
+_EPSILONS = ((0.1, 0.2, 0.3, 0.4), (0.01, 0.02, 0.03, 0.1))
 
 
 class Figure7(Figure):
@@ -20,7 +21,7 @@ class Figure7(Figure):
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
         levels = (2, 4) if laboratory.quick else _LEVELS
-        epsilons = (0.1, 0.3) if laboratory.quick else _EPSILONS
+        epsilons = (0.1, 0.3) if laboratory.quick else _EPSILONS[laboratory.data.is_colour]
         networks: dict[str, tuple[str, Make]] = {"CNN": ("noquantization", undefended)}
         networks |= {f"CQ, n = {n}": (f"n{n}", constant(n)) for n in levels}
         rows = []
