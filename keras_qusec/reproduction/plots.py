@@ -84,7 +84,10 @@ def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:
         share = of_measure[0][0].low is not None
         axis.set_ylabel("%" if share else measure)
         if share:
-            axis.set_ylim(0, 102)
+            # A gain can be a loss.
+            lowest = min(row.ours for rows in of_measure for row in rows)
+            axis.set_ylim(min(0.0, 110 * lowest), 102)
+            axis.axhline(0, color="black", linewidth=0.8)
         axis.grid(alpha=0.3, axis="y")
     title = words(f"{reproduction.figure}: {reproduction.title}")
     wide = 50 * min(2, len(measures))

@@ -129,6 +129,19 @@ def test_settings_of_the_paper():
     assert (colour.epochs, colour.images, colour.epsilon) == (1, 20, 0.1)
 
 
+def test_a_loss_is_not_cut_off(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(
+        "keras_qusec.reproduction.plots.save", lambda figure, _: drawn.append(figure)
+    )
+    loss = ROW._replace(ours=-0.12, low=-0.12, high=-0.12, worst=None)
+    picture(result(loss, ROW._replace(measure="CW")), tmp_path / "f.png")
+    (figure,) = drawn
+    (gains, shares) = (axis.get_ylim() for axis in figure.axes)
+    assert gains[0] < -12
+    assert shares == (0, 102)
+
+
 def test_networks_of_another_backend_are_said(tmp_path, monkeypatch):
     class OneNetwork(Figure):
         name, title, claim = "one", "a title", "a claim."
