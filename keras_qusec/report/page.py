@@ -195,13 +195,14 @@ def _example(example: Example, value_range: tuple[float, float]) -> dict[str, An
     """An adversarial example as the template shows it."""
     low, high = value_range
     clean, adversarial = ((image - low) / (high - low) for image in example.images[:2])
-    gap = adversarial - clean
+    gap, factor = plots.magnified(adversarial - clean)
+    difference = "difference" if factor == 1 else f"difference, {factor} times"
     pictures = [("clean", _png(clean)), ("adversarial", _png(adversarial))]
     grey = plots.as_picture(gap)
     if grey is not None and grey.ndim == 2:
-        pictures.append(("difference", _png(gap, colours="RdBu_r", limits=(-1, 1))))
+        pictures.append((difference, _png(gap, colours="RdBu_r", limits=(-1, 1))))
     else:
-        pictures.append(("difference", _png(np.clip(0.5 + gap / 2, 0, 1))))
+        pictures.append((difference, _png((1 + gap) / 2)))
     behind = ("clean, behind defence", "adversarial, behind defence")
     pictures += [(n, _png(i)) for n, i in zip(behind, example.images[2:], strict=False)]
     return {

@@ -174,6 +174,8 @@ def adversarial_gallery(
 ) -> Path:
     """Broken images: clean, adversarial, their difference, and both behind the defence.
 
+    A small difference is magnified, and how many times is written below it.
+
     Args:
         gallery: examples of a report.
         path: image file to write; its folder is created.
@@ -220,12 +222,14 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
         clean, adversarial, *behind_defense = pictures
         for axis, image in zip(cells, (clean, adversarial), strict=False):
             axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
-        gap = (adversarial - clean) / (high - low)
+        gap, factor = magnified((adversarial - clean) / (high - low))
         # Colour images show the change around grey; grey ones its sign in colour.
         if gap.ndim == 3:
-            cells[2].imshow(np.clip(0.5 + gap / 2, 0, 1))
+            cells[2].imshow((1 + gap) / 2)
         else:
             cells[2].imshow(gap, cmap="RdBu_r", vmin=-1, vmax=1)
+        if factor > 1:
+            cells[2].set_xlabel(f"{factor} times", fontsize=7)
         for axis, image in zip(cells[3:], behind_defense, strict=False):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         for axis in cells:
@@ -247,6 +251,18 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
         first = next(axis for axis in column if axis.get_visible())
         first.set_title(title, fontsize=9)
     return figure
+
+
+def magnified(difference: np.ndarray) -> tuple[np.ndarray, int]:
+    """A difference of two images in [0, 1], 1, 2, 5, 10 ... times as large, and how many times.
+
+    As often as its values stay within [-1, 1]: an adversarial example can be so close that its
+    difference would look empty.
+    """
+    largest = np.abs(difference).max()
+    factors = [step * 10**power for power in range(3) for step in (1, 2, 5)]
+    factor = max(f for f in factors if f == 1 or f * largest <= 1)
+    return np.clip(factor * difference, -1, 1), factor
 
 
 def as_picture(image: np.ndarray) -> np.ndarray | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from keras_qusec.report.figures import wilson_interval
+from keras_qusec.report.plots import magnified
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
@@ -95,3 +96,15 @@ class TestFigures:
         for successes, count in [(0, 10), (3, 7), (50, 50), (120, 200)]:
             expected = stats.binomtest(successes, count).proportion_ci(method="wilson")
             np.testing.assert_allclose(wilson_interval(successes, count), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("largest", "factor"),
+    [(1.0, 1), (0.6, 1), (0.5, 2), (0.11, 5), (0.02, 50), (-0.02, 50), (1e-9, 500), (0.0, 500)],
+)
+def test_a_small_difference_is_magnified(largest, factor):
+    difference = np.full((2, 2), largest)
+    picture, times = magnified(difference)
+    assert times == factor
+    np.testing.assert_allclose(picture, factor * difference)
+    assert np.abs(picture).max() <= 1
