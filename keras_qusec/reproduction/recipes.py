@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
         objective: ``"loss"`` (Madry et al.) or ``"trades"`` (Zhang et al.), with beta 6.
         batch: images of a step.
         rate: learning rate at the start.
+        images: test images of the standard evaluation, spread evenly over the test set.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Recipe(NamedTuple):
     objective: Literal["loss", "trades"] = "loss"
     batch: int = 128
     rate: float = 0.001
+    images: int = 1000
 
     def settings(self) -> str:
         """The recipe in one line, for the reader."""
@@ -223,15 +225,15 @@ _MOVED: dict[str, Any] = {
 MNIST = (
     Recipe(
         "best-none", "no quantizer, moved images", None, epochs=50, steps=10, step_size=0.1,
-        ramp_epochs=10, **_MOVED,
+        ramp_epochs=10, images=2000, **_MOVED,
     ),
     Recipe(
         "best", "CQ, n = 2, hard, TRADES", _hard(2), 0.3, 22, 4, 0.2, gradient_hardness=5.0,
-        ramp_epochs=2, objective="trades",
+        ramp_epochs=2, objective="trades", images=10_000,
     ),
     Recipe(
         "best-turned", "CQ, n = 2, hard, moved images", _hard(2), epochs=40, steps=4,
-        step_size=0.2, gradient_hardness=5.0, ramp_epochs=2, **_MOVED,
+        step_size=0.2, gradient_hardness=5.0, ramp_epochs=2, images=10_000, **_MOVED,
     ),
 )  # fmt: skip
 
