@@ -135,15 +135,17 @@ def summary(report: Figures) -> str:
 
 def report_body(report: Figures) -> Any:
     """The whole report as a part of a page: the answer first, then each model."""
+    shown = [one for one in report.gallery if plots.as_picture(one.images[0]) is not None]
+    factor = plots.magnification(shown, report.value_range)
     models = [
         {
             "name": model,
             "anchor": f"model-{place}",
             "bars": _bars(report, model),
             "examples": [
-                _example(example, report.value_range)
-                for example in report.gallery
-                if example.model == model and plots.as_picture(example.images[0]) is not None
+                _example(example, report.value_range, factor)
+                for example in shown
+                if example.model == model
             ],
             "tables": [table_html(table) for table in of_model(report, model)],
         }
@@ -191,12 +193,12 @@ def _bars(report: Figures, model: str) -> Any:
     return embedded_figure(figure, caption)
 
 
-def _example(example: Example, value_range: tuple[float, float]) -> dict[str, Any]:
+def _example(example: Example, value_range: tuple[float, float], factor: int) -> dict[str, Any]:
     """An adversarial example as the template shows it."""
     low, high = value_range
     clean, adversarial = ((image - low) / (high - low) for image in example.images[:2])
-    gap, factor = plots.magnified(adversarial - clean)
-    difference = "difference" if factor == 1 else f"difference, {factor} times"
+    gap = np.clip(factor * (adversarial - clean), -1, 1)
+    difference = plots.difference_title(factor).replace("\n", " ")
     pictures = [("clean", _png(clean)), ("adversarial", _png(adversarial))]
     grey = plots.as_picture(gap)
     if grey is not None and grey.ndim == 2:

@@ -174,7 +174,7 @@ def adversarial_gallery(
 ) -> Path:
     """Broken images: clean, adversarial, their difference, and both behind the defence.
 
-    A small difference is magnified, and how many times is written below it.
+    Small differences are magnified, all of them as many times, which is written above.
 
     Args:
         gallery: examples of a report.
@@ -210,10 +210,11 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
         layout="constrained",
     )  # fmt: skip
     low, high = value_range
+    factor = magnification(shown, value_range)
     titles = (
         "clean",
         "adversarial",
-        "difference",
+        difference_title(factor),
         "clean,\nbehind defence",
         "adversarial,\nbehind defence",
     )
@@ -222,14 +223,12 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
         clean, adversarial, *behind_defense = pictures
         for axis, image in zip(cells, (clean, adversarial), strict=False):
             axis.imshow((image - low) / (high - low), cmap="gray", vmin=0, vmax=1)
-        gap, factor = magnified((adversarial - clean) / (high - low))
+        gap = np.clip(factor * (adversarial - clean) / (high - low), -1, 1)
         # Colour images show the change around grey; grey ones its sign in colour.
         if gap.ndim == 3:
             cells[2].imshow((1 + gap) / 2)
         else:
             cells[2].imshow(gap, cmap="RdBu_r", vmin=-1, vmax=1)
-        if factor > 1:
-            cells[2].set_xlabel(f"{factor} times", fontsize=7)
         for axis, image in zip(cells[3:], behind_defense, strict=False):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         for axis in cells:
@@ -253,16 +252,22 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
     return figure
 
 
-def magnified(difference: np.ndarray) -> tuple[np.ndarray, int]:
-    """A difference of two images in [0, 1], 1, 2, 5, 10 ... times as large, and how many times.
+def magnification(gallery: Sequence[Example], value_range: tuple[float, float]) -> int:
+    """How many times the differences of a gallery are shown: 1, 2, 5, 10 ...
 
-    As often as its values stay within [-1, 1]: an adversarial example can be so close that its
-    difference would look empty.
+    The same for all, so that they can be compared, and as many as the largest one allows: an
+    adversarial example can be so close that its difference would look empty.
     """
-    largest = np.abs(difference).max()
+    low, high = value_range
+    gaps = [np.abs(one.images[1] - one.images[0]).max() for one in gallery]
+    largest = max(gaps, default=0.0) / (high - low)
     factors = [step * 10**power for power in range(3) for step in (1, 2, 5)]
-    factor = max(f for f in factors if f == 1 or f * largest <= 1)
-    return np.clip(factor * difference, -1, 1), factor
+    return max(factor for factor in factors if factor == 1 or factor * largest <= 1)
+
+
+def difference_title(factor: int) -> str:
+    """What is written above differences that are shown so many times as large."""
+    return "difference" if factor == 1 else f"difference,\n{factor} times"
 
 
 def as_picture(image: np.ndarray) -> np.ndarray | None:

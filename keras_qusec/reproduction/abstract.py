@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.figure_10 import L2, cw_report
 from keras_qusec.reproduction.laboratory import Laboratory
@@ -19,9 +21,10 @@ class Abstract(Figure):
         "by 10 to 50 on CIFAR-10."
     )
     remarks = (
-        "In points. Black-box, the network without defence is attacked by examples of another one "
-        "as well. Beside FGSM: the gain in the worst case. CW has no radius, and in the worst case "
-        "at any distance every network is at 0: the gain within L2 radii is a row of its own. "
+        "In points, with the intervals of differences of two shares. Black-box, the network "
+        "without defence is attacked by examples of another one as well. CW has no radius, and in "
+        "the worst case at any distance every network is at 0: the gains that count are those in "
+        "the worst case within a radius. "
         "Where the undefended network keeps much, as under transferred CW, little can be gained."
     )
 
@@ -45,6 +48,11 @@ class Abstract(Figure):
                     for name in (series, "none")
                 )
                 rows.append(_gain(weak, none))
+            near, none = (
+                laboratory.worst_case(reports[name], name, "linf", laboratory.epsilon)
+                for name in (series, "none")
+            )
+            rows.append(_gain(near, none)._replace(measure="worst case within L-infinity epsilon"))
             for radius in L2:
                 near, none = (
                     laboratory.worst_case(cw[name], name, "l2", radius) for name in (series, "none")
@@ -54,9 +62,17 @@ class Abstract(Figure):
 
 
 def _gain(defended: Row, undefended: Row) -> Row:
-    """The difference of two rows; a share, but of no images, so without an interval."""
-    worst = None
-    if defended.worst is not None and undefended.worst is not None:
-        worst = defended.worst - undefended.worst
+    """The difference of two shares, with Newcombe's interval from the intervals of both."""
     gain = defended.ours - undefended.ours
-    return defended._replace(ours=gain, low=gain, high=gain, paper=None, worst=worst)
+    below, above = (
+        math.hypot(_half(*one), _half(*other)) for one, other in (
+            ((defended.ours, defended.low), (undefended.ours, undefended.high)),
+            ((defended.ours, defended.high), (undefended.ours, undefended.low)),
+        )
+    )  # fmt: skip
+    return defended._replace(ours=gain, low=gain - below, high=gain + above, paper=None, worst=None)
+
+
+def _half(share: float, end: float | None) -> float:
+    """How far an end of an interval is from the share."""
+    return share - (share if end is None else end)

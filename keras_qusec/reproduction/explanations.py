@@ -18,7 +18,7 @@ from keras_qusec.reproduction.networks import (
 )
 from keras_qusec.reproduction.results import Row
 
-# (MNIST, CIFAR-10): Fig. 9 and Fig. 1. Of three levels it gives a number on CIFAR-10 alone.
+# (MNIST, CIFAR-10): Fig. 9, of an unknown number of levels, and Fig. 1, which has three as well.
 _PAPER = (0.9751, 0.2466)
 _THREE_LEVELS = (0.9751, 0.196)
 _UNDEFENDED = (0.0148, 0.0887)
@@ -37,7 +37,8 @@ class Explanations(Figure):
         "Cross-entropy: its gradient is exactly zero where float32 rounds the softmax to 1, and "
         "FGSM then changes nothing; FGSM of this package follows the log-odds, which do not. The "
         "authors' later code has n thresholds at k/n, the last at 1, divides by n - 1 and clips. "
-        "Half of epsilon: as if images went from -1 to 1."
+        "Half of epsilon: as if images went from -1 to 1. In the column of the paper stands the "
+        "number to be explained, which on CIFAR-10 may be black-box (figure-1)."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:

@@ -28,7 +28,7 @@ class Figure10(Figure):
         "network's own gradient: what is left at any distance only says that the attack failed, "
         "for every network is at 0 there against attacks that do not. What counts is the accuracy "
         "within a radius. Transferred, the closest examples fool others less. Targets: the class "
-        "after the true one, of ten images; untargeted: 100 images."
+        "after the true one, of ten images, robust if not driven there; untargeted: 100 images."
     )
     evidence = "both CW and the standard evaluation in L2"
 

@@ -22,7 +22,8 @@ class Figure11(Figure):
     remarks = (
         "Settings of CleverHans' tutorial: at most 10 % of the pixels change, to the end of their "
         "range. The target is the class after the true one; an image is robust that is not driven "
-        "there."
+        "there. JSMA follows the network's own gradient: what is left at any distance only says "
+        "that it failed. What counts is the worst case within a radius."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:

@@ -17,7 +17,8 @@ class Figure5(Figure):
     axis = "epoch"
     remarks = (
         "During training: the share of FGSM images with the right prediction. At the end, as in "
-        "the other figures: the share of images that were right before FGSM and after it."
+        "the other figures: the share of images that were right before FGSM and after it. Of ten "
+        "classes 10 % are chance: on CIFAR-10, where epsilon is 0.1, six epochs hardly get beyond."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:
@@ -31,6 +32,9 @@ class Figure5(Figure):
                     laboratory.log(name)["val_adversarial_accuracy"], start=1
                 )
             ]
+            clean = laboratory.share(
+                series, rows[-1].value, "clean", attacked.clean_accuracy(), laboratory.images
+            )
             last = laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box")
-            rows.append(last._replace(value=rows[-1].value))
+            rows += [clean, last._replace(value=clean.value)]
         return rows

@@ -56,6 +56,9 @@ class Figure6(Figure):
                 for measure, share in shares.items()
             ]
             attacked = report(laboratory, name, make)
+            rows.append(laboratory.share(
+                series, laboratory.epsilon, "clean", attacked.clean_accuracy(), laboratory.images
+            ))  # fmt: skip
             rows.append(laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box"))
         return rows
 

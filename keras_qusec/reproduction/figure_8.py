@@ -18,8 +18,9 @@ class Figure8(Figure):
     axis = "distance"
     evidence = "FMN in L2, and behind a quantizer its own attack on the nearest thresholds"
     remarks = (
-        "The closest example that either finds of each image, and the median over the images; the "
-        "paper shows pictures only."
+        "The closest example that either finds of each image, and the median over the images that "
+        "the network gets right, of 200; the paper shows pictures only. These are of one image, "
+        "whose order need not be that of the medians."
     )
 
     def rows(self, laboratory: Laboratory) -> list[Row]:

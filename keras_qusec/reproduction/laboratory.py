@@ -36,6 +36,7 @@ class Laboratory:
         seed: of training and attacks.
         quick: one epoch, few images and settings, no strong evaluation, to see that all runs.
         tell: told what is running.
+        first: whether this is the first of several seeds, which alone is evaluated strongly.
         backends: of Keras that the networks used so far were trained with.
     """
 
@@ -44,6 +45,7 @@ class Laboratory:
     seed: int
     quick: bool
     tell: Progress
+    first: bool = True
     backends: set[str] = dataclasses.field(default_factory=set)
 
     @property
@@ -94,7 +96,7 @@ class Laboratory:
         folder = Path(self.folder) / f"seed-{training.seed}"
         training = training._replace(backup=str(folder / f"{name}-backup"))
         model, _ = trained(name, str(folder), training, make)
-        self.backends.add(str(files.read(folder / f"{name}.json")["backend"]))
+        self.backends.add(str(files.read(folder / f"{name}.json").get("backend", "unknown")))
         return model
 
     def log(self, name: str) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ from statistics import fmean
 from keras_qusec.report.tables import Table, markdown_table
 from keras_qusec.reproduction.claims import (
     FAILS,
+    FLOOR,
     HOLDS,
     LITTLE,
     OPEN,
@@ -18,7 +19,7 @@ from keras_qusec.reproduction.claims import (
     WEAK,
     judged,
 )
-from keras_qusec.reproduction.results import Reproduction, Row
+from keras_qusec.reproduction.results import Reproduction, Row, image_interval
 
 
 def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
@@ -40,11 +41,13 @@ def claims_page(results: Mapping[str, Mapping[str, Reproduction]]) -> str:
         "`headline`; intervals are of images and not of seeds.",
         "CQ: constant quantization (`QuSecQuantization`); VQ: variable, that is trainable, "
         "quantization (`TrainableQuSecQuantization`); n: levels; z: hardness.",
-        f"One share is above another if their 95 % intervals are apart; a number comes out if it "
+        f"One share is above another if their 95 % intervals are apart (radii at which "
+        f"{100 * FLOOR:.0f} % or less are left are not compared); a number comes out if it "
         f"is at most {100 * POINTS:.0f} points below the paper's; a gain below {100 * LITTLE:.0f} "
-        "points is little; a distance is larger if it is so by a tenth; of a range of "
-        "gains the lower end is judged; training halts if thresholds move less than half as far at "
-        "the largest z as at any from 5 to 40; a rise from 0 % needs an undefended network that "
+        "points is little; a distance is larger if it is so by a tenth; of a range of gains the "
+        "lower end is judged, by the intervals of the gains; training halts if thresholds move "
+        "less than half as far at the largest z as at any from 5 to 40; a rise from 0 % needs an "
+        "undefended network that "
         f"keeps at most {100 * POINTS:.0f} %.",
     ]
     verdicts = (HOLDS, WEAK, FAILS, OPEN, UNMEASURED)
@@ -105,9 +108,17 @@ def _best_sentence(figure: Reproduction) -> str:
     sentence = (
         f"**{first.series}**: at most {_robust(best)} of {first.images:,} test images are robust "
         f"at L-infinity {first.value:.3g} against the standard evaluation"
+        f"{_clean(figure, first.series)}."
     )
-    others = ", ".join(f"{rows[0].series}: {_robust(rows)}" for rows in rest)
-    return f"{sentence}{'; ' if rest else ''}{others}."
+    others = "; ".join(
+        f"{rows[0].series}: {_robust(rows)}{_clean(figure, rows[0].series)}" for rows in rest
+    )
+    close = " and ".join(rows[0].series for rows in rest if _overlap(best, rows))
+    return " ".join([
+        sentence, *([f"{others[:1].upper()}{others[1:]}."] if others else []),
+        *([f"The intervals of {close} overlap with the best one's."] if close else []),
+        "Which is best was seen on these test images." if rest else "",
+    ]).strip()  # fmt: skip
 
 
 def _mean(rows: Sequence[Row]) -> float:
@@ -115,13 +126,22 @@ def _mean(rows: Sequence[Row]) -> float:
 
 
 def _robust(rows: Sequence[Row]) -> str:
-    """A share with the interval of its images, or with that of the seeds if there are several."""
-    if len(rows) == 1:
-        low, high, seeds = rows[0].low or 0.0, rows[0].high or 0.0, ""
-    else:
-        low, high = min(row.ours for row in rows), max(row.ours for row in rows)
-        seeds = f" for {len(rows)} seeds"
-    return f"{100 * _mean(rows):.1f} % ({100 * low:.1f}-{100 * high:.1f}{seeds})"
+    """A share with the interval of its images, and the range of the seeds if there are several."""
+    low, high = (100 * (end or 0.0) for end in image_interval(rows))
+    shares = [100 * row.ours for row in rows]
+    seeds = f"; {len(rows)} seeds: {min(shares):.1f}-{max(shares):.1f}" if len(rows) > 1 else ""
+    return f"{100 * _mean(rows):.1f} % ({low:.1f}-{high:.1f}{seeds})"
+
+
+def _clean(figure: Reproduction, series: str) -> str:
+    rows = [row for row in figure.rows if (row.series, row.measure) == (series, "clean")]
+    return f", {100 * _mean(rows):.1f} % clean" if rows else ""
+
+
+def _overlap(one: Sequence[Row], other: Sequence[Row]) -> bool:
+    """Whether the intervals of two shares overlap."""
+    (low, high), (other_low, other_high) = image_interval(one), image_interval(other)
+    return (low or 0.0) <= (other_high or 0.0) and (other_low or 0.0) <= (high or 0.0)
 
 
 def _anchor(title: str, figure: str) -> str:

@@ -70,7 +70,9 @@ def reproduce(
             def part(text: str, _: float, place: int = place) -> None:
                 tell(f"{figure}: {text}", place / len(listed))
 
-            laboratory = Laboratory(loaded, str(folder or temporary), seed, quick, part)
+            laboratory = Laboratory(
+                loaded, str(folder or temporary), seed, quick, part, first=place == 0
+            )
             rows += one.rows(laboratory)
             gallery = gallery or one.gallery(laboratory)
             logs = logs or one.logs(laboratory)

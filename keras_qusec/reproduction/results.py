@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from keras_qusec.evaluation.results import Example
 from keras_qusec.report import files
+from keras_qusec.report.figures import wilson_interval
 from keras_qusec.report.tables import Table, markdown_table, text_table
 
 
@@ -78,15 +79,15 @@ class Reproduction(NamedTuple):
             mean = fmean(row.ours for row in rows)
             spread = max(row.ours for row in rows) - min(row.ours for row in rows)
             share = first.low is not None
+            low, high = image_interval(rows)
             cells.append([
                 first.series,
                 "any" if math.isinf(first.value) else f"{first.value:.3g}",
                 first.measure,
                 "-" if first.paper is None else _number(first.paper, share),
                 _number(mean, share) + (f" ±{_number(spread / 2, share)}" if len(rows) > 1 else ""),
-                # A difference of two shares has no interval.
-                "-" if first.low in (None, first.high) or len(rows) > 1 else
-                f"{100 * first.low:.0f}-{100 * (first.high or 0):.0f}",
+                "-" if low is None or high is None else
+                f"{100 * low:.0f}{' to ' if low < 0 else '-'}{100 * high:.0f}",
                 _mean_share([row.worst for row in rows]),
                 str(first.images) if counts else "-",
             ])  # fmt: skip
@@ -144,6 +145,17 @@ class Reproduction(NamedTuple):
 
 def _row(series: str, value: float | None, *rest: Any) -> Row:
     return Row(series, math.inf if value is None else value, *rest)
+
+
+def image_interval(rows: Sequence[Row]) -> tuple[float | None, float | None]:
+    """The 95 % interval of a share of images, of seeds that share them; without ends for others."""
+    first = rows[0]
+    # A share of something else has ends that are equal.
+    if first.low is None or first.low == first.high:
+        return None, None
+    if len(rows) == 1:
+        return first.low, first.high
+    return wilson_interval(round(fmean(row.ours for row in rows) * first.images), first.images)
 
 
 def _mean_share(shares: Sequence[float | None]) -> str:

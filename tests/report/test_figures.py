@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from keras_qusec.evaluation.results import Example
 from keras_qusec.report.figures import wilson_interval
-from keras_qusec.report.plots import magnified
+from keras_qusec.report.plots import magnification
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
@@ -99,12 +100,20 @@ class TestFigures:
 
 
 @pytest.mark.parametrize(
-    ("largest", "factor"),
-    [(1.0, 1), (0.6, 1), (0.5, 2), (0.11, 5), (0.02, 50), (-0.02, 50), (1e-9, 500), (0.0, 500)],
+    ("gaps", "factor"),
+    [
+        ([0.6], 1),
+        ([0.5], 2),
+        ([-0.11], 5),
+        ([0.02], 50),
+        ([0.02, 0.3], 2),
+        ([1e-9], 500),
+        ([], 500),
+    ],
 )
-def test_a_small_difference_is_magnified(largest, factor):
-    difference = np.full((2, 2), largest)
-    picture, times = magnified(difference)
-    assert times == factor
-    np.testing.assert_allclose(picture, factor * difference)
-    assert np.abs(picture).max() <= 1
+def test_small_differences_are_magnified_alike(gaps, factor):
+    def example(gap):
+        images = [np.full((4, 4), 128.0), np.full((4, 4), 128 + 255 * gap)]
+        return Example("m", "fgsm", "white-box", 0, 1, 2, {"linf": abs(gap)}, np.stack(images))
+
+    assert magnification([example(gap) for gap in gaps], (0, 255)) == factor
