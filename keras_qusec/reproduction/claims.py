@@ -294,10 +294,12 @@ def _gains(low: float) -> Callable[[Reproduction], Verdict]:
         rows = [row for row in figure.rows if row.series == "CQ"]
         worst = [row for row in rows if row.measure in (_WITHIN_LINF, _WITHIN_L2)]
         attacks = [row for row in rows if row not in worst]
-        gains = [100 * row.ours for row in attacks]
-        reason = f"CQ gains {min(gains):.0f} to {max(gains):.0f} points; in the worst case " + (
+        gains = [row.ours for row in attacks]
+        reason = (
+            f"CQ gains {_points(min(gains))} to {_points(max(gains))} points; in the worst case "
+        ) + (
             ", ".join(
-                f"{100 * row.ours:.0f} ({100 * (row.low or 0):.0f} to {100 * (row.high or 0):.0f}; "
+                f"{_points(row.ours)} ({_points(row.low)} to {_points(row.high)}; "
                 f"{'L-infinity' if row.measure == _WITHIN_LINF else 'L2'} {row.value:g})"
                 for row in worst
             )
@@ -407,6 +409,10 @@ def judged(data: str, figures: Mapping[str, Reproduction]) -> Table:
             verdict, reason = claim.judge(figures[claim.figure])
         rows.append([claim.text, verdict, claim.figure, reason])
     return Table(data, ["the paper says", "verdict", "figure", "measured"], rows)
+
+
+def _points(share: float | None) -> str:
+    return str(round(100 * (share or 0.0)))
 
 
 def _percent(share: float) -> str:
