@@ -75,7 +75,9 @@ def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:
     for axis, measure in zip(axes.flat, measures, strict=False):
         of_measure = [rows for rows in groups if rows[0].measure == measure]
         values = {rows[0].value for rows in of_measure}
-        if len(values) > 1 and not any(map(math.isinf, values)):
+        # A line needs a series of several values.
+        series = {rows[0].series for rows in of_measure}
+        if len(of_measure) > len(series) and not any(map(math.isinf, values)):
             _lines(axis, of_measure)
             axis.set_xlabel(reproduction.axis)
         else:

@@ -142,6 +142,18 @@ def test_a_loss_is_not_cut_off(monkeypatch, tmp_path):
     assert shares == (0, 102)
 
 
+def test_lines_are_drawn_through_several_values_of_a_series(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(
+        "keras_qusec.reproduction.plots.save", lambda figure, _: drawn.append(figure)
+    )
+    single = [ROW._replace(series="a"), ROW._replace(series="b", value=0.15)]
+    sweep = [ROW._replace(measure="sweep", value=value) for value in (0.1, 0.3)]
+    picture(result(*single, *sweep), tmp_path / "f.png")
+    bars, lines = (len(axis.patches) for axis in drawn[0].axes)
+    assert (bars > 0, lines) == (True, 0)
+
+
 def test_networks_of_another_backend_are_said(tmp_path, monkeypatch):
     class OneNetwork(Figure):
         name, title, claim = "one", "a title", "a claim."
