@@ -64,15 +64,11 @@ class Abstract(Figure):
 def _gain(defended: Row, undefended: Row) -> Row:
     """The difference of two shares, with Newcombe's interval from the intervals of both."""
     gain = defended.ours - undefended.ours
-    below, above = (
-        math.hypot(_half(*one), _half(*other)) for one, other in (
-            ((defended.ours, defended.low), (undefended.ours, undefended.high)),
-            ((defended.ours, defended.high), (undefended.ours, undefended.low)),
-        )
+    (below, above), (other_below, other_above) = (
+        (row.ours - (row.low or 0.0), (row.high or 0.0) - row.ours)
+        for row in (defended, undefended)
+    )
+    return defended._replace(
+        ours=gain, low=gain - math.hypot(below, other_above),
+        high=gain + math.hypot(above, other_below), paper=None, worst=None,
     )  # fmt: skip
-    return defended._replace(ours=gain, low=gain - below, high=gain + above, paper=None, worst=None)
-
-
-def _half(share: float, end: float | None) -> float:
-    """How far an end of an interval is from the share."""
-    return share - (share if end is None else end)

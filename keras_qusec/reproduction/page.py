@@ -114,11 +114,14 @@ def _best_sentence(figure: Reproduction) -> str:
         f"{rows[0].series}: {_robust(rows)}{_clean(figure, rows[0].series)}" for rows in rest
     )
     close = " and ".join(rows[0].series for rows in rest if _overlap(best, rows))
-    return " ".join([
-        sentence, *([f"{others[:1].upper()}{others[1:]}."] if others else []),
-        *([f"The intervals of {close} overlap with the best one's."] if close else []),
-        "Which is best was seen on these test images." if rest else "",
-    ]).strip()  # fmt: skip
+    parts = [sentence]
+    if rest:
+        parts.append(f"{others[0].upper()}{others[1:]}.")
+    if close:
+        parts.append(f"The intervals of {close} overlap with the best one's.")
+    if rest:
+        parts.append("Which is best was seen on these test images.")
+    return " ".join(parts)
 
 
 def _mean(rows: Sequence[Row]) -> float:

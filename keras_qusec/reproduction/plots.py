@@ -87,7 +87,7 @@ def picture(reproduction: Reproduction, path: str | os.PathLike) -> Path:
         axis.set_ylabel("%" if share else measure)
         if share:
             # A gain can be a loss.
-            lowest = min(min(row.ours, row.low or 0.0) for rows in of_measure for row in rows)
+            lowest = min(row.low or 0.0 for rows in of_measure for row in rows)
             axis.set_ylim(min(0.0, 110 * lowest), 102)
             axis.axhline(0, color="black", linewidth=0.8)
         axis.grid(alpha=0.3, axis="y")

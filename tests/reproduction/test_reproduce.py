@@ -129,11 +129,17 @@ def test_settings_of_the_paper():
     assert (colour.epochs, colour.images, colour.epsilon) == (1, 20, 0.1)
 
 
-def test_a_loss_is_not_cut_off(monkeypatch, tmp_path):
-    drawn = []
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of matplotlib that are drawn, instead of files."""
+    figures = []
     monkeypatch.setattr(
-        "keras_qusec.reproduction.plots.save", lambda figure, _: drawn.append(figure)
+        "keras_qusec.reproduction.plots.save", lambda figure, _: figures.append(figure)
     )
+    return figures
+
+
+def test_a_loss_is_not_cut_off(drawn, tmp_path):
     loss = ROW._replace(ours=-0.12, low=-0.2, high=0.02, worst=None)
     picture(result(loss, ROW._replace(measure="CW")), tmp_path / "f.png")
     (figure,) = drawn
@@ -142,11 +148,7 @@ def test_a_loss_is_not_cut_off(monkeypatch, tmp_path):
     assert shares == (0, 102)
 
 
-def test_lines_are_drawn_through_several_values_of_a_series(monkeypatch, tmp_path):
-    drawn = []
-    monkeypatch.setattr(
-        "keras_qusec.reproduction.plots.save", lambda figure, _: drawn.append(figure)
-    )
+def test_lines_are_drawn_through_several_values_of_a_series(drawn, tmp_path):
     single = [ROW._replace(series="a"), ROW._replace(series="b", value=0.15)]
     sweep = [ROW._replace(measure="sweep", value=value) for value in (0.1, 0.3)]
     picture(result(*single, *sweep), tmp_path / "f.png")
