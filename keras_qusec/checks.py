@@ -159,9 +159,12 @@ def class_labels(
             "class numbers that are floats with y.astype('int64')."
         )
     if count and classes is not None and (y.min() < 0 or y.max() >= classes):
+        remedy = "Number the classes in the order of the model's outputs, from 0 up."
+        if y.min() == 1 and y.max() == classes:
+            remedy = "Classes that are numbered from 1 become right with y - 1."
         raise ValueError(
             f"Expected {name} from 0 to {classes - 1}, since the model has {classes} outputs. "
-            f"Received: {y.min()} to {y.max()}."
+            f"Received: {y.min()} to {y.max()}. {remedy}"
         )
     return y.astype("int64")
 

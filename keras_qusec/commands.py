@@ -57,6 +57,7 @@ def evaluate(options: argparse.Namespace) -> int:
         epsilons=epsilons,
         value_range=given.value_range,
         outputs=options.outputs,
+        class_names=given.class_names,
         draws=options.draws,
         threat_models=threat_models,
         source_model=given.sources or None,
@@ -86,6 +87,7 @@ class _Inputs(NamedTuple):
     x: Any
     y: Any
     value_range: tuple[float, float]
+    class_names: tuple[str, ...]
 
 
 def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
@@ -93,6 +95,7 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
     import numpy as np
 
     from keras_qusec import datasets
+    from keras_qusec.evaluation.inputs import check_class_names, class_names_of
 
     if options.images < 0:
         raise ValueError(
@@ -100,14 +103,20 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
         )
     models = _load_models([options.model, *more])
     sources = _load_models(options.source)
-    data = datasets.load(options.data, train=False)
+    named = class_names_of(options.classes, None, models)
+    data = datasets.load(options.data, train=False, class_names=named or None)
+    for name, model in models.items():
+        shapes = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
+        if len(shapes) == 1 and shapes[0][-1] is not None:
+            # A single output tells two classes apart.
+            check_class_names(data.class_names, max(2, shapes[0][-1]), name)
     total = len(data.x_test)
     rows = datasets.stratified_sample(data.y_test, options.images or total, options.seed)
     if len(rows) < total:
         print(f"{len(rows)} of {total} test images, each class at its share, seed {options.seed}.")
     low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
     x = data.x_test[rows] * np.float32(high - low) + np.float32(low)
-    return _Inputs(models, sources, x, data.y_test[rows], (low, high))
+    return _Inputs(models, sources, x, data.y_test[rows], (low, high), data.class_names)
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from keras_qusec.checks import class_labels
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+from keras_qusec.checks import class_labels, number
+from keras_qusec.image_folders import class_folders, class_names_of, images_by_class
 
 
 class Dataset(NamedTuple):
-    """Images ``(n, height, width, channels)`` float32 in [0, 1]; labels ``(n,)`` int64."""
+    """Images ``(n, height, width, channels)`` float32 in [0, 1]; labels ``(n,)`` int64.
+
+    `class_names` are in the order of the classes' numbers; empty where nothing names them.
+    """
 
     name: str
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
+    class_names: tuple[str, ...] = ()
 
     @property
     def is_colour(self) -> bool:
@@ -30,7 +33,9 @@ class Dataset(NamedTuple):
         return bool(self.x_train.shape[-1] == 3)
 
 
-def load(name: str | os.PathLike, *, train: bool = True) -> Dataset:
+def load(
+    name: str | os.PathLike, *, train: bool = True, class_names: Sequence[str] | None = None
+) -> Dataset:
     """Load a data set by name, or any ``.npz`` file or folder of images by path.
 
     Args:
@@ -39,6 +44,7 @@ def load(name: str | os.PathLike, *, train: bool = True) -> Dataset:
             of images by class.
         train: whether training images are needed; without, a file or folder may have test images
             alone, and ``x_train`` is then empty.
+        class_names: of a folder, in the order of the classes' numbers; see `load_folder`.
 
     Returns:
         `Dataset`.
@@ -58,7 +64,7 @@ def load(name: str | os.PathLike, *, train: bool = True) -> Dataset:
     if str(name).endswith(".npz"):
         return load_npz(name, train=train)
     if Path(name).is_dir():
-        return load_folder(name, train=train)
+        return load_folder(name, train=train, class_names=class_names)
     raise ValueError(
         f"Expected one of {', '.join(_LOADERS)}, the path of an .npz file, or a folder of images "
         f"by class. Received: {str(name)!r}."
@@ -101,7 +107,7 @@ def load_npz(path: str | os.PathLike, *, train: bool = True) -> Dataset:
     Args:
         path: file written by `numpy.savez`. Images are uint8 from 0 to 255, or floats
             in [0, 1]; ``(n, height, width)`` or ``(n, height, width, channels)``. Labels are
-            integers, ``(n,)`` or ``(n, 1)``.
+            integers, ``(n,)`` or ``(n, 1)``. An array class_names of strings may name the classes.
         train: whether training images are needed. Without, x_test and y_test, or x and y, are
             enough.
 
@@ -135,21 +141,43 @@ def load_npz(path: str | os.PathLike, *, train: bool = True) -> Dataset:
                 f"{', '.join(file.files) or 'none'}. Missing: {', '.join(missing)}."
             )
         arrays = [file[name] for name in names]
-    return _dataset(path.stem, *(arrays if train else [arrays[0][:0], arrays[1][:0], *arrays]))
+        named = tuple(map(str, file["class_names"])) if "class_names" in found else ()
+    arrays = arrays if train else [arrays[0][:0], arrays[1][:0], *arrays]
+    data = _dataset(path.stem, *arrays)._replace(class_names=named)
+    if train:
+        _check_trained_classes(data.y_train, data.y_test, path)
+    return data
 
 
-def load_folder(path: str | os.PathLike, *, train: bool = True) -> Dataset:
+def _check_trained_classes(y_train: np.ndarray, y_test: np.ndarray, path: Path) -> None:
+    """Raise a ValueError for test images of a class that no training image has."""
+    missing = sorted(set(y_test.tolist()) - set(y_train.tolist()))
+    if missing:
+        raise ValueError(
+            f"Expected training images of each class of the test images in {path}. Received: "
+            f"none of class {', '.join(map(str, missing[:10]))}. Number the classes of both "
+            "parts alike, from 0 up."
+        )
+
+
+def load_folder(
+    path: str | os.PathLike, *, train: bool = True, class_names: Sequence[str] | None = None
+) -> Dataset:
     """Load images of a folder that has a folder for each class.
 
     Args:
         path: a folder with ``train`` and ``test`` in it, each with a folder for each class; or,
-            without training images, the folders of the classes themselves. Classes are numbered
-            in the order of their names. Images are PNG, JPEG, BMP, GIF or WebP, all of one size,
-            and are read as grey if all of them are.
+            without training images, the folders of the classes themselves. Images are PNG, JPEG,
+            BMP, GIF, WebP, TIFF, PPM or PGM, all of one size, and are read as grey if all of them
+            are. Files and folders whose names begin with a dot are left out.
         train: whether training images are needed.
+        class_names: names of the folders in the order of the classes' numbers. Default: the
+            folders in ``train`` in the order of their names, also for ``test``; without ``train``
+            the folders that there are.
 
     Raises:
-        ValueError: for a folder without such images, or of images of several sizes.
+        ValueError: for a folder that ``train`` or `class_names` lacks, a folder without images or
+            with folders of its own, or images of several sizes; the error names the folder.
         ImportError: without Pillow.
 
     Example:
@@ -160,57 +188,37 @@ def load_folder(path: str | os.PathLike, *, train: bool = True) -> Dataset:
     >>> for name in ("cat", "dog"):
     ...     (folder / name).mkdir()
     ...     imsave(folder / name / "1.png", np.random.rand(8, 8, 3))
-    >>> load_folder(folder, train=False).x_test.shape
-    (2, 8, 8, 3)
+    >>> data = load_folder(folder, train=False)
+    >>> data.x_test.shape, data.class_names
+    ((2, 8, 8, 3), ('cat', 'dog'))
     """
     path = Path(path)
-    parts = [path / name for name in ("train", "test") if (path / name).is_dir()]
+    # A folder of images alone is a class that happens to be called so.
+    parts = {name: path / name for name in ("train", "test") if class_folders(path / name)}
     if train and len(parts) < 2:
         raise ValueError(
             f"Expected folders train and test in {path}, each with a folder for each class, since "
             f"training needs them. Received: {', '.join(sorted(p.name for p in path.iterdir()))}."
         )
-    x_test, y_test = _images_by_class(path / "test" if (path / "test").is_dir() else path)
+    tested = parts.get("test", path)
+    if list(parts) == ["train"]:
+        raise ValueError(
+            f"Expected test images in {path}, in a folder test beside train. Received: train "
+            f"alone. Attacking training images overstates robustness; give {path / 'train'} itself "
+            "if that is what you want."
+        )
+    # Numbered once, so that a class that the test images lack does not move the others.
+    numbered = parts.get("train", tested)
+    names = class_names_of(numbered, class_names)
+    source = str(numbered) if class_names is None else "class_names"
+    x_test, y_test = images_by_class(tested, names, source)
     x_train, y_train = x_test[:0], y_test[:0]
     if train:
-        x_train, y_train = _images_by_class(path / "train")
-    return _dataset(path.name, x_train, y_train, x_test, y_test)
-
-
-def _images_by_class(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The images of a folder of classes as bytes, and their classes."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "Folders of images need Pillow. Install it with: pip install pillow"
-        ) from error
-    classes = sorted(one for one in folder.iterdir() if one.is_dir())
-    paths = [
-        (number, path)
-        for number, one in enumerate(classes)
-        for path in sorted(one.iterdir())
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    if not paths:
-        raise ValueError(
-            f"Expected a folder for each class in {folder}, with images ({', '.join(_SUFFIXES)}). "
-            f"Received: {len(classes)} folders without any."
-        )
-    images, modes = [], set()
-    for _, path in paths:
-        with Image.open(path) as image:
-            modes.add(image.mode in ("1", "L"))
-            images.append((path, image.convert("RGB")))
-    sizes = {image.size for _, image in images}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"Expected images of one size in {folder}. Received: "
-            f"{', '.join(f'{w}x{h}' for w, h in sorted(sizes)[:4])}. Resize them first."
-        )
-    mode = "L" if modes == {True} else "RGB"
-    x = np.stack([np.asarray(image.convert(mode)) for _, image in images])
-    return x, np.array([number for number, _ in paths])
+        x_train, y_train = images_by_class(parts["train"], names, source)
+    data = _dataset(path.name, x_train, y_train, x_test, y_test)._replace(class_names=names)
+    if train:
+        _check_trained_classes(data.y_train, data.y_test, path)
+    return data
 
 
 def arrays_of(data: Any, y: Any = None, *, name: str = "x") -> tuple[np.ndarray, np.ndarray]:
@@ -312,6 +320,93 @@ def stratified_sample(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarr
         for one, size in zip(classes, shares, strict=True)
     ]
     return np.sort(np.concatenate(rows))
+
+
+def split(
+    x: np.ndarray, y: np.ndarray, share: float = 0.1, *, seed: int = 0
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Images and labels in two parts, each class at its share in both, for example to validate.
+
+    The end of a data set is no such part: images often come class by class.
+
+    Args:
+        x: images ``(n, ...)``.
+        y: classes ``(n,)``.
+        share: of the second part, between 0 and 1.
+        seed: the same seed gives the same parts.
+
+    Returns:
+        ``(x, y)`` of the first part and ``(x, y)`` of the second, each in its order before.
+
+    Raises:
+        ValueError: for a share that is not between 0 and 1.
+
+    Example:
+
+    >>> from keras_qusec.datasets import split
+    >>> x, y = np.zeros((40, 2)), np.repeat([0, 1], 20)
+    >>> _, (_, held_out) = split(x, y)
+    >>> held_out.tolist()
+    [0, 0, 1, 1]
+    """
+    share = number(share, "share", above=0, most=1)
+    x, y = np.asarray(x), class_labels(y, len(x))
+    held_out = np.zeros(len(x), bool)
+    held_out[stratified_sample(y, round(share * len(x)), seed)] = True
+    return (x[~held_out], y[~held_out]), (x[held_out], y[held_out])
+
+
+def spread_rows(total: int, count: int) -> np.ndarray:
+    """Rows spread evenly over a number of rows, at most `count` of them, in rising order.
+
+    A check that looks at a few images must not look at one class only.
+
+    Example:
+
+    >>> from keras_qusec.datasets import spread_rows
+    >>> spread_rows(10, 3).tolist()
+    [0, 4, 9]
+    """
+    return np.linspace(0, total - 1, min(count, total)).astype(int)
+
+
+def in_mixed_order(data: Dataset) -> Dataset:
+    """A data set whose beginning has all classes.
+
+    Images that come class by class are put into a random order with a fixed seed; in any other
+    data set they stay where they are.
+
+    Example:
+
+    >>> from keras_qusec.datasets import Dataset, in_mixed_order
+    >>> x, y = np.zeros((100, 4, 4, 1)), np.repeat([0, 1], 50)
+    >>> sorted(set(in_mixed_order(Dataset("a", x, y, x, y)).y_test[:10].tolist()))
+    [0, 1]
+    """
+    parts: dict[str, Any] = {}
+    for part in ("train", "test"):
+        x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+        if comes_by_class(y):
+            order = np.random.default_rng(0).permutation(len(y))
+            parts |= {f"x_{part}": x[order], f"y_{part}": y[order]}
+    return data._replace(**parts)
+
+
+def comes_by_class(labels: np.ndarray) -> bool:
+    """Whether images follow others of their class much more often than by chance.
+
+    Example:
+
+    >>> from keras_qusec.datasets import comes_by_class
+    >>> comes_by_class(np.repeat(np.arange(10), 20)), comes_by_class(np.arange(200) % 10)
+    (True, False)
+    """
+    if len(labels) < 2:
+        return False
+    _, counts = np.unique(labels, return_counts=True)
+    by_chance = float(np.square(counts / len(labels)).sum())
+    same = float((labels[1:] == labels[:-1]).mean())
+    return len(counts) > 1 and same > (1 + by_chance) / 2
 
 
 def _from_keras(name: str) -> Dataset:

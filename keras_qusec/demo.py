@@ -106,7 +106,8 @@ def run_demo(
     import_foolbox()
     data = datasets.mnist5k() if data is None else data
     keras.utils.set_random_seed(SEED)
-    x, y = data.x_test[:images], data.y_test[:images]
+    rows = datasets.stratified_sample(data.y_test, images, SEED)
+    x, y = data.x_test[rows], data.y_test[rows]
     contestants = contenders(x, y)
     curves = {}
     for index, (name, contender) in enumerate(contestants.items()):

@@ -13,14 +13,16 @@ from keras_qusec.attacks import Attack, AttackedModel, Goal, registry
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import class_labels, whole_number
 from keras_qusec.checks import value_range as checked_range
-from keras_qusec.datasets import arrays_of
+from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation.gallery import examples_of
 from keras_qusec.evaluation.inputs import (
     attacked_model,
+    check_class_names,
     check_epsilons,
     check_same_classes,
     check_sources,
+    class_names_of,
     clean_logits,
     data_format_of,
     epsilons_of,
@@ -59,6 +61,7 @@ def evaluate_robustness(
     value_range: tuple[float, float] = (0.0, 1.0),
     outputs: str | None = None,
     data_format: str | None = None,
+    class_names: Sequence[str] | None = None,
     draws: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -112,6 +115,8 @@ def evaluate_robustness(
             their outputs are, such as subclassed ones.
         data_format: ``"channels_last"`` or ``"channels_first"``, for models none of whose layers
             says where the images have their channels.
+        class_names: of the classes in the order of their numbers, shown beside broken images.
+            Default: those of a data set from folders, or of a model that has `class_names`.
         draws: for random models, how many draws are averaged: the mean of their probabilities
             is attacked and judged (expectation over transformation). Default 1, and 20 for
             "autoattack-rand".
@@ -143,8 +148,9 @@ def evaluate_robustness(
     0.5
     """
     import_foolbox()
-    x, y = arrays_of(x, y)
     named = models_of(model, "model")
+    class_names = class_names_of(class_names, x, named)
+    x, y = arrays_of(x, y)
     named_sources = models_of(source_model, "source_model") if source_model is not None else {}
     threats = threat_models_of(threat_models)
     pixels = checked_range(value_range)
@@ -175,9 +181,12 @@ def evaluate_robustness(
     chosen |= own
     radii |= {name: radii_of(name, a, by_norm, shape, pixels) for name, a in own.items()}
     logits = {name: clean_logits(m, x, batch_size, name) for name, m in models.items()}
-    source_logits = {name: clean_logits(m, x[:8], 8, name) for name, m in sources.items()}
+    few = spread_rows(len(x), 8)
+    source_logits = {name: clean_logits(m, x[few], 8, name) for name, m in sources.items()}
     for name, values in source_logits.items():
         check_same_classes(logits, values, name)
+    for name, values in logits.items():
+        check_class_names(class_names, values.shape[1], name)
     first = next(iter(logits.values()))
     labels = class_labels(y, len(x), classes=first.shape[1])
     plan = Plan(
@@ -200,6 +209,8 @@ def evaluate_robustness(
     )
     rule = targets if isinstance(targets, str) or targets is None else "classes given"
     provenance = provenance_of(plan, models, sources, rule)
+    if class_names:
+        provenance["class names"] = list(class_names)
     units = [
         unit
         for unit in plan.units(_transfers(models, logits, sources, source_logits))
@@ -243,7 +254,9 @@ def evaluate_robustness(
             *observations_of(plan, models, logits),
         ],
         gallery=[
-            example for name, m in models.items() for example in examples_of(name, m, results, plan)
+            example
+            for name, m in models.items()
+            for example in examples_of(name, m, results, plan, class_names)
         ],
     )
 
@@ -312,7 +325,7 @@ def _transfers(
 
     def is_same(name: str, source: str) -> bool:
         # Two classes may have the same configuration and weights, and yet do something else.
-        own = logits[name][: len(source_logits[source])]
+        own = logits[name][spread_rows(len(logits[name]), len(source_logits[source]))]
         alike = models[name].digest == sources[source].digest
         return alike and np.allclose(own, source_logits[source], rtol=1e-3, atol=1e-5)
 

@@ -122,6 +122,7 @@ def _add_evaluate(commands: Any) -> None:
         "--compare", nargs="+", default=[], metavar="MODEL", help="more classifiers, same report"
     )
     _add_data(evaluate)
+    _add_classes(evaluate)
     evaluate.add_argument(
         "--images", type=int, default=200,
         help="test images attacked, a stratified sample; 0 for all (default: 200)",
@@ -173,6 +174,7 @@ def _add_audit(commands: Any) -> None:
     )
     audit.add_argument("model", help="a .keras file: a classifier, logits or softmax")
     _add_data(audit)
+    _add_classes(audit)
     audit.add_argument(
         "--epsilon", type=_radius, metavar="EPS",
         help="L-infinity radius in units of the pixel values, such as 0.3 or 8/255 (default: 0.3 "
@@ -306,6 +308,14 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         help="mnist5k, mnist, fashion_mnist, cifar10, an .npz file, or a folder of images by class "
         "(default: mnist5k)",
     )
+
+
+def _add_classes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--classes", nargs="+", metavar="NAME",
+        help="names of a folder's classes in the order of the model's outputs (default: the "
+        "folders of train beside test, else those of --data)",
+    )  # fmt: skip
 
 
 def _radius(text: str) -> float:

@@ -177,10 +177,91 @@ def test_grey_folders_have_one_channel(tmp_path):
     assert datasets.load(tmp_path, train=False).x_test.shape == (2, 6, 5, 1)
 
 
-def test_folders_that_cannot_be_read(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(ValueError, match="1 folders without any"):
+def test_classes_are_numbered_once(tmp_path):
+    save_images(tmp_path / "train", ["ant", "cat", "dog"])
+    save_images(tmp_path / "test", ["cat", "dog"])
+    # Hidden folders, as notebooks leave them behind, are no classes.
+    for part in ("train", "test", "train/cat"):
+        (tmp_path / part / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"not an image")
+    for train in (True, False):
+        data = datasets.load(tmp_path, train=train)
+        assert data.class_names == ("ant", "cat", "dog")
+        assert data.y_test.tolist() == [1, 1, 2, 2]
+    # A folder alone is numbered by its own folders, or by names that say how.
+    alone = tmp_path / "test"
+    assert datasets.load(alone, train=False).y_test.tolist() == [0, 0, 1, 1]
+    data = datasets.load(alone, train=False, class_names=["dog", "ant", "cat"])
+    assert data.y_test.tolist() == [2, 2, 0, 0]
+    assert data.class_names == ("dog", "ant", "cat")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    save_images(tmp_path, ["bus", "train"])
+    data = datasets.load(tmp_path, train=False)
+    assert data.class_names == ("bus", "train")
+
+
+def test_a_link_to_a_folder_is_a_class(tmp_path):
+    save_images(tmp_path / "elsewhere", ["a", "b"])
+    (tmp_path / "data").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert datasets.load(tmp_path / "data", train=False).y_test.tolist() == [0, 0, 1, 1]
+
+
+def test_training_images_alone_are_no_test_images(tmp_path):
+    save_images(tmp_path / "train", ["a", "b"])
+    with pytest.raises(ValueError, match="Received: train alone"):
         datasets.load(tmp_path, train=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: save_images(f / "test", ["cow"]), r"test: cat, dog. Received: cow\."),
+        (
+            lambda f: save_images(f / "test", ["Cat"]),
+            "differ in upper and lower|Did you mean 'cat'",
+        ),
+        (lambda f: save_images(f / "train", ["CAT"]), "CAT, cat.*upper and lower case"),
+        (lambda f: (f / "train" / "eel").mkdir(), "train/eel, the folder of a class"),
+        (lambda f: (f / "test" / "eel").mkdir(), "test: cat, dog. Received: eel"),
+        (lambda f: save_images(f / "test" / "cat", ["in"]), r"test/cat.*folders in it \(in\)"),
+        (lambda f: (f / "test/cat/5.png").symlink_to(f / "gone"), "can be read. Received: .*5.png"),
+        (lambda f: save_images(f / "train", ["new"]), None),
+    ],
+)
+def test_folders_that_are_no_classes_are_named(tmp_path, change, words):
+    for part in ("train", "test"):
+        save_images(tmp_path / part, ["cat", "dog"])
+    change(tmp_path)
+    if words is None:  # a class without test images moves no number
+        assert datasets.load(tmp_path).y_test.tolist() == [0, 0, 1, 1]
+        return
+    with pytest.raises(ValueError, match=words):
+        datasets.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [(["a"], "classes of class_names.*Received: b"), (["a", "a", "b"], "each once")],
+)
+def test_class_names_that_do_not_fit(tmp_path, names, words):
+    save_images(tmp_path, ["a", "b"])
+    with pytest.raises(ValueError, match=words):
+        datasets.load(tmp_path, train=False, class_names=names)
+
+
+def test_folders_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match="Received: no folder"):
+        datasets.load(tmp_path, train=False)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("none")
+    with pytest.raises(ValueError, match="1 other files"):
+        datasets.load(tmp_path, train=False)
+    (tmp_path / "a" / "notes.txt").rename(tmp_path / "notes.txt")
+    (tmp_path / "a").rmdir()
     save_images(tmp_path, ["b"])
     save_images(tmp_path, ["c"], shape=(7, 7, 3))
     with pytest.raises(ValueError, match="5x6, 7x7"):
@@ -194,6 +275,44 @@ def test_npz_of_test_images_alone(tmp_path):
         assert (len(data.x_train), len(data.x_test)) == (0, 11)
         with pytest.raises(ValueError, match="Missing: x_train"):
             datasets.load(tmp_path / "few.npz")
+
+
+def test_npz_of_several_numberings(tmp_path):
+    arrays = {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match="none of class 3"):
+        datasets.load(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", **{**arrays, "y_test": Y}, class_names=["x", "y", "z"])
+    assert datasets.load(tmp_path / "b.npz").class_names == ("x", "y", "z")
+
+
+SORTED = np.repeat(np.arange(5), 40)
+
+
+def test_data_that_come_class_by_class():
+    """What is taken of a sorted data set has all classes, and what is mixed stays as it is."""
+    x = np.arange(200.0).reshape(-1, 1)
+    (x_first, first), (x_second, second) = datasets.split(x, SORTED, 0.1)
+    assert np.bincount(first).tolist() == [36] * 5
+    assert np.bincount(second).tolist() == [4] * 5
+    assert sorted([*x_first[:, 0], *x_second[:, 0]]) == x[:, 0].tolist()
+    np.testing.assert_array_equal(SORTED[x_second[:, 0].astype(int)], second)
+    with pytest.raises(ValueError, match="share"):
+        datasets.split(x, SORTED, 0.0)
+    assert datasets.comes_by_class(SORTED)
+    for labels in (SORTED[np.random.default_rng(0).permutation(200)], np.zeros(9), np.arange(9)):
+        assert not datasets.comes_by_class(labels)
+    data = datasets.Dataset("sorted", x, SORTED, x, SORTED)
+    mixed = datasets.in_mixed_order(data)
+    assert len(set(mixed.y_test[:20])) == 5
+    np.testing.assert_array_equal(SORTED[mixed.x_train[:, 0].astype(int)], mixed.y_train)
+    assert datasets.in_mixed_order(mixed).y_test is mixed.y_test
+
+
+def test_rows_spread_evenly():
+    assert datasets.spread_rows(200, 5).tolist() == [0, 49, 99, 149, 199]
+    assert datasets.spread_rows(3, 5).tolist() == [0, 1, 2]
+    assert datasets.spread_rows(0, 5).tolist() == []
 
 
 def test_a_stratified_sample():

@@ -27,6 +27,7 @@ ROOMS = [
     "classifiers",
     "expected_inputs",
     "models",
+    "image_folders",
     "datasets",
     "plots",
     "defenses",

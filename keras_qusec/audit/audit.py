@@ -16,12 +16,12 @@ from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, get
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.audit.check import NOT_RUN, Check, Finding
 from keras_qusec.audit.evidence import BUDGETS, HARDNESSES, JUDGED, TARGETED, Budget, Evidence
-from keras_qusec.audit.random_outputs import LIMIT, difference_between_calls
+from keras_qusec.audit.random_outputs import CALLED, LIMIT, difference_between_calls
 from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
 from keras_qusec.audit.surrogate_gradients import through_front
 from keras_qusec.audit.transfer import substitute
-from keras_qusec.datasets import arrays_of
+from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluate import evaluate_robustness
 from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of
@@ -132,7 +132,8 @@ def audit_robustness(
     last = np.moveaxis(images, 1, -1) if form == "channels_first" else images
     with surrogates_in_force({}):
         attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
-    if draws == 1 and difference_between_calls(attacked, last[:64]) > LIMIT:
+    called = last[spread_rows(len(last), CALLED)]
+    if draws == 1 and difference_between_calls(attacked, called) > LIMIT:
         return _of_random_model(attacked, last, y, epsilon, judged, budget, seed)
     labels = _labels(y, len(images), attacked, last)
     correct = attacked.predictions(last) == labels

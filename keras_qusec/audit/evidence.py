@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_qusec import norms
 from keras_qusec.attacks import Attack, AttackedModel, Goal
+from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation.results import Result
 from keras_qusec.report import RobustnessReport
 
@@ -158,8 +159,8 @@ class Evidence:
         return np.random.default_rng(self.seed)
 
     def looked_at(self, count: int) -> np.ndarray:
-        """The first rows that are classified correctly."""
-        return self.rows[:count]
+        """Rows that are classified correctly, spread evenly over the images."""
+        return self.rows[spread_rows(len(self.rows), count)]
 
     @functools.cached_property
     def judged(self) -> np.ndarray:

@@ -81,7 +81,7 @@ def compare(
         defenses: names of `keras_qusec.comparison.names`, default all.
         epsilons: radii in rising order, L-infinity; the largest is that of training.
         attacks: a list of attacks as in `evaluate_robustness`.
-        images: test images attacked, the first.
+        images: test images attacked, a sample that has each class at its share.
         epochs: epochs of each classifier.
         seed: seed of all that is random.
         folder: where trained models and finished evaluations are kept. Called again, a defence
@@ -140,6 +140,7 @@ def compare(
                 report(one.name, (1 + len(measured)) / (2 + len(chosen)))
     made_with = {
         "data": loaded.name,
+        "test images": len(loaded.x_test),
         "training images": len(loaded.x_train),
         "epochs": epochs,
         "seed": seed,
@@ -161,11 +162,13 @@ def run_unit(
     folder = settings.folder
     model, seconds = trained(name, folder, settings.training(data), contender.make)
     source, _ = trained("source", folder, settings.source_training(data), contender.make)
-    x, y = data.x_test[: settings.images], data.y_test[: settings.images]
+    rows = datasets.stratified_sample(data.y_test, settings.images, settings.seed)
+    x, y = data.x_test[rows], data.y_test[rows]
     evaluated = evaluate_robustness(
         {name: model}, x, y, attacks=list(settings.attacks), epsilons=settings.epsilons,
         threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended, another seed": source}, seed=settings.seed,
+        class_names=data.class_names,
         resume_dir=Path(folder) / f"{name}-evaluation", progress=False,
     )  # fmt: skip
     return Measured(

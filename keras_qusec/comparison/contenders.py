@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_qusec.attacks import FGSM
 from keras_qusec.checks import closest
-from keras_qusec.datasets import Dataset
+from keras_qusec.datasets import Dataset, stratified_sample
 from keras_qusec.defenses import (
     APEGAN,
     WGANGP,
@@ -92,7 +92,8 @@ def _squeezing(training: Training) -> keras.Model:
     if training.data.is_colour:
         squeezers = [BitDepthReduction(5), MedianSmoothing(2), NonLocalMeans(13, 3, 2 / 255)]
     detector = SqueezingDetector(training.fitted(training.network()), squeezers)
-    detector.calibrate(training.data.x_train[:1000], false_positive_rate=0.05)
+    rows = stratified_sample(training.data.y_train, 1000)
+    detector.calibrate(training.data.x_train[rows], false_positive_rate=0.05)
     return detector
 
 

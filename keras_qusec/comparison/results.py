@@ -84,9 +84,10 @@ class Comparison:
             "Worst is the accuracy under all attacks of all threat models: the figure to read. "
             "White-box alone is no evidence for a defence that masks gradients. A detector's "
             "rejected clean image is an error, and an adversarial example must be accepted.",
-            f"{identity['images']} test images of {made['data']}, {made['epochs']} epochs on "
-            f"{made['training images']} images, seed {made['seed']}, one training each; attacks: "
-            f"{attacks}. Black-box examples are made on an undefended network of another seed.",
+            f"{identity['images']} of {made['test images']} test images of {made['data']}, each "
+            f"class at its share; {made['epochs']} epochs on {made['training images']} images, "
+            f"seed {made['seed']}, one training each; attacks: {attacks}. "
+            "Black-box examples are made on an undefended network of another seed.",
             f"Settings: {settings}.",
             "95 %: interval of the worst case. Train: all training. Infer: time of an image in "
             "predict, in multiples of the undefended network's. Params: weights, in thousands.",

@@ -19,7 +19,11 @@ _SHOWN = 4
 
 
 def examples_of(
-    name: str, model: AttackedModel, results: Sequence[Result], plan: Plan
+    name: str,
+    model: AttackedModel,
+    results: Sequence[Result],
+    plan: Plan,
+    class_names: Sequence[str] = (),
 ) -> list[Example]:
     """Broken images of one model, one of each attack in turn.
 
@@ -28,6 +32,7 @@ def examples_of(
         model: the model.
         results: all results; those of other models are passed over.
         plan: the plan for all images.
+        class_names: of the classes in their order; empty for their numbers.
     """
     own = [result for result in results if result.model == name]
     # In turn over the attacks, so that a few images show many attacks.
@@ -46,16 +51,20 @@ def examples_of(
         pair = np.stack([plan.x[index], result.examples[index]])
         behind = behind_defense(model, pair)
         sizes = norms.distances(pair[:1], pair[1:])
+        label, prediction = int(plan.goal.labels[index]), int(model.predictions(pair[1:])[0])
+        # A prediction below 0 is no class.
+        named = class_names and prediction >= 0
         examples.append(
             Example(
                 name,
                 result.attack,
                 result.threat_model,
                 index,
-                int(plan.goal.labels[index]),
-                int(model.predictions(pair[1:])[0]),
+                label,
+                prediction,
                 {norm: float(size[0]) for norm, size in sizes.items()},
                 pair if behind is None else np.concatenate([pair, behind]),
+                (class_names[label], class_names[prediction]) if named else (),
             )
         )
     return examples

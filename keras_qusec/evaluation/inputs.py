@@ -18,6 +18,7 @@ from keras_qusec.classifiers import (
     check_not_probabilities,
     check_one_of_each,
 )
+from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import channels_first, check_expected_range
@@ -45,6 +46,39 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model]:
             )
         check_one_of_each(value)
     return {str(key): value for key, value in models.items()}
+
+
+def class_names_of(
+    said: Sequence[str] | None, data: Any, models: Mapping[str, keras.Model]
+) -> tuple[str, ...]:
+    """The names of the classes: those given, or those of the data set or of a model; or none.
+
+    Args:
+        said: names given by the user, or None.
+        data: what the user gave as images; data sets of Keras from folders have `class_names`.
+        models: attacked models; one may have an attribute `class_names`.
+    """
+    owners = [data, *models.values()]
+    found = [said, *(getattr(owner, "class_names", None) for owner in owners)]
+    return next((tuple(map(str, names)) for names in found if names), ())
+
+
+def check_class_names(names: Sequence[str], classes: int, model: str) -> None:
+    """Raise a ValueError for names of classes that are not as many as a model's outputs.
+
+    Args:
+        names: of the classes; none is right too.
+        classes: that the model tells apart.
+        model: its name.
+    """
+    if names and len(names) != classes:
+        shown = ", ".join([*names[:12], "..."] if len(names) > 12 else names)
+        raise ValueError(
+            f"Expected as many classes as the model {model!r} tells apart, {classes}. Received: "
+            f"{len(names)} ({shown}). A folder of test images numbers its classes by the folders "
+            "in train beside test; without, give the names of all classes in the order of the "
+            "model's outputs (class_names; --classes on the command line)."
+        )
 
 
 def threat_models_of(given: Any) -> tuple[ThreatModel, ...]:
@@ -242,7 +276,7 @@ def attacked_model(
     """
     attacked = AttackedModel(model, value_range, **{**settings, "draws": 1})
     noise = np.random.default_rng(0).uniform(*value_range, (8, *x.shape[1:]))
-    probe = np.concatenate([x[:8], noise.astype("float32")])
+    probe = np.concatenate([x[spread_rows(len(x), 8)], noise.astype("float32")])
     first, second = attacked.repeated(probe, calls=2)
     if not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
         if settings["draws"] == 1:

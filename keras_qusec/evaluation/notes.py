@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel
+from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation.plan import Plan
 from keras_qusec.evaluation.results import Failure, Result
 
@@ -78,7 +79,8 @@ def observations_of(
         logits: on the clean images, by model.
     """
     follow = any(attack.uses_gradients for attack in plan.attacks.values())
-    notes = []
+    classes = max(values.shape[1] for values in logits.values())
+    notes = _numbered_from_one(plan.goal.labels, classes)
     for name, model in models.items():
         notes += _near_chance(name, plan.correct[name], logits[name].shape[1])
         if model.draws > 1:
@@ -91,6 +93,16 @@ def observations_of(
         if follow:
             notes += _without_gradient(name, model, plan)
     return notes
+
+
+def _numbered_from_one(labels: np.ndarray, classes: int) -> list[str]:
+    """A note on labels that have every class but the first."""
+    if set(labels.tolist()) != set(range(1, classes)) or classes < 3:
+        return []
+    return [
+        f"The labels go from 1 to {classes - 1}, and no image is of class 0 of {classes}. If the "
+        "classes are numbered from 1, all figures are of wrong labels: give y - 1."
+    ]
 
 
 def _near_chance(name: str, correct: np.ndarray, classes: int) -> list[str]:
@@ -117,7 +129,8 @@ def _depends_on_batch(name: str, together: np.ndarray, alone: np.ndarray) -> lis
 
 def _without_gradient(name: str, model: AttackedModel, plan: Plan) -> list[str]:
     """Notes on clean images where no gradient that an attack follows says anything."""
-    rows = np.flatnonzero(plan.correct[name])[:_LOOKED_AT]
+    right = np.flatnonzero(plan.correct[name])
+    rows = right[spread_rows(len(right), _LOOKED_AT)]
     if not len(rows):
         return []
     own = _ascents(model, plan, rows)

@@ -86,6 +86,7 @@ class Example(NamedTuple):
         distances: by norm.
         images: clean and adversarial image; behind a defence also both as it leaves them.
             ``(2 or 4, ...)`` float32.
+        names: of the label and of the prediction; empty where classes have numbers alone.
     """
 
     model: str
@@ -96,6 +97,14 @@ class Example(NamedTuple):
     prediction: int
     distances: dict[str, float]
     images: np.ndarray
+    names: Sequence[str] = ()
+
+    @property
+    def shown_classes(self) -> tuple[str, str]:
+        """Label and prediction as a reader sees them."""
+        if self.names:
+            return self.names[0], self.names[1]
+        return str(self.label), "no class (NaN)" if self.prediction < 0 else str(self.prediction)
 
 
 def joined(batches: Sequence[tuple[int, Result]]) -> Result:

@@ -18,6 +18,7 @@ from keras_qusec import norms
 from keras_qusec.attacks import Attack, AttackedModel, Ensemble
 from keras_qusec.attacks.attacked_model import Counter
 from keras_qusec.attacks.base import BatchSearch
+from keras_qusec.datasets import spread_rows
 from keras_qusec.digests import digest
 from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.evaluation.results import Failure, Part, Result
@@ -364,7 +365,7 @@ class _Run:
             seconds=self.seconds,
             examples={
                 int(i): self.closest.images[i]
-                for i in (broken if keep_all else broken[:_KEPT_EXAMPLES])
+                for i in (broken if keep_all else broken[spread_rows(len(broken), _KEPT_EXAMPLES)])
             },
             parts=tuple(self.parts),
         )

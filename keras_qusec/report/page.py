@@ -207,10 +207,11 @@ def _example(example: Example, value_range: tuple[float, float], factor: int) ->
         pictures.append((difference, _png((1 + gap) / 2)))
     behind = ("clean, behind defence", "adversarial, behind defence")
     pictures += [(n, _png(i)) for n, i in zip(behind, example.images[2:], strict=False)]
+    label, prediction = example.shown_classes
     return {
         "number": example.number,
-        "label": example.label,
-        "prediction": example.prediction,
+        "label": label,
+        "prediction": prediction,
         "sizes": ", ".join(f"{symbol(n)} {size:.3g}" for n, size in example.distances.items()),
         "attack": example.attack,
         "threat": example.threat_model,

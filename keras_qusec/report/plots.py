@@ -241,8 +241,9 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
             f"{words(example.model)}\n{words(example.attack)}\n({words(example.threat_model)})",
             fontsize=8, rotation=0, ha="right", va="center",
         )  # fmt: skip
+        label, prediction = map(words, example.shown_classes)
         cells[1].set_xlabel(
-            f"{example.label} taken for {example.prediction}\n{sizes}",
+            f"{label} taken for {prediction}\n{sizes}",
             fontsize=7,
         )
     for column, title in zip(axes.T, titles, strict=False):

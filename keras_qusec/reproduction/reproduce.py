@@ -56,7 +56,7 @@ def reproduce(
     """
     import_foolbox()
     one = FIGURES[one_of(figure, "figure", FIGURES)]
-    loaded = datasets.load(data)
+    loaded = datasets.in_mixed_order(datasets.load(data))
     listed = [whole_number(seed, "seeds", least=0) for seed in seeds]
     if not listed:
         raise ValueError("Expected at least one of seeds. Received: none. One is seeds=(0,).")

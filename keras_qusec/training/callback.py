@@ -11,10 +11,9 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import attacks, checks
-from keras_qusec.attacks import AttackedModel, GradientAttack
+from keras_qusec.attacks import GradientAttack
 from keras_qusec.backends import backend
 from keras_qusec.classifiers import LOGITS, PROBABILITIES, known_kind
-from keras_qusec.datasets import arrays_of
 from keras_qusec.defenses import find_defenses
 from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.quantization import check_hardness
@@ -31,6 +30,7 @@ from keras_qusec.training.step import (
     StepSettings,
     micro_steps,
 )
+from keras_qusec.training.validation import AdversarialValidation
 
 Tensor = Any
 
@@ -81,8 +81,10 @@ class AdversarialTraining(keras.callbacks.Callback):
             defence, such as a quantizer; None means its own gradient. A small value trains
             against the adaptive attacker (BPDA).
         validation_data: ``(x, y)``, or a data set of batches ``(x, y)`` as `evaluate_robustness`
-            takes, on which ``val_adversarial_accuracy`` is measured after each epoch. Put this
-            callback before `ModelCheckpoint` or `EarlyStopping` that watch it.
+            takes, on which ``val_adversarial_accuracy`` is measured after each epoch, with the
+            weights that Keras validates if `fit` has validation data. Put this callback before
+            `ModelCheckpoint` or `EarlyStopping` that watch it, and behind a `SwapEMAWeights`. One
+            warning if the model has other weights after an epoch than were measured.
         validation_attack: attack of that measurement; default the training attack.
         attacked_input: key or position of the images for models with several inputs.
         outputs: ``"logits"`` or ``"probabilities"``, where the model's graph does not say what
@@ -165,7 +167,6 @@ class AdversarialTraining(keras.callbacks.Callback):
             if gradient_hardness is None
             else check_hardness(gradient_hardness, "gradient_hardness")
         )
-        self.validation_data = _validation_pair(validation_data)
         self.validation_attack = self.attack
         if validation_attack is not None:
             self.validation_attack = _ball_attack(validation_attack, {}, "validation_attack")
@@ -174,7 +175,15 @@ class AdversarialTraining(keras.callbacks.Callback):
             checks.one_of(outputs, "outputs", (LOGITS, PROBABILITIES))
         self.outputs = outputs
         self.seed = checks.whole_number(seed, "seed", least=0)
-        self._validated: AttackedModel | None = None
+        self._validation: AdversarialValidation | None = None
+        if validation_data is not None:
+            self._validation = AdversarialValidation(
+                validation_data,
+                self.validation_attack,
+                self.outputs,
+                self.gradient_hardness,
+                self.seed,
+            )
         self._function: AdversarialFunction | None = None
         # A compiled step, kept for the next fit of the same model with this callback.
         self._compiled: AdversarialFunction | None = None
@@ -210,6 +219,8 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._reports = []
+        if self._validation is not None:
+            self._validation.begin_epoch(self.model)
         if not self._offset_known and self._scheduled:
             # Counted from the optimizer's iterations, which are state on every backend and are
             # restored with the model; a number of this callback would be frozen on JAX.
@@ -220,6 +231,8 @@ class AdversarialTraining(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self._function is not None:
             self._function.arm()
+        if self._validation is not None and self._validation.is_between_epochs:
+            self._validation.resume(self.model)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Keras may call this from several threads, in any order, so each takes one whole report.
@@ -246,10 +259,18 @@ class AdversarialTraining(keras.callbacks.Callback):
             count = CLEAN_COUNT if name.startswith("clean") else ADVERSARIAL_COUNT
             weights = [report[count] for report in chosen]
             logs[name] = float(np.average([report[name] for report in chosen], weights=weights))
-        if self.validation_data is not None:
-            logs["val_adversarial_accuracy"] = self._validate()
+        if self._validation is not None:
+            logs["val_adversarial_accuracy"] = self._validation.end_epoch(self.model)
+
+    def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # Keras' validation within `fit`: only now the weights are certain to be those that it
+        # validates, whichever the order of the callbacks.
+        if self._validation is not None and self._function is not None:
+            self._validation.measure(self.model)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self._validation is not None:
+            self._validation.end_training(self.model)
         self.restore()
 
     def restore(self) -> None:
@@ -258,10 +279,16 @@ class AdversarialTraining(keras.callbacks.Callback):
         After an exception or Ctrl-C the model may still hold the compiled adversarial step, but
         recognises at its next `fit` that it is stale. Calling this frees it at once.
         """
-        self._validated = None
+        if self._validation is not None:
+            self._validation.end()
         if self._function is not None:
             self._function.remove()
             self._function = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes over: the settings, not the model and its compiled step."""
+        left_out: dict[str, Any] = {"_model": None, "_function": None, "_compiled": None}
+        return {**vars(self), **left_out, "_reports": []}
 
     # Checks.
 
@@ -283,8 +310,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self._scheduled:
             self._steps_per_epoch()
         check_expected_range(model, self.attack.value_range, model.name)
-        if self.validation_data is not None:
-            self._prepare_validation(*self.validation_data)
+        if self._validation is not None:
+            self._validation.begin(model)
 
     def _check_images(self, report: dict[str, float]) -> None:
         """Raise a ValueError for what the compiled step saw of a batch and could not refuse."""
@@ -350,27 +377,6 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     # What the step asks for, and what comes after an epoch.
 
-    def _prepare_validation(self, x: Any, y: Any) -> None:
-        """Compile the attack of the validation, and check its data before the first epoch."""
-        own = self.validation_attack.value_range
-        checks.float_images(x)
-        checks.images_inside(x, own)
-        attacked = AttackedModel(self.model, own, outputs=self.outputs)
-        classes = attacked.logits(np.asarray(x[:1])).shape[1]
-        checks.class_labels(y, len(x), classes=classes, name="labels of validation_data")
-        hardness = self.gradient_hardness
-        softer = [] if hardness is None else attacked.with_surrogates([hardness])
-        self._validated = [*softer, attacked][0]
-
-    def _validate(self) -> float:
-        x, y = self.validation_data  # type: ignore[misc]
-        model = self._validated
-        assert model is not None  # made when training began
-        adversarial = self.validation_attack(model, x, y, seed=self.seed)
-        parts = [model.predictions(adversarial[i : i + 256]) for i in range(0, len(x), 256)]
-        labels = checks.class_labels(y, len(adversarial))
-        return float((np.concatenate(parts) == labels).mean())
-
     def epsilon_factor(self, steps_done: Tensor) -> Any:
         """The factor for epsilon after so many steps: 0 in warm-up, rising in the ramp."""
         if not self._scheduled:
@@ -383,19 +389,6 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self.epsilon_schedule is not None:
             factor = factor * ops.cast(self.epsilon_schedule(epoch), "float32")
         return factor
-
-
-def _validation_pair(data: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Images and labels as arrays, or None."""
-    if data is None:
-        return None
-    x, y = arrays_of(data, name="validation_data")
-    if len(x) != len(y):
-        raise ValueError(
-            "Expected validation_data with as many labels as images. Received: "
-            f"{len(x)} images and {len(y)} labels."
-        )
-    return x, y
 
 
 def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:

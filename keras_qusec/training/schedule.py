@@ -110,6 +110,10 @@ class HardnessSchedule(keras.callbacks.Callback):
         if logs is not None:
             logs["hardness"] = self._quantizers[0].hardness
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes over: the settings, not the model and its layers."""
+        return {**vars(self), "_model": None, "_quantizers": []}
+
     def _set(self, epoch: float) -> None:
         backend().sync_variables(self.model)
         last = max((self.epochs or self.params["epochs"]) - 1, 1)

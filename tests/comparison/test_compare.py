@@ -50,6 +50,29 @@ def small():
         comparison.unregister(name)
 
 
+def test_images_that_come_class_by_class_are_a_fair_sample(tmp_path):
+    """The first of them would be of one class: 16 of 16 are right for a model that says 0."""
+    images = np.random.default_rng(0).random((80, 28, 28, 1)).astype("float32")
+    labels = np.repeat(np.arange(10), 8)
+    np.savez(tmp_path / "sorted.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    def always_0(_):
+        model = small_network()
+        *others, bias = model.get_weights()
+        bias[0] = 1e3
+        model.set_weights([*(0 * w for w in others), bias])
+        return model
+
+    comparison.register("always-0", always_0)
+    try:
+        found = comparison.compare(tmp_path / "sorted.npz", ["always-0"], **SETTINGS)
+    finally:
+        comparison.unregister("always-0")
+    report = found.measured[0].report
+    assert report.clean_accuracy() == 2 / 16
+    assert "16 of 80 test images" in " ".join(str(found).split())
+
+
 def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
     first = comparison.compare(data, ["small"], folder=tmp_path / "run", **SETTINGS)
     again = comparison.compare(data, ["small"], folder=tmp_path / "run", **SETTINGS)

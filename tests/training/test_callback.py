@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from helpers import BACKEND
 from keras import ops
 
-from keras_qusec import AdversarialTraining, QuSecQuantization
+from keras_qusec import AdversarialTraining, HardnessSchedule, QuSecQuantization
 from keras_qusec.attacks import BIM, FGSM, PGD
 
 RNG = np.random.default_rng(0)
@@ -263,6 +265,114 @@ def test_validation_is_clean_and_robustness_on_request(tmp_path):
     adversarial = PGD(0.1, steps=4)(best, X, Y)
     measured = (best.predict(adversarial, verbose=0).argmax(1) == Y).mean()
     assert measured == pytest.approx(max(logs["val_adversarial_accuracy"]), abs=0.02)
+
+
+def averaging(order, on_epoch=True):
+    """Callbacks in an order, a model with averaged weights, and what each epoch saves."""
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=on_epoch)
+    attack = AdversarialTraining("fgsm", epsilon=0.1, validation_data=(X, Y))
+    callbacks = [swap, attack] if order == "swap first" else [attack, swap]
+    # Averages that stay far behind the weights.
+    model = classifier(optimizer=keras.optimizers.Adam(0.05, use_ema=True, ema_momentum=0.9))
+    return model, callbacks
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("order", ["swap first", "swap last"])
+def test_averaged_weights_are_those_that_are_measured(tmp_path, order, validates):
+    model, callbacks = averaging(order)
+    callbacks.append(keras.callbacks.ModelCheckpoint(str(tmp_path / "{epoch}.keras")))
+    settings = {"validation_data": (X, Y)} if validates else {}
+    impossible = order == "swap last" and not validates
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        logs = fit(model, callbacks, epochs=3, **settings)
+    said = [str(w.message) for w in seen if "other weights" in str(w.message)]
+    assert len(said) == impossible
+    if impossible:
+        assert "SwapEMAWeights(swap_on_epoch=True), then AdversarialTraining" in said[0]
+        return
+    for epoch in range(3):
+        saved = keras.saving.load_model(tmp_path / f"{epoch + 1}.keras")
+        adversarial = FGSM(0.1)(saved, X, Y)
+        accuracy = (saved.predict(adversarial, verbose=0).argmax(1) == Y).mean()
+        assert logs["val_adversarial_accuracy"][epoch] == pytest.approx(accuracy, abs=0.02)
+    # Otherwise it would not matter which weights were measured.
+    averages, raw = saved.trainable_variables[0], model.optimizer.variables
+    assert not any(
+        np.allclose(ops.convert_to_numpy(averages), ops.convert_to_numpy(variable), atol=1e-3)
+        for variable in raw if variable.shape == averages.shape and "momentum" in variable.path
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("averages", ["swapped for validation alone", "at the end of fit"])
+def test_other_weights_than_measured_are_a_warning(averages):
+    model, callbacks = averaging("swap first", on_epoch=False)
+    settings = {"validation_data": (X, Y)}
+    if averages == "at the end of fit":
+        callbacks, settings = callbacks[1:], {}
+    with pytest.warns(UserWarning, match="measured on other weights"):
+        fit(model, callbacks, epochs=3, **settings)
+
+
+def test_restored_weights_are_no_other_weights():
+    """Nor is a schedule of the hardness, which is no weight: warnings are errors in the tests."""
+    model = classifier(QuSecQuantization(2))
+    training = AdversarialTraining("fgsm", epsilon=0.1, validation_data=(X, Y))
+    stop = keras.callbacks.EarlyStopping("loss", mode="max", patience=2, restore_best_weights=True)
+    logs = fit(model, [HardnessSchedule(5, 20), stop, training], epochs=9)
+    assert 3 <= len(logs["val_adversarial_accuracy"]) < 9
+
+
+def test_weights_restored_after_a_crash_are_measured(tmp_path):
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    def training():
+        return [
+            AdversarialTraining("fgsm", epsilon=0.1, validation_data=(X, Y)),
+            keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        ]
+
+    model = classifier()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [*training(), Crash()], epochs=4)
+    again = classifier()
+    logs = fit(again, training(), epochs=4)
+    adversarial = FGSM(0.1)(again, X, Y)
+    accuracy = (again.predict(adversarial, verbose=0).argmax(1) == Y).mean()
+    assert logs["val_adversarial_accuracy"][-1] == pytest.approx(accuracy, abs=0.02)
+
+
+def test_validation_data_of_one_class_are_a_warning():
+    order = np.argsort(Y, kind="stable")
+    x, y = X[order], Y[order]
+    training = AdversarialTraining("fgsm", epsilon=0.1, validation_data=(x[50:], y[50:]))
+    with pytest.warns(UserWarning, match=r"14 images of validation_data are of class 2.*split"):
+        fit(classifier(), training, epochs=1)
+
+
+def test_a_used_callback_can_be_copied():
+    training = AdversarialTraining(
+        "pgd", epsilon=0.1, steps=2, ramp_epochs=1, validation_data=(X, Y),
+        epsilon_schedule=lambda epoch: ops.minimum(epoch, 1.0),
+    )  # fmt: skip
+    callbacks = [training, HardnessSchedule(5, 20)]
+    model = classifier(QuSecQuantization(2))
+    start = model.get_weights()
+    first = fit(model, callbacks, epochs=2, shuffle=False)
+    copies = copy.deepcopy(callbacks)
+    for each in (copies, copy.deepcopy(copies)):
+        other = classifier(QuSecQuantization(2))
+        other.set_weights(start)
+        again = fit(other, each, epochs=2, shuffle=False)
+        assert again["epsilon"] == first["epsilon"]
+        np.testing.assert_allclose(
+            again["val_adversarial_accuracy"], first["val_adversarial_accuracy"], atol=0.05
+        )
+    assert training.validation_attack.epsilon == 0.1
 
 
 def test_warmup_ramp_and_schedule():
