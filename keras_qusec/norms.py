@@ -148,10 +148,10 @@ class LInfinity(Norm):
         self, x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
     ) -> Tensor:
         sign, room = _room(x, normal, gap, values)
+        slope, gap = _slopes_and_gap(normal, gap, values)
         radius = _smallest(
-            lambda radius: ops.minimum(radius, room), ops.absolute(_rows(normal)),
-            ops.absolute(gap), values[1] - values[0],
-        )  # fmt: skip
+            lambda radius: ops.minimum(radius, room), slope, gap, values[1] - values[0]
+        )
         return x + ops.reshape(sign * ops.minimum(radius, room), ops.shape(x))
 
     def into_ball(self, x: Array, images: Array, epsilon: float) -> Array:
@@ -176,10 +176,13 @@ class L2(Norm):
         return ops.reshape(_lengths(change), (-1,))
 
     def dual(self, gradient: Tensor) -> Tensor:
-        return self.length(gradient)
+        unit, largest = in_shares(gradient)
+        return self.length(unit) * ops.reshape(largest, (-1,))
 
     def direction(self, gradient: Tensor) -> Tensor:
-        return gradient / ops.maximum(_lengths(gradient), 1e-12)
+        unit, _ = in_shares(gradient)
+        # The largest part is 1, so that only the gradient of an image without any is shorter.
+        return unit / ops.maximum(_lengths(unit), 1.0)
 
     def project(self, images: Tensor, x: Tensor, epsilon: Tensor) -> Tensor:
         difference = images - x
@@ -190,12 +193,12 @@ class L2(Norm):
         self, x: Tensor, normal: Tensor, gap: Tensor, values: tuple[float, float]
     ) -> Tensor:
         sign, room = _room(x, normal, gap, values)
-        slope = ops.absolute(_rows(normal))
+        slope, gap = _slopes_and_gap(normal, gap, values)
         # The change of each value is its slope times a factor, until its room ends.
-        unit = slope / ops.maximum(ops.max(slope, axis=1, keepdims=True), 1e-30)
+        unit, _ = in_shares(slope)
         least = ops.maximum(ops.min(unit + 1e9 * ops.cast(unit <= 0, unit.dtype), axis=1), 1e-6)
         factor = _smallest(
-            lambda factor: ops.minimum(factor * unit, room), slope, ops.absolute(gap),
+            lambda factor: ops.minimum(factor * unit, room), slope, gap,
             (values[1] - values[0]) / least[:, None], halvings=50,
         )  # fmt: skip
         return x + ops.reshape(sign * ops.minimum(factor * unit, room), ops.shape(x))
@@ -261,11 +264,11 @@ class L1(Norm):
     ) -> Tensor:
         """The values of the steepest slopes change as far as they can, one of them in part."""
         sign, room = _room(x, normal, gap, values)
-        slope = ops.absolute(_rows(normal))
+        slope, gap = _slopes_and_gap(normal, gap, values)
         order = ops.argsort(-slope, axis=1)
         gain = ops.take_along_axis(slope * room, order, axis=1)
         before = ops.cumsum(gain, axis=1) - gain
-        left = ops.maximum(ops.absolute(gap)[:, None] - before, 0.0)
+        left = ops.maximum(gap[:, None] - before, 0.0)
         share = ops.minimum(left / ops.maximum(gain, 1e-30), 1.0)
         share = ops.take_along_axis(share, ops.argsort(order, axis=1), axis=1)
         return x + ops.reshape(sign * room * share, ops.shape(x))
@@ -408,6 +411,25 @@ def _gap(x: Array, images: Array) -> Array:
     return np.abs(images.astype("float64") - x).reshape(len(x), -1)
 
 
+def in_shares(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients in shares of the largest part of each image, and that part ``(n, 1, ...)``.
+
+    Behind a steep quantizer gradients can be so small that their squares are zero in float32, and
+    yet say where to go.
+
+    Args:
+        gradient: ``(n, ...)``.
+
+    Returns:
+        The shares, 0 where an image's gradient is zero, and the largest absolute values.
+    """
+    axes = list(range(1, len(gradient.shape)))
+    wide = ops.cast(gradient, "float32")
+    largest = ops.max(ops.absolute(wide), axis=axes, keepdims=True)
+    divisor = largest + ops.cast(largest == 0, largest.dtype)
+    return ops.cast(wide / divisor, gradient.dtype), largest
+
+
 def _lengths(x: Tensor) -> Tensor:
     """The L2 length of each image, with unit axes kept for broadcasting."""
     axes = list(range(1, len(x.shape)))
@@ -430,6 +452,24 @@ def _room(
     up = ops.cast(sign > 0, rows.dtype)
     return sign, up * (values[1] - rows) + (1.0 - up) * (rows - values[0])
 
+
+def _slopes_and_gap(
+    normal: Tensor, gap: Tensor, values: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Slopes ``(n, values)`` in shares of an image's largest, and its gap ``(n,)`` as positive.
+
+    A gap that cannot be closed inside the value range is cut to one that just cannot.
+    """
+    shares, largest = in_shares(_rows(normal))
+    slope, steepest = ops.absolute(shares), largest[:, 0]
+    most = 2.0 * (values[1] - values[0]) * slope.shape[1]
+    gap = ops.absolute(gap)
+    # As gap / steepest, but without numbers that no float32 holds.
+    return slope, gap / ops.maximum(ops.maximum(steepest, gap / most), _SMALLEST)
+
+
+# Below it float32 numbers lose digits, or are zero on some processors.
+_SMALLEST = 1e-37
 
 # Halvings of an interval: to the rounding of float32.
 _HALVINGS = 30

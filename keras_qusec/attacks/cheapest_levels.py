@@ -136,7 +136,9 @@ class _Levels:
     def back(self, rows: np.ndarray) -> np.ndarray:
         """Put back the values that save most for what they lose; the rows that go on."""
         now, gradient, own = self.now[rows], self._gradient(rows), self.own[rows]
-        loss = np.maximum(gradient * (now - own), 1e-6)
+        loss = gradient * (now - own)
+        least = 1e-6 * np.abs(loss).max(axis=tuple(range(1, loss.ndim)), keepdims=True)
+        loss = np.maximum(loss, np.maximum(least, 1e-37))
         saved = self._cost(rows, now)
         moved, heights = self._tried(rows, own, np.where(now != own, saved / loss, 0.0))
         changed = (moved != now[:, None]).reshape(*heights.shape, -1).any(axis=2)

@@ -83,8 +83,10 @@ class FMN(MinimumNormAttack):
             more = ops.maximum(radius + 1.0, ops.floor(radius * (1.0 + gamma)))
             radius = ops.maximum(ops.where(fooled, ops.minimum(fewer, nearest), more), 0.0)
         else:
-            slope = ops.maximum(norm.dual(gradient), 1e-12)
-            boundary = norm.length(images - x) + ops.absolute(seen.height) / slope
+            gap = ops.absolute(seen.height)
+            # The distance to the boundary, or to the farthest image if that is nearer.
+            slope = ops.maximum(ops.maximum(norm.dual(gradient), gap / worst), 1e-37)
+            boundary = norm.length(images - x) + gap / slope
             # A little beyond the boundary, where a tie is not adversarial.
             outside = ops.where(reached > 0, radius, boundary) * (1.0 + gamma)
             radius = ops.where(fooled, ops.minimum(radius * (1.0 - gamma), nearest), outside)

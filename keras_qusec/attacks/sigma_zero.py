@@ -81,7 +81,9 @@ class SigmaZero(MinimumNormAttack):
         best, distance = keep_closer(self.norm, x, images, seen.standing, best, distance)
         # All in shares of the value range.
         change = (images - x) / width
-        uphill = -seen.gradient * width * columns(ops.cast(seen.height < 0, x.dtype), x)
+        # In shares of its largest part: behind a steep quantizer the gradient is much smaller than
+        # that of the sparsity, which alone would move nothing towards another class.
+        uphill, _ = norms.in_shares(-seen.gradient * columns(ops.cast(seen.height < 0, x.dtype), x))
         square = change * change
         count = math.prod(x.shape[1:])
         uphill = uphill + 2.0 * self.sigma * change / (square + self.sigma) ** 2 / count

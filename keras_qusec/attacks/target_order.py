@@ -42,7 +42,8 @@ def target_order(
     distance = np.empty(ranked.shape)
     for place in range(ranked.shape[1]):
         gap, slope = _gap_and_slope(model, x, labels, ranked[:, place], norm)
-        distance[:, place] = np.nan_to_num(gap / np.maximum(slope, 1e-12), nan=np.inf)
+        far = gap / np.maximum(slope, 1e-300)
+        distance[:, place] = np.nan_to_num(far, nan=np.inf, posinf=np.inf)
     best = np.argsort(distance, axis=1, kind="stable")
     nearest = np.take_along_axis(ranked, best, axis=1)
     return np.concatenate([nearest, likely[:, _RANKED:]], axis=1)[:, :count]

@@ -16,7 +16,7 @@ from keras_qusec.evaluation.plan import Plan
 from keras_qusec.version import __version__
 
 # Raised when the same inputs give other results, so that old resume folders are refused.
-RESULTS_VERSION = 4
+RESULTS_VERSION = 5
 
 
 def evidence_of(plan: Plan, models: Mapping[str, AttackedModel]) -> str:
