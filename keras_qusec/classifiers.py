@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_qusec.checks import one_of
 from keras_qusec.graphs import Call, has_graph, is_of_keras, made_by
+from keras_qusec.integer_inputs import casts_images, part_of
 
 Tensor = Any
 Function = Callable[[Tensor], Tensor]
@@ -123,12 +124,7 @@ class _Reader:
 
     def _before(self, parents: list[Tensor]) -> Function:
         """The function from images to what an operation takes."""
-
-        def single(tensors: list[Tensor]) -> Any:
-            return tensors[0] if len(tensors) == 1 else tensors
-
-        part = keras.Model(single(self.inputs), single(parents))
-        return lambda images: part(images, training=False)
+        return part_of(self.inputs, parents)
 
 
 _SOFTMAX = ("Softmax", "a softmax")
@@ -261,7 +257,10 @@ def logits_function(model: keras.Model, outputs: str | None = None) -> Function:
     kind, reached = output_kind(model, outputs), ending_of(model).logits
     if reached is not None:
         return lambda images: class_logits(reached(images), LOGITS)
-    return lambda images: class_logits(_single(model(images, training=False), model), kind)
+    called: Function = lambda images: model(images, training=False)  # noqa: E731
+    if casts_images(model):
+        called = part_of(model.inputs, model.outputs)
+    return lambda images: class_logits(_single(called(images), model), kind)
 
 
 def check_one_of_each(model: keras.Model) -> None:

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_qusec.checks import Range, one_of
 from keras_qusec.graphs import Call, calls_of, has_graph
+from keras_qusec.integer_inputs import integer_input
 from keras_qusec.sublayers import inside
 
 _FORMATS = ("channels_last", "channels_first")
@@ -50,7 +51,7 @@ def expected_range(model: keras.layers.Layer) -> Range | None:
     """The value range of the images that a model expects, where its first layers say it.
 
     A quantizer's `value_range`, before it a `Rescaling`; or (0, 255) for a `Rescaling` of about
-    1/255 or 1/127.5. None if nothing says it.
+    1/255 or 1/127.5, or an Input of bytes. None if nothing says it.
 
     Example:
 
@@ -110,6 +111,9 @@ def _path(model: keras.layers.Layer) -> _Path:
     """Follow a model's input as far as its pixels keep their meaning."""
     path = _Path()
     _follow(model, path)
+    if path.stated is None and integer_input(model) == "uint8":
+        path.stated = (0.0, 255.0)
+        path.words.insert(0, "an Input of uint8")
     return path
 
 

@@ -30,10 +30,16 @@ class Call(NamedTuple):
     place: int
 
 
+def node_of(tensor: Tensor) -> Any:
+    """What Keras keeps of the call that makes a symbolic tensor: arguments and all results."""
+    operation, number, _ = tensor._keras_history
+    return operation._inbound_nodes[number]
+
+
 def made_by(tensor: Tensor) -> Call:
     """The call that makes a symbolic tensor."""
-    operation, number, place = tensor._keras_history
-    node = operation._inbound_nodes[number]
+    operation, _, place = tensor._keras_history
+    node = node_of(tensor)
     return Call(operation, list(node.input_tensors), tuple(node.arguments.args), tensor, place)
 
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec import norms
 from keras_qusec.attacks.goal import NO_CLASS, REJECTED, Goal
 from keras_qusec.attacks.objective import Objective
 from keras_qusec.backends import backend
@@ -28,6 +29,7 @@ from keras_qusec.defenses import (
     surrogates_in_force,
 )
 from keras_qusec.digests import model_digest, settings_of
+from keras_qusec.integer_inputs import integer_input, rounded, whole
 from keras_qusec.sublayers import inside
 
 Tensor = Any
@@ -132,6 +134,8 @@ class AttackedModel:
         one_of(data_format, "data_format", ("channels_last", "channels_first"))
         self.channels_first = data_format == "channels_first"
         self.draws = whole_number(draws, "draws")
+        # The model can be given whole numbers alone, whatever attacks try in between.
+        self.takes_whole_numbers = integer_input(model) is not None
         self._seeds = [generator.state for generator in inside(model, keras.random.SeedGenerator)]
         if self.draws > 1 and not self._seeds:
             raise ValueError(
@@ -369,7 +373,32 @@ class AttackedModel:
 
     def as_given(self, images: Tensor) -> Tensor:
         """Images with channels last, as the model wants them."""
+        if self.takes_whole_numbers:
+            images = rounded(images)
         return ops.moveaxis(images, -1, 1) if self.channels_first else images
+
+    def deliverable(
+        self, x: np.ndarray, images: np.ndarray, norm: str, epsilon: float | None
+    ) -> np.ndarray:
+        """Adversarial images as the model can be given them: in whole numbers, for some models.
+
+        Args:
+            x: clean images.
+            images: adversarial images.
+            norm: name of the norm of epsilon.
+            epsilon: radius which the images must not leave, or None.
+        """
+        if not self.takes_whole_numbers:
+            return images
+        nearest, inner = whole(images, x)
+        if epsilon is None:
+            return nearest
+        # Where the nearest whole numbers leave the ball, those towards the clean image do not.
+        measure = norms.get(norm)
+        if isinstance(measure, norms.LInfinity):
+            return np.where(np.abs(nearest - x) > epsilon * (1 + 1e-6), inner, nearest)
+        inside = norms.within(measure.distance(x, nearest), epsilon)
+        return np.where(norms.column(inside, x), nearest, inner)
 
     def traced_ascent(
         self, mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, objective: Objective

@@ -15,6 +15,7 @@ from keras_qusec.attacks.ball import Ball, ball_around, random_images, seed_stat
 from keras_qusec.attacks.base import Attack, BatchSearch
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.expected_inputs import check_expected_range
+from keras_qusec.integer_inputs import whole_images
 
 Tensor = Any
 # The gradient to climb at some images, and an auxiliary output.
@@ -184,7 +185,7 @@ class GradientAttack(Attack):
                 f"Expected an attack with an epsilon. Received: {self!r}. Set it where the "
                 f"attack is made: {type(self).__name__}(epsilon=0.1)."
             )
-        x = np.asarray(x)
+        x = whole_images(x, [model.model if isinstance(model, AttackedModel) else model])
         checks.float_images(x)
         checks.images_inside(x, self.value_range)
         checks.pixels_used(x, self.value_range)
@@ -212,7 +213,7 @@ class GradientAttack(Attack):
                 state = seed_state(seed + restart, index)
                 part = rows[left]
                 images[left] = self._search(model, x[part], goal.take(part), self.epsilon, state)
-            parts.append(images)
+            parts.append(model.deliverable(x[rows], images, self.norm, self.epsilon))
         return np.concatenate(parts)
 
     def on_batch(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> BatchSearch:

@@ -13,6 +13,7 @@ from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import HARDNESSES, Evidence
 from keras_qusec.classifiers import logits_function
 from keras_qusec.graphs import has_graph, made_by
+from keras_qusec.integer_inputs import part_of
 
 # Random points of each ball that the planted example is told apart from.
 _POINTS = 200
@@ -137,8 +138,7 @@ def _features(model: keras.Model, outputs: str | None) -> Any:
         call = made_by(model.outputs[0])
         plain = isinstance(call.operation, keras.layers.Dense) and len(call.parents) == 1
         if plain and call.operation is model.layers[-1]:
-            part = keras.Model(model.inputs, call.parents[0])
-            return lambda images: part(images, training=False)
+            return part_of(model.inputs, call.parents)
     return logits_function(model, outputs)
 
 

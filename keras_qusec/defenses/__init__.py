@@ -11,7 +11,6 @@ from keras_qusec.defenses.base import (
     find_layers,
     given_output,
     outputs_given,
-    straight_through,
     surrogate_choices,
     surrogate_gradients,
     surrogates_in_force,
@@ -33,6 +32,7 @@ from keras_qusec.defenses.quantizers import (
 )
 from keras_qusec.defenses.squeezing import SqueezingDetector, area_under_curve, roc_curve
 from keras_qusec.defenses.thermometer import ThermometerEncoding
+from keras_qusec.gradients import straight_through
 
 __all__ = [
     "APEGAN",

@@ -11,9 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import keras
-from keras import ops
 
-from keras_qusec.quantization.sigmoids import upstream_gradient
 from keras_qusec.sublayers import inside
 
 Tensor = Any
@@ -210,27 +208,3 @@ def given_output(layer: Any, inputs: Tensor) -> Tensor | None:
     """
     function = (_OUTPUTS.get() or {}).get(layer)
     return None if function is None else function(inputs)
-
-
-def straight_through(output: Tensor, stand_in: Tensor) -> Tensor:
-    """The values of `output` with the gradient of `stand_in`, to the last bit.
-
-    Args:
-        output: float tensor.
-        stand_in: float tensor of the same shape, differentiated instead of `output`.
-
-    Source: Athalye et al. 2018.
-
-    Example: see `Defense`.
-    """
-
-    @ops.custom_gradient
-    def replaced(_: Tensor, output: Tensor) -> Any:
-        def grad(*args: Tensor, upstream: Tensor | None = None) -> Any:
-            gradient = upstream_gradient(args, upstream)
-            return gradient, ops.zeros_like(gradient)
-
-        return output, grad
-
-    result: Callable[..., Any] = replaced
-    return result(stand_in, ops.stop_gradient(output))

@@ -15,10 +15,10 @@ from keras_qusec.defenses.base import (
     Defense,
     current_choice,
     current_surrogate,
-    straight_through,
     surrogate_choices,
     surrogates_in_force,
 )
+from keras_qusec.gradients import straight_through
 
 Tensor = Any
 

@@ -22,6 +22,7 @@ from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import channels_first, check_expected_range
+from keras_qusec.integer_inputs import whole_images
 from keras_qusec.quantization import check_hardness
 
 _TARGET_RULES = ("next", "random", "second", "least-likely")
@@ -179,6 +180,7 @@ def images_of(
             f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
             "is image[None]."
         )
+    x = whole_images(x, [model for _, model in models])
     checks.float_images(x)
     x = np.ascontiguousarray(x, dtype="float32")
     if not np.isfinite(x).all():

@@ -41,6 +41,7 @@ def verified(
         failed |= (candidates == 0).all(axis=axes) & (x != 0).any(axis=axes)
     else:
         images = norms.get(norm).into_ball(x, images, epsilon)
+    images = model.deliverable(x, images, norm, epsilon)
     distances = {name: np.full(len(x), np.inf) for name in norms.names()}
     tried = np.flatnonzero(~failed & (images != x).any(axis=axes))
     if len(tried):

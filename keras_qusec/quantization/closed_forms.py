@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_qusec.quantization.sigmoids import sigmoid_slope, upstream_gradient
+from keras_qusec.gradients import upstream_gradient
+from keras_qusec.quantization.sigmoids import sigmoid_slope
 from keras_qusec.quantization.thresholds import equal_thresholds
 
 # A sigmoid this many units from its threshold is 0 or 1 to float32 accuracy.

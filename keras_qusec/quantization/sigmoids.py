@@ -1,4 +1,4 @@
-"""The derivative of a sigmoid, and the incoming gradient of a custom one."""
+"""The derivative of a sigmoid."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from typing import Any
 from keras import ops
 
 Tensor = Any
-
-
-def upstream_gradient(args: tuple, upstream: Tensor | None) -> Tensor:
-    """The incoming gradient: TensorFlow and JAX pass it by position, PyTorch by name."""
-    return args[0] if upstream is None else upstream
 
 
 def sigmoid_slope(argument: Tensor) -> Tensor:

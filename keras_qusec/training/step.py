@@ -26,6 +26,7 @@ from keras_qusec.classifiers import (
 )
 from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
 from keras_qusec.digests import settings_of
+from keras_qusec.integer_inputs import casts_images, integer_input, part_of
 from keras_qusec.sublayers import inside
 
 Tensor = Any
@@ -101,6 +102,8 @@ class AdversarialStep:
         self.train_step = model.train_step
         self.compute_loss = _flexible(model.compute_loss)
         self.compute_metrics = model.compute_metrics
+        # Behind a cast to whole numbers there is no gradient, so the attack computes without it.
+        self.called = _without_casts(model)
         # A replica of a distribution strategy traces in a thread of its own.
         self.local = threading.local()
 
@@ -143,14 +146,23 @@ class AdversarialStep:
         """The batch with adversarial examples in it, and the logs to add after training."""
         settings, local = self.settings, self.local
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
-        images, put_back = _select(x, settings.attacked_input, self.model)
+        given, put_back, index = _select(x, settings.attacked_input, self.model)
+        images, takes_whole_numbers = given, integer_input(self.model, index) is not None
+        if takes_whole_numbers:
+            images = ops.cast(given, "float32")
         float_images(images)
         size = ops.shape(images)[0]
         count = _part(size, settings.ratio)
         head = _rows(None, count)
         part_x, part_y = _map(head, x), _map(head, y)
         factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
-        adversarial = ops.cast(perturbed.images, images.dtype)
+        adversarial = perturbed.images
+        if takes_whole_numbers:
+            radius = float(settings.attack.epsilon or 0.0)
+            reach = ops.floor((1 + 1e-6) * radius * factor)
+            adversarial = _whole(adversarial, images[:count], settings.attack.norm, reach)
+        adversarial = ops.cast(adversarial, given.dtype)
+        images = ops.cast(images, given.dtype)
         local.count, local.size, local.outputs = count, size, None
         if settings.objective == "trades":
             both = ops.concatenate([images, adversarial])
@@ -165,7 +177,7 @@ class AdversarialStep:
             "epsilon": ops.cast(settings.attack.epsilon * factor, "float32"),
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
             BAD_LABELS: self.bad_labels(part_y, perturbed.first_output),
-            **_range_of(images, settings.attack.value_range),
+            **_range_of(ops.cast(images, "float32"), settings.attack.value_range),
         }
         first = None if settings.attack.random_start else perturbed.first_output
 
@@ -194,7 +206,7 @@ class AdversarialStep:
                 surrogates_in_force(self.surrogates),
             ):
                 inputs = put_back(x, moved)
-                outputs = self.model(inputs, training=False)
+                outputs = self.called(inputs)
                 if reference is not None:
                     return ops.sum(_divergence(reference, self.log_probabilities(outputs))), outputs
                 loss = self.compute_loss(
@@ -221,7 +233,7 @@ class AdversarialStep:
 
     def forward(self, x: Any, mapping: Any) -> Any:
         with keras.StatelessScope(state_mapping=mapping):
-            return self.model(x, training=False)
+            return self.called(x)
 
     def log_probabilities(self, outputs: Any) -> Tensor:
         if keras.tree.is_nested(outputs):
@@ -530,10 +542,10 @@ def _part(size: Any, ratio: float) -> Any:
 
 def _select(
     x: Any, attacked: str | int | None, model: keras.Model
-) -> tuple[Tensor, Callable[[Any, Tensor], Any]]:
-    """The attacked input of a structure of inputs, and a function that puts another there."""
+) -> tuple[Tensor, Callable[[Any, Tensor], Any], int]:
+    """The attacked input of a structure, a function that puts another there, and its place."""
     if not isinstance(x, (dict, list, tuple)):
-        return x, lambda _, images: images
+        return x, lambda _, images: images, 0
     if len(x) == 1 and attacked is None:
         attacked = next(iter(x)) if isinstance(x, dict) else 0
     if isinstance(x, dict):
@@ -554,7 +566,34 @@ def _select(
             return {**inputs, attacked: images}
         return type(x)([images if i == attacked else t for i, t in enumerate(inputs)])
 
-    return x[attacked], put_back
+    place = names.index(attacked)
+    if isinstance(x, dict):
+        input_names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
+        place = input_names.index(attacked) if attacked in input_names else place
+    return x[attacked], put_back, place
+
+
+def _without_casts(model: keras.Model) -> Callable[[Any], Any]:
+    """A model in inference mode, as a function of its inputs whose casts have a gradient."""
+    if not casts_images(model):
+        return lambda inputs: model(inputs, training=False)
+    part = part_of(model.inputs, model.outputs)
+
+    def called(inputs: Any) -> Any:
+        if isinstance(inputs, dict):
+            inputs = [inputs[tensor.name] for tensor in model.inputs]
+        return keras.tree.pack_sequence_as(model.output, keras.tree.flatten(part(inputs)))
+
+    return called
+
+
+def _whole(adversarial: Tensor, x: Tensor, norm: str, reach: Tensor) -> Tensor:
+    """Adversarial images in whole numbers, inside the ball around clean ones."""
+    change = adversarial - x
+    if norm != "linf":
+        # Towards the clean image no norm grows.
+        return x + ops.sign(change) * ops.floor(ops.absolute(change))
+    return x + ops.minimum(ops.maximum(ops.round(change), -reach), reach)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from keras import ops
 from keras_qusec import checks
 from keras_qusec.attacks import AttackedModel, GradientAttack
 from keras_qusec.datasets import arrays_of
+from keras_qusec.integer_inputs import whole_images
 
 _AT_A_TIME = 256
 
@@ -61,6 +62,7 @@ class AdversarialValidation:
 
     def begin(self, model: keras.Model) -> None:
         """Compile the attack for a fit, and check the data before the first epoch."""
+        self.x = whole_images(self.x, [model])
         checks.float_images(self.x)
         checks.images_inside(self.x, self.attack.value_range)
         attacked = AttackedModel(model, self.attack.value_range, outputs=self.outputs)
