@@ -95,7 +95,8 @@ def test_an_input_of_bytes_inside_a_model_of_floats():
     assert integer_input(model) is None
     assert casts_images(model)
     report = evaluate_robustness(model, X, Y, epsilons=[6, 15], **BYTES)
-    assert report.robust_accuracy(epsilon=15) <= robust_accuracy(15) + 0.02
+    # The attack cannot see what is cut off, and is up to one of 255 short.
+    assert robust_accuracy(15) <= report.robust_accuracy(epsilon=15) <= robust_accuracy(14) + 0.02
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])

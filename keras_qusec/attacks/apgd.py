@@ -69,8 +69,8 @@ class Momentum:
         return lengths
 
     def memory(self, x: np.ndarray) -> tuple[float, float]:
-        """What `last_best` and `memory` begin with; the first is the first height."""
-        return np.nan, 1.0
+        """What `last_best` and `memory` begin with; no image stalls before it was halved once."""
+        return 0.0, 1.0
 
     def step(self, climb: Climb, ball: Ball, size: Tensor, share: Tensor) -> Tensor:
         """The next images; `share` is the share of the step, the rest is momentum."""
@@ -80,8 +80,7 @@ class Momentum:
 
     def check(self, climb: Climb, x: np.ndarray, epsilon: float, steps: int) -> Climb:
         """Halve the sizes of images that rose in few steps or not at all, back at their best."""
-        first = np.isnan(climb.last_best)
-        stalled = (climb.memory == 0) & ~first & (climb.last_best >= climb.best_height)
+        stalled = (climb.memory == 0) & (climb.last_best >= climb.best_height)
         halved = (climb.rises <= 0.75 * steps) | stalled
         return _back_to_best(climb, halved)._replace(
             size=np.where(halved, climb.size / 2, climb.size).astype("float32"),

@@ -379,8 +379,10 @@ class AttackedModel:
 
     def deliverable(
         self, x: np.ndarray, images: np.ndarray, norm: str, epsilon: float | None
-    ) -> np.ndarray:
+    ) -> list[np.ndarray]:
         """Adversarial images as the model can be given them: in whole numbers, for some models.
+
+        Without a radius there are several, the nearest to the clean images first.
 
         Args:
             x: clean images.
@@ -389,16 +391,16 @@ class AttackedModel:
             epsilon: radius which the images must not leave, or None.
         """
         if not self.takes_whole_numbers:
-            return images
+            return [images]
         nearest, inner = whole(images, x)
         if epsilon is None:
-            return nearest
+            return [inner, nearest]
         # Where the nearest whole numbers leave the ball, those towards the clean image do not.
         measure = norms.get(norm)
         if isinstance(measure, norms.LInfinity):
-            return np.where(np.abs(nearest - x) > epsilon * (1 + 1e-6), inner, nearest)
+            return [np.where(np.abs(nearest - x) > epsilon * (1 + 1e-6), inner, nearest)]
         inside = norms.within(measure.distance(x, nearest), epsilon)
-        return np.where(norms.column(inside, x), nearest, inner)
+        return [np.where(norms.column(inside, x), nearest, inner)]
 
     def traced_ascent(
         self, mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, objective: Objective

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks.minimum_norm import MinimumNormAttack, View, columns, keep_closer
+from keras_qusec.attacks.minimum_norm import FAR, MinimumNormAttack, View, columns, keep_closer
 from keras_qusec.checks import number, one_of, whole_number
 
 Tensor = Any
@@ -58,7 +58,7 @@ class FMN(MinimumNormAttack):
 
     def begin(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         # The image, the radius, and whether an adversarial image was found.
-        radius = np.full(len(x), 1.0 if self.norm == "l0" else np.inf, "float32")
+        radius = np.full(len(x), 1.0 if self.norm == "l0" else FAR, "float32")
         return x, radius, np.zeros_like(radius)
 
     def step(

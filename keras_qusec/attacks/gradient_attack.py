@@ -213,7 +213,7 @@ class GradientAttack(Attack):
                 state = seed_state(seed + restart, index)
                 part = rows[left]
                 images[left] = self._search(model, x[part], goal.take(part), self.epsilon, state)
-            parts.append(model.deliverable(x[rows], images, self.norm, self.epsilon))
+            parts += model.deliverable(x[rows], images, self.norm, self.epsilon)
         return np.concatenate(parts)
 
     def on_batch(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> BatchSearch:

@@ -30,6 +30,10 @@ class View(NamedTuple):
     standing: Callable[[Tensor], Tensor]
 
 
+# A distance that no image has, in compiled code. An infinite one would stop the tools by which
+# users look for a NaN of their own.
+FAR = np.float32(3e38)
+
 # Steps in one call of compiled code; images that are close enough leave in between.
 _STEPS_AT_ONCE = 10
 
@@ -103,7 +107,7 @@ class MinimumNormAttack(Attack):
 
             return ops.fori_loop(0, steps, step, tuple(state))
 
-        distances = np.full(len(x), np.inf, "float32")
+        distances = np.full(len(x), FAR, "float32")
         state = [x.copy(), distances, *(np.array(part) for part in self.begin(x))]
         key = (type(self).__name__, arguments(self.settings()), objective)
         compiled = model.compiled(key, run, batches=3 + len(state))
@@ -122,7 +126,7 @@ class MinimumNormAttack(Attack):
                 part[rows] = new
             if close_enough is not None:
                 rows = rows[state[1][rows] > close_enough]
-        return state[0], state[1]
+        return state[0], np.where(state[1] < FAR, state[1], np.inf).astype("float32")
 
     def count(self, model: AttackedModel, images: int, steps: int) -> None:
         """Count the passes of some steps."""

@@ -41,17 +41,22 @@ def verified(
         failed |= (candidates == 0).all(axis=axes) & (x != 0).any(axis=axes)
     else:
         images = norms.get(norm).into_ball(x, images, epsilon)
-    images = model.deliverable(x, images, norm, epsilon)
+    images, *others = model.deliverable(x, images, norm, epsilon)
     distances = {name: np.full(len(x), np.inf) for name in norms.names()}
-    tried = np.flatnonzero(~failed & (images != x).any(axis=axes))
-    if len(tried):
-        fooled = tried[model.is_adversarial(images[tried], goal.take(tried))]
+    left = np.flatnonzero(~failed)
+    for candidate in [images, *others]:
+        tried = left[(candidate[left] != x[left]).any(axis=axes)]
+        if not len(tried):
+            continue
+        fooled = tried[model.is_adversarial(candidate[tried], goal.take(tried))]
+        images[fooled] = candidate[fooled]
         for name, values in norms.distances(x[fooled], images[fooled]).items():
             distances[name][fooled] = values
-        if epsilon is not None:
-            outside = ~norms.within(distances[norm], epsilon)
-            for values in distances.values():
-                values[outside] = np.inf
+        left = np.setdiff1d(left, fooled)
+    if epsilon is not None:
+        outside = ~norms.within(distances[norm], epsilon)
+        for values in distances.values():
+            values[outside] = np.inf
     return images, distances
 
 

@@ -26,6 +26,7 @@ from keras_qusec.training.step import (
     OUTSIDE_RANGE,
     RANGE_USED,
     REPORTED,
+    UNUSABLE,
     AdversarialFunction,
     StepSettings,
     micro_steps,
@@ -318,7 +319,11 @@ class AdversarialTraining(keras.callbacks.Callback):
         low, high = self.attack.value_range
         outside = report.get(OUTSIDE_RANGE, 0.0)
         if not outside <= 1e-6:
-            seen = f"images up to {outside:g} outside it" if outside < np.inf else "NaN or infinity"
+            seen = (
+                f"images up to {outside:g} outside it"
+                if outside < UNUSABLE / 2
+                else "NaN or infinity"
+            )
             raise ValueError(
                 f"Expected images inside value_range=({low:g}, {high:g}) of the attack. Received: "
                 f"{seen}. Scale the images, or give the attack their value_range."

@@ -48,6 +48,8 @@ CLEAN_COUNT = "_clean_count"
 ADVERSARIAL_COUNT = "_adversarial_count"
 # Which step of the fit a report is of; callbacks may see them in another order.
 NUMBER = "_number"
+# A distance that no image has; an infinite constant would stop TensorFlow's search for NaN.
+UNUSABLE = 3e38
 _COUNTS = {"clean": CLEAN_COUNT, "adversarial": ADVERSARIAL_COUNT}
 _PRIVATE = (
     LARGEST_GRADIENT,
@@ -481,7 +483,7 @@ def _signature(settings: StepSettings, model: keras.Model) -> Any:
 
 
 def _range_of(images: Tensor, value_range: tuple[float, float]) -> dict[str, Tensor]:
-    """How far images lie outside a range, infinitely if they hold NaN, and how much they use."""
+    """How far images lie outside a range, `UNUSABLE` if they hold NaN, and how much they use."""
     low, high = value_range
     brightest = ops.cast(ops.max(images), "float32")
     darkest = ops.cast(ops.min(images), "float32")
@@ -489,7 +491,7 @@ def _range_of(images: Tensor, value_range: tuple[float, float]) -> dict[str, Ten
     # Not every backend's largest value is NaN if one is.
     total = ops.sum(ops.cast(images, "float32"))
     return {
-        OUTSIDE_RANGE: ops.where(ops.isfinite(total), outside, float("inf")),
+        OUTSIDE_RANGE: ops.where(ops.isfinite(total), outside, UNUSABLE),
         RANGE_USED: (brightest - darkest) / (high - low),
     }
 
