@@ -387,6 +387,24 @@ def distances(x: Array, images: Array) -> dict[str, Array]:
     return {name: norm.distance(x, images) for name, norm in _NORMS.items()}
 
 
+def radius_text(epsilon: float) -> str:
+    """A radius as people write it: a short decimal number, or else a few of 255.
+
+    Example:
+
+    >>> from keras_qusec import norms
+    >>> [norms.radius_text(epsilon) for epsilon in (0.3, 8 / 255, 8, np.float32(2 / 255))]
+    ['0.3', '8/255', '8', '2/255']
+    """
+    text = f"{epsilon:g}"
+    if math.isclose(float(text), epsilon, rel_tol=1e-9):
+        return text
+    for steps in range(1, 65):
+        if math.isclose(255 * epsilon, steps, rel_tol=1e-6):
+            return f"{steps}/255"
+    return text
+
+
 def within(distance: Array, epsilon: float) -> Array:
     """Which distances are at most epsilon, but for the rounding of float32 distances."""
     return np.asarray(distance <= epsilon * (1 + 1e-6))

@@ -162,3 +162,16 @@ def test_lengths_and_duals_by_hand():
     assert sizes == {"l0": 2.0, "l1": 7.0, "l2": 5.0, "linf": 4.0}
     duals = {name: float(norms.get(name).dual(tensor)[0]) for name in norms.names()}
     assert duals == {"l0": 4.0, "l1": 4.0, "l2": 5.0, "linf": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"),
+    [
+        (0.3, "0.3"), (0.05, "0.05"), (1, "1"), (8, "8"), (12.75, "12.75"), (0.2, "0.2"),
+        (8 / 255, "8/255"), (float(np.float32(8 / 255)), "8/255"), (1 / 255, "1/255"),
+        (16 / 255, "16/255"), (0.0314, "0.0314"), (1 / 3, "0.333333"), (0.0123456, "0.0123456"),
+        (1e-9, "1e-09"), (np.inf, "inf"),
+    ],
+)  # fmt: skip
+def test_radii_are_written_as_people_write_them(epsilon, text):
+    assert norms.radius_text(epsilon) == text

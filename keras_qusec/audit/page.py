@@ -7,6 +7,7 @@ from typing import Any
 from keras_qusec.audit import plots
 from keras_qusec.audit.check import RAISED
 from keras_qusec.audit.evidence import Evidence
+from keras_qusec.norms import radius_text
 from keras_qusec.report.page import (
     embedded_figure,
     heading,
@@ -33,7 +34,7 @@ def html_page(audit: Any, evidence: Evidence) -> str:
         paragraph(f"{audit.verdict}.", f"verdict {audit.kind}"),
         paragraph(
             f"Judged under {' and '.join(evidence.threat_models)}: PGD of 40 steps, epsilon "
-            f"{evidence.epsilon:g}, {audit.images} images."
+            f"{radius_text(evidence.epsilon)}, {audit.images} images."
         ),
         *(paragraph(note, "note") for note in audit.notes),
         _checks(audit),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from keras_qusec.audit import page, plots
 from keras_qusec.audit.check import NOT_RUN, RAISED, Check, Finding
 from keras_qusec.audit.evidence import Evidence
+from keras_qusec.norms import radius_text
 from keras_qusec.plots import save
 from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.figures import wilson_interval
@@ -168,7 +169,7 @@ class AuditReport:
         low, high = wilson_interval(round(worst * self.images), self.images)
         stand = (
             f"{100 * worst:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {self.images} images "
-            f"stand within L-inf {self._evidence.epsilon:g}; evidence: {self.evidence}"
+            f"stand within L-inf {radius_text(self._evidence.epsilon)}; evidence: {self.evidence}"
         )
         if self.kind == ROBUST:
             return f"robust as far as we can attack: {stand}"

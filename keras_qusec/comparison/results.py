@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_qusec.norms import radius_text
 from keras_qusec.report import RobustnessReport, files
 from keras_qusec.report.page import html_page
 from keras_qusec.report.tables import WIDTH, Table, markdown_table, text_table
@@ -55,7 +56,7 @@ class Comparison:
             columns = ["defence", "clean", "white", "adapt.", "black", "worst", "95 %",
                        "train", "infer", "params"]  # fmt: skip
             rows = [self._row(one, norm, epsilon) for one in self.measured]
-            title = f"Accuracy in % at epsilon {epsilon:g} ({norm}), and cost"
+            title = f"Accuracy in % at epsilon {radius_text(epsilon)} ({norm}), and cost"
             tables.append(Table(title, columns, rows, ()))
         return tables
 

@@ -47,6 +47,12 @@ def notes_of(
                 "robustness."
             )
     for result in results:
+        if result.unusable:
+            notes.append(
+                f"{result.attack} on {result.model} ({result.threat_model}) returned images with "
+                f"NaN or infinity {result.unusable} times. These count as failures of the attack "
+                "and are no evidence of robustness."
+            )
         for part in result.parts:
             if part.failure:
                 notes.append(

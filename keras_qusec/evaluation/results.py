@@ -49,6 +49,7 @@ class Result(NamedTuple):
         seconds: time at each radius.
         examples: some adversarial images, by the image's index.
         parts: of an ensemble, what each attack found, in their order.
+        unusable: how often the attack returned an image with NaN or infinity, a failure.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Result(NamedTuple):
     seconds: np.ndarray
     examples: dict[int, np.ndarray]
     parts: tuple[Part, ...] = ()
+    unusable: int = 0
 
 
 class Failure(NamedTuple):
@@ -129,6 +131,7 @@ def joined(batches: Sequence[tuple[int, Result]]) -> Result:
             for index, image in result.examples.items()
         },
         parts=_joined_parts([part for result in results for part in result.parts]),
+        unusable=sum(result.unusable for result in results),
     )
 
 

@@ -325,6 +325,7 @@ class _Run:
             self.closest.images[index] = image
         self.gradients, self.queries = result.gradients.copy(), result.queries.copy()
         self.seconds, self.parts = result.seconds.copy(), list(result.parts)
+        self.closest.unusable = result.unusable
 
     def go_on_from(self, before: _Run) -> None:
         """Begin with all that another run found."""
@@ -368,6 +369,7 @@ class _Run:
                 for i in (broken if keep_all else broken[spread_rows(len(broken), _KEPT_EXAMPLES)])
             },
             parts=tuple(self.parts),
+            unusable=self.closest.unusable,
         )
 
 

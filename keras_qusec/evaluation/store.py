@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_qusec.evaluation.results import COUNTS, Part, Result
 
-_NAMES = ("model", "source", "threat_model", "attack", "radii")
+_NAMES = ("model", "source", "threat_model", "attack", "radii", "unusable")
 _COSTS = ("gradients", "queries", "seconds")
 
 
@@ -146,7 +146,7 @@ class Store:
 
 def _read(file: Any, index: int, names: list[Any], parts: list[list[str]]) -> Result:
     """A result from the arrays of a file, its names, and the names and failures of its parts."""
-    model, source, threat_model, attack, radii = names
+    model, source, threat_model, attack, radii, unusable = names
 
     def group(kind: str) -> dict[str, np.ndarray]:
         start = f"{kind}_{index}_"
@@ -167,6 +167,7 @@ def _read(file: Any, index: int, names: list[Any], parts: list[list[str]]) -> Re
             Part._make([name, *(file[f"part_{index}_{place}_{n}"] for n in COUNTS), failure])
             for place, (name, failure) in enumerate(parts)
         ),
+        unusable=unusable,
     )
 
 

@@ -78,6 +78,8 @@ class ClosestExamples:
         self.correct = correct
         self.images = x.copy()
         self.distances = {name: np.full(len(x), np.inf) for name in norms.names()}
+        # How often an image came back with NaN or infinity, which is a failure.
+        self.unusable = 0
 
     def standing(self, epsilon: float | None) -> np.ndarray:
         """Rows that are worth attacking: right when clean and, in a ball, not yet broken."""
@@ -87,6 +89,8 @@ class ClosestExamples:
 
     def offer(self, rows: np.ndarray, candidates: np.ndarray, epsilon: float | None) -> None:
         """Check an attack's images and keep those that are closer than what there was."""
+        finite = np.isfinite(candidates).reshape(len(candidates), -1).all(axis=1)
+        self.unusable += int((~finite).sum())
         images, distances = verified(
             self.model, self.x[rows], candidates, self.goal.take(rows), self.norm, epsilon
         )

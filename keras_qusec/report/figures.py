@@ -12,7 +12,7 @@ from keras_qusec import norms as norms_module
 from keras_qusec.attacks.registry import WORST_CASE
 from keras_qusec.checks import closest
 from keras_qusec.evaluation.results import Example, Result
-from keras_qusec.norms import within
+from keras_qusec.norms import radius_text, within
 
 
 class Row(NamedTuple):
@@ -343,7 +343,8 @@ class Figures:
 
     def worst_case(self, model: str, norm: str, epsilon: float | None) -> Row:
         """The figure over all attacks and threat models at one epsilon."""
-        return self._row(self._model(model), None, norm, epsilon)
+        near = None if epsilon is None else self._asked(norm, epsilon)
+        return self._row(self._model(model), None, norm, near)
 
     def _model(self, model: str | None) -> str:
         if model is None and len(self.correct) == 1:
@@ -363,7 +364,12 @@ class Figures:
             epsilon = self.epsilons[norm][-1]
         if epsilon is not None and not epsilon >= 0:
             raise ValueError(f"Expected epsilon to be 0 or more. Received: {epsilon!r}.")
-        return norm, epsilon
+        return norm, None if epsilon is None else self._asked(norm, epsilon)
+
+    def _asked(self, norm: str, epsilon: float) -> float:
+        """The epsilon of the evaluation that is the same but for rounding, such as to float32."""
+        near = [r for r in self.epsilons.get(norm, ()) if math.isclose(epsilon, r, rel_tol=1e-6)]
+        return near[0] if near else float(epsilon)
 
     def _chosen(
         self, model: str, attack: str | None, threat_model: str | None, source: str | None
@@ -389,15 +395,15 @@ class Figures:
     def _check_measured(self, results: Sequence[Result], norm: str, epsilon: float | None) -> None:
         """Raise a ValueError if an attack in a ball of this norm was not run at epsilon."""
         asked = self.epsilons.get(norm, ())
-        if epsilon is None or not asked or any(math.isclose(epsilon, r) for r in asked):
+        if epsilon is None or not asked or epsilon in asked:
             return
         names = {r.attack for r in results if self.norms[r.attack] == norm and r.radii != (None,)}
         if names:
             raise ValueError(
                 f"Expected an epsilon at which {', '.join(sorted(names))} ran: "
-                f"{', '.join(f'{radius:g}' for radius in asked)} in {norm}. Received: "
-                f"epsilon={epsilon:g}, of which nothing is known. Evaluate again with it among "
-                "epsilons, or name an attack that looks for the closest example."
+                f"{', '.join(map(radius_text, asked))} in {norm}. Received: "
+                f"epsilon={radius_text(epsilon)}, of which nothing is known. Evaluate again with "
+                "it among epsilons, or name an attack that looks for the closest example."
             )
 
     def _broken(self, results: Sequence[Result], norm: str, epsilon: float | None) -> np.ndarray:

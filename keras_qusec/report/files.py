@@ -121,7 +121,8 @@ def _result(content: dict[str, Any]) -> Result:
 
 def content_of_example(example: Example) -> dict[str, Any]:
     """An adversarial example as JSON values."""
-    return {**example._asdict(), "images": _packed(example.images)}
+    packed = {"images": _packed(example.images), "names": list(example.names)}
+    return {**example._asdict(), **packed}
 
 
 def example_of(content: dict[str, Any]) -> Example:
@@ -129,7 +130,8 @@ def example_of(content: dict[str, Any]) -> Example:
     distances = content["distances"]
     if not isinstance(distances, dict):
         distances = dict(zip(_NORMS_OF_VERSION_1, distances, strict=True))
-    return Example(**{**content, "distances": distances, "images": _unpacked(content["images"])})
+    parts = {"images": _unpacked(content["images"]), "names": tuple(content.get("names", ()))}
+    return Example(**{**content, "distances": distances, **parts})
 
 
 def write(content: dict[str, Any], path: str | os.PathLike) -> Path:

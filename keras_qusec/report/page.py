@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_qusec.evaluation.results import Example
-from keras_qusec.norms import symbol
+from keras_qusec.norms import radius_text, symbol
 from keras_qusec.plots import embedded, pyplot
 from keras_qusec.report import plots
 from keras_qusec.report.figures import Figures
@@ -188,7 +188,7 @@ def _bars(report: Figures, model: str) -> Any:
     norm = report.main_norm
     caption = (
         f"What each attack on {model} broke of the images, within {symbol(norm)} epsilon "
-        f"{report.epsilons[norm][-1]:g}; the longest bars decide."
+        f"{radius_text(report.epsilons[norm][-1])}; the longest bars decide."
     )
     return embedded_figure(figure, caption)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import NamedTuple
 
-from keras_qusec.norms import symbol
+from keras_qusec.norms import radius_text, symbol
 from keras_qusec.report.figures import Figures, Row
 
 WIDTH = 80
@@ -56,7 +56,7 @@ def headline(report: Figures, *, by_worst_case: bool = False) -> list[Table]:
                 cells = ("-" if share is None else _percent(share) for share in proved)
                 rows.append(["  certified", "", *cells])
         strong = tuple(i for i, row in enumerate(rows) if not row[0].startswith(" "))
-        columns = ["model", "clean", *(f"{epsilon:g}" for epsilon in radii)]
+        columns = ["model", "clean", *(radius_text(epsilon) for epsilon in radii)]
         title = (
             f"Robust accuracy in %, worst case over all attacks, {symbol(norm)}; "
             f"{report.evidence} evidence"
@@ -80,7 +80,7 @@ def details(report: Figures, model: str) -> list[Table]:
             [label, *(_percent(row.robust_accuracy) for row in line), *_cost(line[-1])]
             for label, line in lines.items()
         ]
-        columns = ["attack", *(f"{epsilon:g}" for epsilon in radii), "grads", "queries", "s"]
+        columns = ["attack", *(radius_text(epsilon) for epsilon in radii), "grads", "queries", "s"]
         title = f"{model}: accuracy in % within {symbol(norm)} epsilon"
         tables.append(Table(title, columns, cells, (len(cells) - 1,)))
     any_distance = [row for row in rows if row.epsilon is None]
@@ -125,7 +125,7 @@ def found_by_part(report: Figures, model: str) -> list[Table]:
             for result in results
             for part in result.parts
         ]  # fmt: skip
-        columns = ["attack", *(f"{epsilon:g}" for epsilon in radii), "grads", "queries", "s"]
+        columns = ["attack", *(radius_text(epsilon) for epsilon in radii), "grads", "queries", "s"]
         title = f"{model}: images that each attack of {attack} broke, of those it was made on"
         tables.append(Table(title, columns, cells))
     return tables
@@ -143,7 +143,7 @@ def transfers(report: Figures) -> list[Table]:
         ]
         for source, line in matrix.items()
     ]
-    epsilon = f"{symbol(report.main_norm)} {report.epsilons[report.main_norm][-1]:g}"
+    epsilon = f"{symbol(report.main_norm)} {radius_text(report.epsilons[report.main_norm][-1])}"
     title = f"Transfer, accuracy in % within {epsilon}: made on (row), tried on (column)"
     return [Table(title, ["source", *report.models], rows)]
 
@@ -175,7 +175,7 @@ def sentence(report: Figures, model: str) -> str | None:
     worst = report.worst_case(model, norm, radius)
     text = (
         f"{100 * worst.robust_accuracy:.0f} % of {worst.images} images stand against every attack "
-        f"tried at epsilon = {radius:g} ({symbol(norm)})"
+        f"tried at epsilon = {radius_text(radius)} ({symbol(norm)})"
     )
     if "white-box" in report.threat_models and len(report.threat_models) > 1:
         white = report.robust_accuracy(

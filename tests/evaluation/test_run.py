@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 import pytest
 from helpers import IMAGES, X, Y, predicted, without_clock
 
-from keras_qusec import evaluate_robustness
-from keras_qusec.attacks import APGD, PGD, Ensemble, Square
+from keras_qusec import RobustnessReport, evaluate_robustness
+from keras_qusec.attacks import APGD, PGD, Attack, Ensemble, Square
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+
+
+class HalfNaN(Attack):
+    """Returns NaN for every other image, and an adversarial example for the others."""
+
+    norm, uses_gradients = "linf", True
+
+    def run(self, model, x, goal, *, epsilon, seed):
+        found = x + np.float32(0.3) * np.sign(model.ascent(x, goal))
+        found[::2] = np.nan
+        return found
+
+
+@pytest.mark.parametrize("as_part", [False, True])
+def test_images_with_nan_are_failures_with_a_note(linear, tmp_path, as_part):
+    """Whatever an attack returns: the others' examples count, and the note survives a resume."""
+    attack = Ensemble({"half": HalfNaN()}) if as_part else HalfNaN()
+    settings = {"attacks": {"half-nan": attack}, "epsilons": [0.3], "threat_models": ["white-box"]}
+    plain = evaluate_robustness(linear, X, Y, progress=False, **settings)
+    broken = ~plain.robust_images()
+    assert not broken[::2].any()
+    assert broken[1::2].any()
+    for report in (plain, *(evaluate_robustness(linear, X, Y, progress=False, **settings,
+                                                resume_dir=tmp_path) for _ in range(2))):  # fmt: skip
+        (note,) = [note for note in report.notes if "NaN" in note]
+        assert "returned images with NaN or infinity 30 times" in note
+        assert "count as failures" in note
+        path = report.save(tmp_path / "report.json")
+        assert RobustnessReport.load(path).results[0].unusable == 30
 
 
 class TestJobs:

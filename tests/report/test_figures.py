@@ -40,6 +40,21 @@ class TestFigures:
     def test_robust_accuracy(self, report, question, share):
         assert report.robust_accuracy(**question) == pytest.approx(share)
 
+    def test_an_epsilon_may_be_rounded(self, report):
+        """To float32, as epsilons of an array are; a report is not asked for the bits of one."""
+        for epsilon in (0.1, 0.2):
+            rounded = np.float32(epsilon)
+            assert float(rounded) != epsilon
+            for question in ({"attack": "pgd"}, {}):
+                expected = report.robust_accuracy(epsilon=epsilon, **question)
+                assert report.robust_accuracy(epsilon=rounded, **question) == expected
+        exact, near = (
+            report.worst_case("m", "linf", epsilon) for epsilon in (0.1, float(np.float32(0.1)))
+        )
+        assert near == exact
+        with pytest.raises(ValueError, match=r"ran: 0.1, 0.2 in linf. Received: epsilon=0.1001"):
+            report.robust_accuracy("pgd", 0.1001)
+
     def test_robust_images(self, report):
         robust = report.robust_images("pgd", 0.1, "white-box")
         assert robust.tolist() == [False, True, True, False]
