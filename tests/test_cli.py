@@ -125,6 +125,43 @@ class TestCommandLine:
             assert (tmp_path / file).stat().st_size > 500
 
     @pytest.mark.parametrize(
+        ("values", "expected"),
+        [(["0", "255"], 0.3 * 255), (["-1", "1"], 0.6), (None, 0.3)],
+    )
+    def test_the_audits_epsilon_is_of_the_value_range(self, files, monkeypatch, values, expected):
+        asked = {}
+
+        def audited(*_, **settings):
+            asked.update(settings)
+            raise ValueError("enough")
+
+        monkeypatch.setattr("keras_qusec.audit_robustness", audited)
+        range_of = [] if values is None else ["--value-range", *values]
+        assert cli.main(["audit", str(files / "plain.keras"), *range_of]) == 2
+        assert asked["epsilon"] == pytest.approx(expected)
+
+    def test_options_of_evaluate_arrive(self, files, monkeypatch):
+        asked = {}
+
+        def evaluated(*_, **settings):
+            asked.update(settings)
+            raise ValueError("enough")
+
+        monkeypatch.setattr("keras_qusec.evaluate_robustness", evaluated)
+        options = {
+            "--targets": ("next", "targets", "next"), "--seed": ("7", "seed", 7),
+            "--batch-size": ("9", "batch_size", 9), "--draws": ("3", "draws", 3),
+            "--outputs": ("logits", "outputs", "logits"), "--jobs": ("2", "n_jobs", 2),
+            "--resume": ("work", "resume_dir", "work"), "--attacks": ("pgd", "attacks", "pgd"),
+            "--threat-models": ("adaptive", "threat_models", ["adaptive"]),
+            "--l2-epsilons": ("0.5", "epsilons", {"linf": [0.1], "l2": [0.5]}),
+        }  # fmt: skip
+        words = [word for option, (text, *_) in options.items() for word in (option, text)]
+        assert cli.main(["evaluate", str(files / "plain.keras"), "--epsilons", "0.1", *words]) == 2
+        for _, name, value in options.values():
+            assert asked[name] == value, name
+
+    @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["audit", "absent.keras"], "does not exist"),

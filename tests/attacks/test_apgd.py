@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_qusec import QuSecQuantization, evaluate_robustness, norms
 from keras_qusec.attacks import APGD, AttackedModel, Goal
-from keras_qusec.attacks.apgd import Momentum, Sparse
+from keras_qusec.attacks.apgd import Climb, Momentum, Sparse
 from keras_qusec.attacks.objective import LOSSES
 
 
@@ -158,3 +158,31 @@ def test_settings_are_checked():
         APGD(norm="l0")
     with pytest.raises(ValueError, match="targets"):
         APGD(targets=0)
+
+
+def test_a_checkpoint_starts_to_count_anew():
+    """Rises begin at zero, and the best so far is a copy that later steps do not change."""
+    n = 4
+    x = np.full((n, 3), 0.5, "float32")
+    ones = np.ones(n, "float32")
+    climb = Climb(
+        images=x + 0.1, before=x, gradient=x, best=x + 0.2, best_gradient=2 * x, height=ones,
+        best_height=np.array([1, 2, 3, 4], "float32"), size=ones,
+        rises=np.array([0, 9, 7, 8], "float32"), standing=np.array([1, 1, 1, 0], "float32"),
+        last_best=np.array([0, 1, 3, 0], "float32"), memory=np.array([1, 0, 0, 0], "float32"),
+    )  # fmt: skip
+    after = Momentum().check(climb, x, 0.1, 10)
+    # Few rises halve the first and the third, which did not gain either; the second goes on.
+    assert after.size.tolist() == [0.5, 1.0, 0.5, 1.0]
+    assert after.memory.tolist() == [1, 0, 1, 0]
+    assert after.rises.tolist() == [0, 0, 0, 0]
+    assert after.last_best.tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(after.images[[0, 2]], x[[0, 2]] + 0.2)
+    np.testing.assert_allclose(after.images[[1, 3]], x[[1, 3]] + 0.1)
+    climb.best_height[:] = 100
+    assert after.last_best.tolist() == [1, 2, 3, 4]
+    stalled = climb._replace(
+        best_height=np.array([1, 2, 3, 4], "float32"), rises=9 * ones, memory=0 * ones,
+        last_best=np.array([1, 1, 3, 0], "float32"), standing=ones,
+    )  # fmt: skip
+    assert Momentum().check(stalled, x, 0.1, 10).size.tolist() == [0.5, 1.0, 0.5, 1.0]

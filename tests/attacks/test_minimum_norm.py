@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import pytest
 from closed_forms import X, Y
+from keras import ops
 
 from keras_qusec import attacks, evaluate_robustness, norms
 from keras_qusec.attacks import FAB, FMN, AttackedModel, Goal, SigmaZero
+from keras_qusec.attacks.minimum_norm import FAR, View
 
 
 def distances_of(attack, goal=None, model=None):
@@ -37,6 +39,38 @@ def test_fmn_comes_close_to_the_nearest_example(norm):
     assert (found >= exact * (1 - 1e-4)).all()
     assert np.median(found / exact) < 1.02
     assert (found / exact).max() < (1.6 if norm == "l1" else 1.1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fmn_measures_the_distance_to_the_boundary(norm):
+    """On a linear model of two classes its first radius is the exact distance, and a little more.
+
+    The distance is the gap over the dual norm of the gradient, not over the norm itself.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.45, 0.55, (20, 9)).astype("float32")
+    weights = rng.normal(size=9).astype("float32")
+    model = keras.Sequential([keras.Input((9,)), keras.layers.Dense(2, use_bias=False)])
+    model.set_weights([np.stack([0 * weights, weights - weights.mean()], 1)])
+    attacked, attack = AttackedModel(model), FMN(norm=norm, steps=10, gamma=0.01)
+    goal = Goal(attacked.predictions(x))
+    radii = []
+
+    def look(images):
+        return attacked.traced_ascent(
+            [(v, v.value) for v in attacked.variables], ops.convert_to_tensor(images),
+            ops.convert_to_tensor(goal.labels), ops.convert_to_tensor(goal.classes),
+            attack.objective(goal, False),
+        )  # fmt: skip
+
+    view = View(look, lambda images: None)
+    tensors = [ops.convert_to_tensor(part) for part in (x, np.full(20, FAR), *attack.begin(x))]
+    *_, radius, _ = attack.step(view, ops.convert_to_tensor(x), tuple(tensors), 0.0, (0.0, 1.0))
+    radii = ops.convert_to_numpy(radius)
+    order = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
+    slope = (weights - weights.mean()).astype("float64")
+    exact = np.abs(x.astype("float64") @ slope) / np.linalg.norm(slope, order)
+    np.testing.assert_allclose(radii, exact * 1.01, rtol=1e-3)
 
 
 @pytest.mark.parametrize("attack", [FMN(norm="l0"), SigmaZero(steps=300)])

@@ -17,6 +17,7 @@ from keras_qusec import (
 )
 from keras_qusec.attacks import AttackedModel, CheapestLevels, Goal, ReachableLevels
 from keras_qusec.attacks.front_quantizer import front_quantizer
+from keras_qusec.attacks.reachable_levels import _Box
 from keras_qusec.defenses import BitDepthReduction, GivenThresholds
 
 RNG = np.random.default_rng(0)
@@ -96,6 +97,22 @@ def test_against_all_patterns(name):
     missed = int((possible & ~found).sum())
     assert possible.sum() >= 5
     assert missed <= 1, f"{missed} of {possible.sum()} missed"
+
+
+def test_rounding_ends_at_what_is_reachable():
+    """Between two levels of which only one can be reached, the other may be nearer."""
+    model = network(QuSecQuantization(5, hard=True))
+    attacked = AttackedModel(model)
+    front = front_quantizer(attacked, X)
+    own = front.outputs(X)
+    goal = Goal(attacked.predictions(X))
+    box = _Box(front, goal, own, own)
+    rows = np.arange(len(X))
+    for shift in (-0.4, 0.1, 0.2, 0.6):
+        np.testing.assert_array_equal(box.rounded(own + np.float32(shift), rows), own)
+    wider = _Box(front, goal, own, np.minimum(own + 0.25, 1.0).astype("float32"))
+    found = wider.rounded(own + np.float32(0.7), rows)
+    np.testing.assert_allclose(found, np.minimum(own + 0.25, 1.0))
 
 
 def test_a_soft_quantizer_reaches_what_lies_between():

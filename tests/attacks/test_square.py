@@ -53,6 +53,13 @@ def test_the_schedule_is_the_published_one():
     attack = Square(queries=10000)
     at = [attack.share_at(query) for query in (1, 10, 11, 51, 201, 501, 1001, 2001, 4001, 8001)]
     np.testing.assert_allclose(at, 0.8 / 2.0 ** np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 9]))
+    # The whole schedule, whatever the budget.
+    for queries in (100, 1000, 5000):
+        scaled = Square(queries=queries)
+        last = [scaled.share_at(round(share * queries)) for share in (0, 0.01, 0.03, 0.5, 0.99)]
+        assert last == [
+            attack.share_at(round(share * 10000)) for share in (0, 0.01, 0.03, 0.5, 0.99)
+        ]
     # As many pixels in any shape of image.
     assert square_size(0.25, 28, 28) == (14, 14)
     assert square_size(0.5, 1, 100) == (1, 50)

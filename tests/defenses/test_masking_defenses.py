@@ -47,6 +47,18 @@ class TestThermometer:
         np.testing.assert_array_equal(compiled_value(layer, x), expected)
         assert layer.compute_output_shape((None, 1, 2)) == (None, 1, 8)
 
+    @pytest.mark.parametrize("value_range", [(0.0, 255.0), (-1.0, 1.0)])
+    def test_the_surrogate_is_in_units_of_the_value_range(self, value_range):
+        low, high = value_range
+        layer = ThermometerEncoding(4, value_range=value_range)
+        x = (low + (high - low) * np.linspace(0.02, 0.98, 30)).astype("float32")[:, None]
+        with surrogate_gradients(layer, 6.0):
+            _, (dx,) = value_and_gradients(layer, x)
+        share = (x.astype("float64") - layer.marks) / (high - low)
+        s = 1 / (1 + np.exp(-6.0 * share))
+        expected = (6.0 / (high - low) * s * (1 - s)).sum(axis=1)
+        np.testing.assert_allclose(dx[:, 0], expected, rtol=1e-4)
+
     def test_own_gradient_is_zero_and_the_surrogate_that_of_sigmoids(self):
         layer = ThermometerEncoding(5)
         x = RNG.random((3, 4)).astype("float32")
@@ -161,6 +173,22 @@ class TestDistillation:
         assert clean > 0.8
         assert white < 0.1
         assert adaptive < 0.1
+
+    def test_the_soft_labels_are_those_at_the_temperature(self):
+        """The first loss of a student that begins as its teacher ended is their entropy."""
+        rng = np.random.default_rng(1)
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4)])
+        model.set_weights([rng.normal(0, 4, (5, 4)), rng.normal(0, 1, 4)])
+        x = rng.random((64, 5)).astype("float32")
+        losses = keras.callbacks.History()
+        distill(
+            model, x, np.arange(64) % 4, temperature=7, optimizer=keras.optimizers.SGD(0.0),
+            callbacks=[losses], epochs=1, batch_size=64, verbose=0,
+        )  # fmt: skip
+        logits = ops.convert_to_numpy(model(x)).astype("float64") / 7
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        entropy = -(p * np.log(p)).sum(axis=1).mean()
+        assert losses.history["loss"][0] == pytest.approx(entropy, rel=1e-4)
 
     def test_the_model_given_stays_as_it_is(self, digits):
         model = small_network()

@@ -17,6 +17,7 @@ from keras_qusec.defenses import (
     OrderedThresholds,
     current_surrogate,
     find_quantizers,
+    surrogate_choices,
     surrogate_gradients,
 )
 from keras_qusec.quantization import equal_thresholds, soft_quantize
@@ -286,6 +287,18 @@ def test_surrogate_gradients_are_put_back_also_after_an_error():
         raise KeyError
     assert [current_surrogate(layer) for layer in layers] == [None, None]
     assert [layer.gradient_hardness for layer in layers] == [None, 7.0]
+
+
+def test_a_defence_with_fewer_surrogates_keeps_its_last_one():
+    class One(keras.layers.Layer):
+        def surrogates(self, hardnesses):
+            return ["identity"]
+
+    quantizer, one, none = QuSecQuantization(2), One(), QuSecQuantization(2)
+    none.surrogates = lambda hardnesses: []
+    choices = surrogate_choices([one, quantizer, none], [3.0, 10.0])
+    assert choices == [{one: "identity", quantizer: 3.0}, {one: "identity", quantizer: 10.0}]
+    assert surrogate_choices([none], [3.0]) == []
 
 
 # --- Bad input ------------------------------------------------------------------------

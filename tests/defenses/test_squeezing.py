@@ -128,6 +128,26 @@ class TestDetector:
             assert adaptive <= white
             assert adaptive < (0.1 if name == "median" else clean - 0.15)
 
+    def test_the_surrogate_is_that_of_all_predictions_together(self, digits, detector):
+        """The mean of the logits on the image and on its squeezed versions, by hand."""
+        x = digits.x_test[:6]
+        layer = keras.layers.Rescaling(1.0)
+        alone = SqueezingDetector(detector.classifier, [layer, keras.layers.Rescaling(0.5)])
+        classify = AttackedModel(detector.classifier)
+        with surrogate_gradients(alone, 5.0):
+            together = slope(lambda x: ops.sum(alone(x)[:, 3]), x)
+        own = slope(lambda x: ops.sum(alone(x)[:, 3]), x)
+        pieces = [
+            slope(lambda x, f=factor: ops.sum(detector.classifier(f * x)[:, 3]), x)
+            for factor in (1.0, 1.0, 0.5)
+        ]
+        np.testing.assert_allclose(own, pieces[0], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(together, np.mean(pieces, axis=0), rtol=1e-3, atol=1e-5)
+        assert np.abs(together - own).max() > 1e-3
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(alone(x)), classify.logits(x), rtol=1e-4, atol=1e-4
+        )
+
     def test_the_surrogate_of_the_rejection_does_not_saturate(self, digits, detector):
         """Where predictions differ most, differences of probabilities have no gradient."""
         x = digits.x_test[:10]

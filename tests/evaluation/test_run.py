@@ -5,10 +5,12 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from helpers import IMAGES, X, Y, predicted, without_clock
+from helpers import IMAGES, X, Y, predicted, small_cnn, without_clock
 
-from keras_qusec import RobustnessReport, evaluate_robustness
-from keras_qusec.attacks import APGD, PGD, Attack, Ensemble, Square
+from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness
+from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, Ensemble, Goal, Square
+from keras_qusec.evaluation import run, threat_models
+from keras_qusec.evaluation.plan import Plan, Unit
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 
@@ -22,6 +24,120 @@ class HalfNaN(Attack):
         found = x + np.float32(0.3) * np.sign(model.ascent(x, goal))
         found[::2] = np.nan
         return found
+
+
+class Reaching(Attack):
+    """Goes as far as epsilon along the gradient; writes down how it was called."""
+
+    norm, uses_gradients, is_random = "linf", True, True
+
+    def __init__(self, restarts=1, works=True):
+        self.restarts, self.works, self.calls = restarts, works, []
+
+    def run(self, model, x, goal, *, epsilon, seed):
+        self.calls.append((epsilon, len(x), seed))
+        return x + np.float32(epsilon) * np.sign(model.ascent(x, goal)) * self.works
+
+
+RADII = [0.02, 0.05, 0.1]
+
+
+@pytest.mark.parametrize("skip_smaller", [True, False])
+def test_what_fell_at_a_large_radius_is_attacked_at_smaller_ones(linear, skip_smaller):
+    """What stood is not, where an ensemble says so; the figures are those of each radius alone."""
+    attack = Reaching()
+    report = evaluate_robustness(
+        linear, X, Y, attacks={"all": Ensemble({"one": attack}, skip_smaller=skip_smaller)},
+        epsilons=RADII, threat_models=["white-box"], progress=False,
+    )  # fmt: skip
+    for radius in RADII:
+        alone = evaluate_robustness(
+            linear, X, Y, attacks={"one": Reaching()}, epsilons=[radius],
+            threat_models=["white-box"], progress=False,
+        )  # fmt: skip
+        assert report.robust_accuracy(epsilon=radius) == alone.robust_accuracy()
+    (part,) = report.results[0].parts
+    fell = [round(60 * (1 - report.robust_accuracy(epsilon=radius))) for radius in RADII]
+    expected = [fell[1], fell[2], 60] if skip_smaller else [60, 60, 60]
+    assert 0 < fell[0] < fell[1] < fell[2] < 60
+    assert part.tried.tolist() == expected
+    assert part.broken.tolist() == fell
+
+
+@pytest.mark.parametrize("as_part", [False, True])
+def test_each_restart_and_each_radius_has_a_seed_of_its_own(linear, as_part):
+    attack = Reaching(restarts=4, works=False)
+    given = Ensemble({"one": attack}, skip_smaller=False) if as_part else attack
+    settings = {"epsilons": RADII, "threat_models": ["white-box"], "progress": False}
+    evaluate_robustness(linear, X, Y, attacks={"all": given}, **settings)
+    assert len(attack.calls) == 12
+    assert len({seed for _, _, seed in attack.calls}) == 12
+
+
+def test_restarts_of_an_attack_alone_start_elsewhere(linear):
+    once, again = (PGD(0.01, steps=1, restarts=n)(linear, X, Y, seed=0) for n in (1, 2))
+    robust = predicted(linear, once) == Y
+    moved = np.abs(once - again).reshape(60, -1).max(axis=1) > 0
+    assert robust.sum() > 20
+    assert moved[robust].all()
+
+
+class Kept:
+    """Unfinished work, in memory."""
+
+    def __init__(self):
+        self.saved = []
+
+    def load(self, key):
+        return None
+
+    def save(self, key, results):
+        self.saved.append([result.threat_model for result in results])
+
+    def remove(self, key):
+        pass
+
+
+def test_a_partial_save_has_all_threat_models_so_far():
+    """So that a resumed run does not attack under an earlier one again."""
+    model = small_cnn(quantizer=QuSecQuantization(2))
+    attack = Ensemble({"pgd": PGD(steps=2), "square": Square(queries=5)}, first=("pgd",))
+    attacked = AttackedModel(model)
+    plan = Plan(
+        attacks={"all": attack}, radii={"all": (0.05, 0.1)},
+        threat_models=tuple(map(threat_models.get, ("white-box", "adaptive"))),
+        hardnesses=(3.0,), value_range=(0.0, 1.0), x=IMAGES, goal=Goal(predicted(model, IMAGES)),
+        correct={"m": np.ones(len(IMAGES), bool)}, batch_size=24, seed=0,
+    )  # fmt: skip
+    kept = Kept()
+    unit = Unit("all", ("m",), None, 0)
+    results = run.attack_in_turns(unit, plan, attacked, kept, lambda text, share: None)
+    assert [result.threat_model for result in results] == ["white-box", "adaptive"]
+    assert kept.saved[0] == ["white-box"]
+    assert kept.saved[-1] == ["white-box", "adaptive"]
+
+
+def test_examples_belong_to_their_images(cnn):
+    """Also those of later batches."""
+    y = predicted(cnn, IMAGES)
+    report = evaluate_robustness(
+        cnn,
+        IMAGES,
+        y,
+        attacks=["pgd"],
+        epsilons=[0.1],
+        batch_size=5,
+        progress=False,
+        threat_models=["white-box"],
+    )
+    (result,) = report.results
+    assert max(result.examples) >= 20
+    for index, image in result.examples.items():
+        assert 0 < np.abs(image - IMAGES[index]).max() <= 0.1 + 1e-6
+    for example in report.gallery:
+        np.testing.assert_array_equal(example.images[0], IMAGES[example.number])
+        assert example.distances["linf"] <= 0.1 + 1e-6
+        assert example.label == y[example.number]
 
 
 @pytest.mark.parametrize("as_part", [False, True])

@@ -51,6 +51,15 @@ class TestResume:
         assert len(ran) == 12
         assert again.to_dict() == report.to_dict()
 
+    def test_corrected_labels_are_another_run(self, cnn, tmp_path):
+        y = predicted(cnn, IMAGES)
+        wrong = y.copy()
+        wrong[3] = (wrong[3] + 1) % 4
+        settings = {"attacks": ["fgsm"], "epsilons": [0.02], "resume_dir": tmp_path / "run"}
+        evaluate_robustness(cnn, IMAGES, wrong, **settings)
+        with pytest.raises(ValueError, match="differs in data"):
+            evaluate_robustness(cnn, IMAGES, y, **settings)
+
     @pytest.mark.once
     def test_killed_in_the_middle(self, cnn, tmp_path):
         """SIGKILL, then the same call: the same report as without."""

@@ -143,6 +143,26 @@ def test_surrogate_keeps_the_value_and_changes_the_gradient():
         assert np.abs(dz - dx).max() > 0.3
 
 
+@pytest.mark.parametrize("value_range", [(0.0, 255.0), (-1.0, 1.0), (0.0, 0.5)])
+@pytest.mark.parametrize("levels", [2, 5, 64])
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_surrogate_gradient_in_any_range(value_range, levels, hard):
+    """Its hardness is in units of the value range, as the forward one's is."""
+    low, high = value_range
+    x = (low + (high - low) * np.linspace(-0.1, 1.1, 97)).astype("float32")
+    thresholds = equal_thresholds(levels, value_range)
+    function = hard_quantize if hard else soft_quantize
+    for given_thresholds in (levels, thresholds):
+        _, (dx,) = value_and_gradients(
+            lambda x, t=given_thresholds: function(
+                x, t, gradient_hardness=4.0, value_range=value_range
+            ),
+            x,
+        )
+        expected = reference(x, thresholds, 4.0, value_range)[1]
+        np.testing.assert_allclose(dx, expected, rtol=2e-3, atol=1e-6 * expected.max())
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.floats(0.0625, 0.9375, width=32), min_size=1, max_size=7, unique=True),

@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_qusec import AdversarialTraining, HardnessSchedule, QuSecQuantization
 from keras_qusec.attacks import BIM, FGSM, PGD
+from keras_qusec.defenses import surrogate_gradients
 
 RNG = np.random.default_rng(0)
 # Two classes that a robust model can tell apart by many pixels, and a brittle one by one.
@@ -407,6 +408,23 @@ def test_random_starts_differ_between_steps_and_repeat_with_the_seed():
     assert len({round(loss, 7) for loss in first}) == 3
     assert losses(0) == first
     assert losses(1) != first
+
+
+@pytest.mark.parametrize("hardness", [None, 3.0, 20.0])
+def test_the_attack_follows_the_surrogate_gradient(hardness):
+    """The images trained on are those of the same attack through that surrogate, in L2."""
+    quantizer = QuSecQuantization(2, hardness=40.0)
+    model = recording(quantizer)
+    training = AdversarialTraining(
+        "fgsm", epsilon=0.5, norm="l2", gradient_hardness=hardness, random_start=False
+    )
+    fit(model, training, batch_size=64, epochs=1, shuffle=False)
+    with surrogate_gradients(model, hardness):
+        expected = FGSM(0.5, norm="l2")(model, X, Y, outputs="logits")
+    np.testing.assert_allclose(model.batches[-1][0], expected, atol=2e-3)
+    with surrogate_gradients(model, 8.0):
+        other = FGSM(0.5, norm="l2")(model, X, Y, outputs="logits")
+    assert np.abs(other - expected).max() > 0.02
 
 
 def test_surrogate_gradients_in_the_attack_only():
