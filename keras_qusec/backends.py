@@ -179,7 +179,15 @@ class Torch(Backend):
     def compiled(
         self, function: Callable[..., Any], variables: list[Any], *, batches: int
     ) -> Callable[..., Any]:
-        return lambda *tensors: function(present_values(variables), *tensors)
+        import torch
+
+        def run(*tensors: Any) -> Any:
+            # In a user's inference mode no gradient could be had, and none would look like zero.
+            with torch.inference_mode(False):
+                usable = [t.clone() if t.is_inference() else t for t in tensors]
+                return function(present_values(variables), *usable)
+
+        return run
 
     def compiled_forward(
         self, function: Callable[..., Any], variables: list[Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,8 @@ class FolderImages(NamedTuple):
     """Images of the folders of some classes.
 
     Attributes:
-        x: ``(n, height, width)`` uint8 if all images are grey, else ``(n, height, width, 3)``.
+        x: ``(n, height, width)`` if all images are grey, else ``(n, height, width, 3)``; uint8, or
+            float32 in [0, 1] if some have 16 bits.
         y: classes ``(n,)`` int64.
     """
 
@@ -84,16 +85,18 @@ def images_by_class(folder: Path, names: Sequence[str], source: str) -> FolderIm
             f"Expected a folder for each class in {folder}, with images ({', '.join(SUFFIXES)}). "
             "Received: no folder."
         )
-    images, grey = _opened([path for _, path in paths])
-    sizes = {image.size for image in images}
+    images = [_opened(path) for _, path in paths]
+    sizes = {(image.shape[1], image.shape[0]) for image in images}
     if len(sizes) > 1:
         raise ValueError(
             f"Expected images of one size in {folder}. Received: "
             f"{', '.join(f'{w}x{h}' for w, h in sorted(sizes)[:4])}. Resize them first."
         )
-    mode = "L" if grey else "RGB"
-    x = np.stack([np.asarray(image.convert(mode)) for image in images])
-    return FolderImages(x, np.array([number for number, _ in paths], "int64"))
+    if any(image.dtype == np.uint16 for image in images):
+        images = [image / np.float32(np.iinfo(image.dtype).max) for image in images]
+    if any(image.ndim == 3 for image in images):
+        images = [_in_colour(image) for image in images]
+    return FolderImages(np.stack(images), np.array([number for number, _ in paths], "int64"))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -128,23 +131,36 @@ def _images_in(folder: Path) -> list[Path]:
     return paths
 
 
-def _opened(paths: Sequence[Path]) -> tuple[list[Any], bool]:
-    """Images in three colours, and whether all of them were grey."""
+# What Pillow calls images of one channel, of one with transparency, and of 16 bits.
+_GREY, _DEEP = ("1", "L", "LA"), ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def _opened(path: Path) -> np.ndarray:
+    """An image ``(height, width)`` if it is grey, else ``(height, width, 3)``; 8 or 16 bits."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise ImportError(
             "Folders of images need Pillow. Install it with: pip install pillow"
         ) from error
-    images, grey = [], True
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                grey = grey and image.mode in ("1", "L")
-                images.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(
-                f"Expected images that can be read. Received: {path} ({error}). Remove it, or "
-                "save it again."
-            ) from error
-    return images, grey
+    try:
+        with Image.open(path) as image:
+            if image.mode in _DEEP:
+                return np.asarray(image).astype("uint16")
+            if image.mode not in ("I", "F"):
+                return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+            mode = image.mode
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(
+            f"Expected images that can be read. Received: {path} ({error}). Remove it, or save it "
+            "again."
+        ) from error
+    # Pillow would cut off what is above 255 without a word.
+    raise ValueError(
+        f"Expected images of 8 or 16 bits. Received: {path}, of 32 bits (mode {mode}), whose range "
+        "nothing says. Scale the images and save them again, or give arrays in an .npz file."
+    )
+
+
+def _in_colour(image: np.ndarray) -> np.ndarray:
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

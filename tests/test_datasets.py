@@ -253,6 +253,28 @@ def test_class_names_that_do_not_fit(tmp_path, names, words):
         datasets.load(tmp_path, train=False, class_names=names)
 
 
+def test_images_of_16_bits_keep_their_values(tmp_path):
+    """Pillow's conversion to 8 bits cuts off what is above 255: a white image."""
+    from PIL import Image
+
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 5)).astype("uint16")
+    (tmp_path / "a").mkdir()
+    Image.fromarray(deep).save(tmp_path / "a" / "0.png")
+    data = datasets.load(tmp_path, train=False)
+    np.testing.assert_allclose(data.x_test[0, :, :, 0], deep / 65535, atol=1e-6)
+    shallow = np.arange(30).reshape(6, 5).astype("uint8")
+    Image.fromarray(shallow).save(tmp_path / "a" / "1.png")
+    Image.fromarray(np.stack([shallow] * 3, -1)).save(tmp_path / "a" / "2.png")
+    data = datasets.load(tmp_path, train=False)
+    assert data.x_test.shape == (3, 6, 5, 3)
+    np.testing.assert_allclose(data.x_test[0, :, :, 2], deep / 65535, atol=1e-6)
+    for row in (1, 2):
+        np.testing.assert_allclose(data.x_test[row, :, :, 0], shallow / 255, atol=1e-6)
+    Image.fromarray(shallow.astype("float32")).save(tmp_path / "a" / "3.tif")
+    with pytest.raises(ValueError, match=r"8 or 16 bits. Received: .*3.tif, of 32 bits \(mode F\)"):
+        datasets.load(tmp_path, train=False)
+
+
 def test_folders_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="Received: no folder"):
         datasets.load(tmp_path, train=False)
