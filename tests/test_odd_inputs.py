@@ -1189,7 +1189,7 @@ add("command line", "value range and epsilons", {
         f, "--value-range", "0", "255")[0].value_range == (0.0, 255.0),),
     "8 for a model that expects bytes": (lambda f: reads_bytes_from_disk(
         f, "--epsilons", "8")[0].epsilons["linf"] == (8.0,),),
-    "8/255": (lambda f: "0.0313" in command(f, "--epsilons", "8/255"),),
+    "8/255": (lambda f: "8/255" in command(f, "--epsilons", "8/255"),),
     "a range of -1 to 1": (lambda f: command(f, "--value-range", "-1", "1") != "",),
 }, "right")  # fmt: skip
 add("command line", "value range and epsilons", {
