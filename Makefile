@@ -6,7 +6,7 @@ PYTEST_ARGS ?= -n 2
 # TensorFlow greets with notes about the processor otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test test-torch test-jax reproduce lint types docs benchmark clean
+.PHONY: demo test test-torch test-jax reproduce lint types docs benchmark mutation findings clean
 
 demo: .venv/demo  ## train, attack and compare the paper's network with and without a quantizer
 	$(BIN)/keras-qusec demo
@@ -49,6 +49,12 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	$(BIN)/pip install --quiet --no-compile multiprocess  # ART's AutoAttack imports it
 	$(BIN)/python benchmarks/attacks.py
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/audit.py --json benchmark-audit.json
+
+mutation: .venv/torch  ## faults planted one at a time: which of them the tests notice
+	$(BIN)/python benchmarks/mutation.py
+
+findings:  ## facts about other software, still as they were
+	for finding in findings/*.sh; do echo $$finding; bash $$finding || exit 1; done
 
 clean:
 	rm -rf .venv docs/_build docs/jupyter_execute reproduction build dist *.egg-info

@@ -25,38 +25,43 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-# Tests of each file, the quickest first.
+# Tests of each file in `tests/`, the quickest first.
 TESTS = {
-    "quantization/quantize.py": "tests/quantization",
-    "quantization/closed_forms.py": "tests/quantization",
-    "quantization/loop.py": "tests/quantization",
-    "quantization/thresholds.py": "tests/quantization tests/defenses/test_quantizers.py",
-    "norms.py": "tests/test_norms.py tests/attacks/test_minimum_norm.py tests/attacks/test_gradient_attack.py",
-    "attacks/gradient_attack.py": "tests/attacks/test_gradient_attack.py tests/evaluation/test_run.py",
-    "attacks/apgd.py": "tests/attacks/test_apgd.py tests/attacks/test_parity.py",
-    "attacks/minimum_norm.py": "tests/attacks/test_minimum_norm.py",
-    "attacks/fab.py": "tests/attacks/test_minimum_norm.py tests/attacks/test_parity.py",
-    "attacks/fmn.py": "tests/attacks/test_minimum_norm.py tests/attacks/test_parity.py",
-    "attacks/sigma_zero.py": "tests/attacks/test_minimum_norm.py tests/attacks/test_parity.py",
-    "attacks/square.py": "tests/attacks/test_square.py tests/attacks/test_parity.py",
-    "attacks/reachable_levels.py": "tests/attacks/test_reachable_levels.py",
-    "attacks/cheapest_levels.py": "tests/attacks/test_reachable_levels.py",
-    "attacks/jsma.py": "tests/attacks/test_jsma.py",
-    "attacks/objective.py": "tests/attacks/test_apgd.py tests/attacks/test_minimum_norm.py",
-    "attacks/attacked_model.py": "tests/attacks/test_gradient_attack.py tests/attacks/test_random_draws.py tests/defenses/test_rejection.py",
-    "evaluation/verify.py": "tests/evaluation/test_verify.py tests/test_integer_inputs.py",
-    "evaluation/results.py": "tests/evaluation/test_run.py tests/attacks/test_ensemble.py",
-    "evaluation/run.py": "tests/evaluation/test_run.py tests/attacks/test_ensemble.py tests/evaluation/test_store.py",
-    "report/figures.py": "tests/report/test_figures.py tests/report/test_report.py",
-    "training/step.py": "tests/training tests/test_integer_inputs.py",
-    "training/validation.py": "tests/training/test_callback.py",
-    "audit/evidence.py": "tests/audit/test_checks.py tests/audit/test_audit.py",
-    "audit/distances.py": "tests/audit/test_checks.py",
-    "audit/finite_differences.py": "tests/audit/test_checks.py",
-    "audit/rising_accuracy.py": "tests/audit/test_checks.py",
-    "commands.py": "tests/test_cli.py",
-    "image_folders.py": "tests/test_datasets.py",
-    "integer_inputs.py": "tests/test_integer_inputs.py",
+    "quantization/quantize.py": ["quantization"],
+    "quantization/closed_forms.py": ["quantization"],
+    "quantization/loop.py": ["quantization"],
+    "quantization/thresholds.py": ["quantization", "defenses/test_quantizers.py"],
+    "norms.py": [
+        "test_norms.py", "attacks/test_minimum_norm.py", "attacks/test_gradient_attack.py",
+    ],
+    "attacks/gradient_attack.py": ["attacks/test_gradient_attack.py", "evaluation/test_run.py"],
+    "attacks/apgd.py": ["attacks/test_apgd.py"],
+    "attacks/minimum_norm.py": ["attacks/test_minimum_norm.py"],
+    "attacks/fab.py": ["attacks/test_minimum_norm.py"],
+    "attacks/fmn.py": ["attacks/test_minimum_norm.py"],
+    "attacks/sigma_zero.py": ["attacks/test_minimum_norm.py"],
+    "attacks/square.py": ["attacks/test_square.py"],
+    "attacks/reachable_levels.py": ["attacks/test_reachable_levels.py"],
+    "attacks/cheapest_levels.py": ["attacks/test_reachable_levels.py"],
+    "attacks/jsma.py": ["attacks/test_jsma.py"],
+    "attacks/objective.py": ["attacks/test_apgd.py", "attacks/test_minimum_norm.py"],
+    "attacks/attacked_model.py": [
+        "attacks/test_gradient_attack.py", "attacks/test_random_draws.py",
+        "defenses/test_rejection.py",
+    ],
+    "evaluation/verify.py": ["evaluation/test_verify.py", "test_integer_inputs.py"],
+    "evaluation/results.py": ["evaluation/test_run.py", "attacks/test_ensemble.py"],
+    "evaluation/run.py": ["evaluation/test_run.py", "attacks/test_ensemble.py"],
+    "report/figures.py": ["report/test_figures.py", "report/test_report.py"],
+    "training/step.py": ["training/test_callback.py", "test_integer_inputs.py"],
+    "training/validation.py": ["training/test_callback.py"],
+    "audit/evidence.py": ["audit/test_checks.py"],
+    "audit/distances.py": ["audit/test_checks.py"],
+    "audit/finite_differences.py": ["audit/test_checks.py"],
+    "audit/rising_accuracy.py": ["audit/test_checks.py"],
+    "commands.py": ["test_cli.py"],
+    "image_folders.py": ["test_datasets.py"],
+    "integer_inputs.py": ["test_integer_inputs.py"],
 }  # fmt: skip
 SECONDS = 420
 
@@ -167,7 +172,7 @@ def is_caught(fault: Fault, folder: Path) -> bool:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-             *TESTS[fault.path].split()],
+             *(f"tests/{name}" for name in TESTS[fault.path])],
             cwd=folder, env=environment, capture_output=True, timeout=SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
