@@ -251,7 +251,7 @@ def evaluate_robustness(
         notes=[
             *unit_notes,
             *notes_of(plan, models, by_norm, results, failures),
-            *observations_of(plan, models, logits),
+            *observations_of(plan, models, logits, class_names),
         ],
         gallery=[
             example

@@ -194,7 +194,7 @@ def suggest_quantizer(
     can use what is left, only an evaluation tells.
 
     Args:
-        x: images ``(n, ...)``, floats in `value_range`; a few hundred are enough.
+        x: images ``(n, ...)``, floats in `value_range`; a few hundred of all classes are enough.
         epsilon: L-infinity radius, in units of the pixel values, above 0.
         levels: numbers of levels to consider, each 2 or more.
         value_range: darkest and brightest pixel value.

@@ -183,6 +183,70 @@ class TestCommandLine:
         assert "Traceback" not in error
 
 
+class TestFolders:
+    """Images in folders by class: the same figures as of arrays, or an error that names folders."""
+
+    @pytest.fixture(scope="class")
+    def images(self, measured, tmp_path_factory):
+        from PIL import Image
+
+        folder = tmp_path_factory.mktemp("folders")
+        measured[0]["plain"].save(folder / "plain.keras")
+        data = datasets.mnist5k()
+        for part, count in (("train", 1), ("test", 4)):
+            for digit in range(10):
+                target = folder / part / f"digit {digit}"
+                target.mkdir(parents=True)
+                rows = np.flatnonzero(data.y_test == digit)[:count]
+                for row in rows:
+                    pixels = np.round(255 * data.x_test[row, :, :, 0]).astype("uint8")
+                    Image.fromarray(pixels).save(target / f"{row}.png")
+        rows = np.concatenate([np.flatnonzero(data.y_test == d)[:4] for d in range(10)])
+        np.savez(folder / "same.npz", x=data.x_test[rows], y=data.y_test[rows])
+        return folder
+
+    def clean(self, folder, capsys, data, *more):
+        words = ["evaluate", str(folder / "plain.keras"), "--data", str(folder / data),
+                 "--attacks", "fgsm", "--epsilons", "0.05", "--images", "0",
+                 "--output", str(folder / "r.json"), *more]  # fmt: skip
+        status = cli.main(words)
+        error = capsys.readouterr().err
+        if status:
+            return error
+        return RobustnessReport.load(folder / "r.json")
+
+    def test_the_same_as_of_arrays(self, images, capsys):
+        (images / "train" / ".ipynb_checkpoints").mkdir(exist_ok=True)
+        expected = self.clean(images, capsys, "same.npz")
+        for data in (".", "test"):
+            found = self.clean(images, capsys, data)
+            assert found.clean_accuracy() == expected.clean_accuracy() > 0.7
+            assert found.robust_accuracy() == expected.robust_accuracy()
+            assert found.provenance["class names"][3] == "digit 3"
+        shown = found.gallery[0]
+        assert shown.shown_classes == (f"digit {shown.label}", f"digit {shown.prediction}")
+        page = found.to_html(images / "r.html").read_text()
+        assert f"digit {shown.label} &rarr; digit {shown.prediction}" in page
+
+    def test_a_folder_without_one_class(self, images, capsys):
+        import shutil
+
+        expected = self.clean(images, capsys, "same.npz")
+        nine = images / "nine"
+        shutil.copytree(images / "test", nine)
+        shutil.rmtree(nine / "digit 0")
+        error = self.clean(images, capsys, "nine")
+        assert "classes as the model 'plain' tells apart, 10" in error
+        assert "digit 1, digit 2" in error
+        assert "--classes" in error
+        names = [f"digit {digit}" for digit in range(10)]
+        found = self.clean(images, capsys, "nine", "--classes", *names)
+        assert found.clean_accuracy() >= expected.clean_accuracy() - 0.1
+        status = cli.main(["audit", str(images / "plain.keras"), "--data", str(nine)])
+        assert status == 2
+        assert "digit 1, digit 2" in capsys.readouterr().err
+
+
 def run(*arguments):
     """The command in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TF_CPP")}

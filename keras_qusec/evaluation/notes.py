@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks.foolbox import FoolboxAttack
 from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation.plan import Plan
 from keras_qusec.evaluation.results import Failure, Result
@@ -70,12 +71,18 @@ def notes_of(
     return notes
 
 
+# What Foolbox divides a shorter gradient by (version 3.3.4).
+_LEAST_OF_FOOLBOX = 1e-12
+
 # Clean images whose gradients are looked at.
 _LOOKED_AT = 256
 
 
 def observations_of(
-    plan: Plan, models: Mapping[str, AttackedModel], logits: Mapping[str, np.ndarray]
+    plan: Plan,
+    models: Mapping[str, AttackedModel],
+    logits: Mapping[str, np.ndarray],
+    class_names: Sequence[str] = (),
 ) -> list[str]:
     """Notes on what clean images show of each model, before any attack.
 
@@ -83,12 +90,13 @@ def observations_of(
         plan: the plan.
         models: attacked models by name.
         logits: on the clean images, by model.
+        class_names: of the classes in the order of their numbers, if they have any.
     """
     follow = any(attack.uses_gradients for attack in plan.attacks.values())
     classes = max(values.shape[1] for values in logits.values())
     notes = _numbered_from_one(plan.goal.labels, classes)
     for name, model in models.items():
-        notes += _near_chance(name, plan.correct[name], logits[name].shape[1])
+        notes += _near_chance(name, plan.correct[name], logits[name].shape[1], class_names)
         if model.draws > 1:
             notes.append(
                 f"{name} is random: the mean of the probabilities of {model.draws} draws was "
@@ -111,15 +119,18 @@ def _numbered_from_one(labels: np.ndarray, classes: int) -> list[str]:
     ]
 
 
-def _near_chance(name: str, correct: np.ndarray, classes: int) -> list[str]:
+def _near_chance(
+    name: str, correct: np.ndarray, classes: int, class_names: Sequence[str]
+) -> list[str]:
     chance, count = 1 / classes, len(correct)
     limit = chance + 2 * np.sqrt(chance * (1 - chance) / count)
     if count < 20 or correct.mean() > limit:
         return []
+    order = f" and the order of the classes ({', '.join(class_names[:12])})" if class_names else ""
     return [
         f"{name} classifies {100 * correct.mean():.1f} % of the clean images correctly, which "
         f"{count} images cannot tell from chance ({100 * chance:.1f} %). Check the images' "
-        "value range and the labels; its robust accuracy says nothing."
+        f"value range and the labels{order}; its robust accuracy says nothing."
     ]
 
 
@@ -140,6 +151,7 @@ def _without_gradient(name: str, model: AttackedModel, plan: Plan) -> list[str]:
     if not len(rows):
         return []
     own = _ascents(model, plan, rows)
+    notes = _too_small_for_foolbox(name, own, plan)
     zero = (own == 0).all(axis=1)
     broken = ~np.isfinite(own).all(axis=1)
     if zero.any() and any(threat.follows_surrogates for threat in plan.threat_models):
@@ -147,7 +159,6 @@ def _without_gradient(name: str, model: AttackedModel, plan: Plan) -> list[str]:
             zero[zero] = (_ascents(other, plan, rows[zero]) == 0).all(axis=1)
             if not zero.any():
                 break
-    notes = []
     if zero.any():
         notes.append(
             f"{name} has an input gradient of exactly zero on {zero.sum()} of {len(rows)} clean "
@@ -159,6 +170,25 @@ def _without_gradient(name: str, model: AttackedModel, plan: Plan) -> list[str]:
             "clean images. Attacks that follow it fail there, which is no evidence of robustness."
         )
     return notes
+
+
+def _too_small_for_foolbox(name: str, own: np.ndarray, plan: Plan) -> list[str]:
+    """A note on gradients along which Foolbox's attacks in L2 do not move."""
+    theirs = [
+        key
+        for key, attack in plan.attacks.items()
+        if isinstance(attack, FoolboxAttack) and attack.uses_gradients and attack.norm == "l2"
+    ]
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.sqrt(np.square(own.astype("float64")).sum(axis=1))
+    small = (length > 0) & (length < _LEAST_OF_FOOLBOX)
+    if not theirs or not small.any():
+        return []
+    return [
+        f"{name} has an input gradient shorter than {_LEAST_OF_FOOLBOX:g} on {small.sum()} of "
+        f"{len(own)} clean images, along which Foolbox's attacks in L2 ({', '.join(theirs)}) "
+        "hardly move. Attacks of this package, such as pgd-l2 and fmn-l2, follow it."
+    ]
 
 
 def _ascents(model: AttackedModel, plan: Plan, rows: np.ndarray) -> np.ndarray:

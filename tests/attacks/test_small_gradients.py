@@ -158,6 +158,16 @@ def test_black_and_white_images_behind_a_steep_quantizer_are_attacked():
     assert report.robust_accuracy() < 0.7
 
 
+def test_foolbox_in_l2_is_noted():
+    """Its attacks hardly move along such gradients (findings/foolbox_small_gradients.sh)."""
+    labels = AttackedModel(network(), outputs="logits").predictions(X)
+    settings = {"epsilons": {"l2": [0.3]}, "outputs": "logits", "progress": False}
+    for factor, attack, noted in ((TINY, "deepfool", True), (TINY, "pgd-l2", False),
+                                  (1.0, "deepfool", False)):  # fmt: skip
+        report = evaluate_robustness(network(factor), X, labels, attacks=[attack], **settings)
+        assert any("Foolbox's attacks in L2" in note for note in report.notes) == noted
+
+
 def test_training_attacks_along_tiny_gradients():
     """The images that a step trains on are those of the usual gradient."""
     logs = []
