@@ -5,8 +5,10 @@ Everywhere else the package uses `keras.ops` and the public Keras API.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -72,6 +74,11 @@ class Backend(ABC):
 
     def check_training(self) -> None:  # noqa: B027
         """Raise a ValueError if a model's training step cannot be replaced."""
+
+    @contextlib.contextmanager
+    def gradients_allowed(self) -> Iterator[None]:
+        """A block in which gradients can be had, whatever mode the caller is in."""
+        yield
 
 
 class TensorFlow(Backend):
@@ -159,6 +166,9 @@ class Torch(Backend):
     ) -> tuple[Tensor, Any]:
         import torch
 
+        if torch.is_inference_mode_enabled():
+            with self.gradients_allowed():
+                return self.input_gradient(objective, images.clone(), differentiable=differentiable)
         if differentiable:
             images = images if images.requires_grad else images.detach().requires_grad_(True)
             with torch.enable_grad():
@@ -182,12 +192,24 @@ class Torch(Backend):
         import torch
 
         def run(*tensors: Any) -> Any:
-            # In a user's inference mode no gradient could be had, and none would look like zero.
-            with torch.inference_mode(False):
+            if not torch.is_inference_mode_enabled():
+                return function(present_values(variables), *tensors)
+            with self.gradients_allowed(), torch.no_grad():
                 usable = [t.clone() if t.is_inference() else t for t in tensors]
                 return function(present_values(variables), *usable)
 
         return run
+
+    @contextlib.contextmanager
+    def gradients_allowed(self) -> Iterator[None]:
+        import torch
+
+        # In a user's inference mode no gradient can be had, and none would look like zero.
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                yield
+        else:
+            yield
 
     def compiled_forward(
         self, function: Callable[..., Any], variables: list[Any]
@@ -227,6 +249,17 @@ def backend() -> Backend:
             "Set the environment variable KERAS_BACKEND before Keras is imported."
         )
     return _BACKENDS[name]
+
+
+def with_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of users, run where gradients can be had (PyTorch's inference mode forbids it)."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **settings: Any) -> Any:
+        with backend().gradients_allowed():
+            return function(*arguments, **settings)
+
+    return run
 
 
 def present_values(variables: list[Any]) -> list[tuple[Any, Any]]:

@@ -62,8 +62,13 @@ class Ending(NamedTuple):
     logits: Function | None = None
 
 
-def ending_of(model: keras.Model, index: int = 0) -> Ending:
+def ending_of(model: keras.Model, index: int = 0, *, through_casts: bool = False) -> Ending:
     """Read from a model's graph what makes one of its outputs, also inside nested models.
+
+    Args:
+        model: the model.
+        index: of the output.
+        through_casts: as for `logits_function`.
 
     Example:
 
@@ -73,14 +78,19 @@ def ending_of(model: keras.Model, index: int = 0) -> Ending:
     """
     if not has_graph(model):
         return Ending(None, f"the code of {type(model).__name__}.call, which has no graph")
-    return _Reader(model.inputs).ending(model.outputs[index])
+    return _Reader(model.inputs, through_casts).ending(model.outputs[index])
 
 
 class _Reader:
-    """Reads the endings of tensors of one graph, each once."""
+    """Reads the endings of tensors of one graph, each once.
 
-    def __init__(self, inputs: list[Tensor]) -> None:
-        self.inputs = inputs
+    Args:
+        inputs: of the graph.
+        through_casts: functions of images have a gradient where an Input casts to integers.
+    """
+
+    def __init__(self, inputs: list[Tensor], through_casts: bool) -> None:
+        self.inputs, self.through_casts = inputs, through_casts
         self.known: dict[int, Ending] = {}
 
     def ending(self, tensor: Tensor) -> Ending:
@@ -95,7 +105,7 @@ class _Reader:
         if not parents:
             return Ending(LOGITS, "its inputs")
         if isinstance(operation, keras.Model):
-            inner = ending_of(operation, call.place)
+            inner = ending_of(operation, call.place, through_casts=self.through_casts)
             return inner._replace(logits=_chain(self._before(parents), inner.logits))
         if not is_of_keras(operation):
             return Ending(None, f"the layer {operation.name!r} of class {name}")
@@ -124,7 +134,7 @@ class _Reader:
 
     def _before(self, parents: list[Tensor]) -> Function:
         """The function from images to what an operation takes."""
-        return part_of(self.inputs, parents)
+        return part_of(self.inputs, parents, through_casts=self.through_casts)
 
 
 _SOFTMAX = ("Softmax", "a softmax")
@@ -230,7 +240,9 @@ def output_kind(model: keras.Model, said: str | None = None) -> str:
     return kind
 
 
-def logits_function(model: keras.Model, outputs: str | None = None) -> Function:
+def logits_function(
+    model: keras.Model, outputs: str | None = None, *, through_casts: bool = False
+) -> Function:
     """A function from images to a classifier's logits, in inference mode, as float32.
 
     A softmax or sigmoid at the end of a model saturates in float32: its gradient is then exactly
@@ -241,6 +253,8 @@ def logits_function(model: keras.Model, outputs: str | None = None) -> Function:
         model: built Keras classifier with outputs ``(n, classes)``, ``(n, 1)`` or ``(n,)``.
         outputs: ``"logits"`` or ``"probabilities"`` for a model whose graph does not say. Of
             such probabilities the logarithm is taken.
+        through_casts: where an Input of the model casts to integers, compute with floats, so that
+            there is a gradient.
 
     Raises:
         ValueError: if it is not known what the outputs are.
@@ -254,12 +268,13 @@ def logits_function(model: keras.Model, outputs: str | None = None) -> Function:
     [[300.0, 300.0]]
     """
     check_one_of_each(model)
-    kind, reached = output_kind(model, outputs), ending_of(model).logits
+    kind = output_kind(model, outputs)
+    reached = ending_of(model, through_casts=through_casts).logits
     if reached is not None:
         return lambda images: class_logits(reached(images), LOGITS)
     called: Function = lambda images: model(images, training=False)  # noqa: E731
-    if casts_images(model):
-        called = part_of(model.inputs, model.outputs)
+    if through_casts and casts_images(model):
+        called = part_of(model.inputs, model.outputs, through_casts=True)
     return lambda images: class_logits(_single(called(images), model), kind)
 
 

@@ -44,7 +44,7 @@ def load(
             of images by class.
         train: whether training images are needed; without, a file or folder may have test images
             alone, and ``x_train`` is then empty.
-        class_names: of a folder, in the order of the classes' numbers; see `load_folder`.
+        class_names: in the order of the classes' numbers; of a folder, see `load_folder`.
 
     Returns:
         `Dataset`.
@@ -59,10 +59,13 @@ def load(
     >>> datasets.load("mnist5k").x_test.shape
     (1000, 28, 28, 1)
     """
+    said: dict[str, Any] = {}
+    if class_names is not None:
+        said["class_names"] = tuple(map(str, class_names))
     if str(name) in _LOADERS:
-        return _LOADERS[str(name)]()
+        return _LOADERS[str(name)]()._replace(**said)
     if str(name).endswith(".npz"):
-        return load_npz(name, train=train)
+        return load_npz(name, train=train)._replace(**said)
     if Path(name).is_dir():
         return load_folder(name, train=train, class_names=class_names)
     raise ValueError(
@@ -351,8 +354,14 @@ def split(
     """
     share = number(share, "share", above=0, most=1)
     x, y = np.asarray(x), class_labels(y, len(x))
+    count = round(share * len(x))
+    if not 0 < count < len(x):
+        raise ValueError(
+            f"Expected two parts with images in each. Received: {count} of {len(x)} images in the "
+            f"second, for share={share:g}. Take another share, or more images."
+        )
     held_out = np.zeros(len(x), bool)
-    held_out[stratified_sample(y, round(share * len(x)), seed)] = True
+    held_out[stratified_sample(y, count, seed)] = True
     return (x[~held_out], y[~held_out]), (x[held_out], y[held_out])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_qusec.attacks import Attack, AttackedModel, Goal, registry
 from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.backends import with_gradients
 from keras_qusec.checks import class_labels, whole_number
 from keras_qusec.checks import value_range as checked_range
 from keras_qusec.datasets import arrays_of, spread_rows
@@ -40,6 +41,7 @@ from keras_qusec.evaluation.results import Failure, Result, joined
 from keras_qusec.evaluation.run import Models, Outcome, run_units
 from keras_qusec.evaluation.store import Store
 from keras_qusec.evaluation.threat_models import ThreatModel
+from keras_qusec.integer_inputs import check_reachable
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 
@@ -47,6 +49,7 @@ from keras_qusec.report import RobustnessReport
 _SHARES = (0.1, 0.2, 0.3)
 
 
+@with_gradients
 def evaluate_robustness(
     model: keras.Model | Mapping[str, keras.Model],
     x: Any,
@@ -165,6 +168,7 @@ def evaluate_robustness(
     radii = {name: radii_of(name, a, by_norm, shape, pixels) for name, a in chosen.items()}
     both = [*named.items(), *named_sources.items()]
     x = images_of(x, pixels, both)
+    check_reachable(by_norm.get("linf", (1.0,))[0], [each for _, each in both])
     form = data_format_of(both, x.shape[1:], data_format)
     if form == "channels_first":
         x = np.ascontiguousarray(np.moveaxis(x, 1, -1))

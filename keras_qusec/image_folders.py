@@ -145,8 +145,11 @@ def _opened(path: Path) -> np.ndarray:
         ) from error
     try:
         with Image.open(path) as image:
-            if image.mode in _DEEP:
-                return np.asarray(image).astype("uint16")
+            pixels = np.asarray(image) if image.mode in (*_DEEP, "I") else np.zeros(0)
+            # Some formats and versions of Pillow hold 16 bits in 32.
+            in_16 = image.mode in _DEEP or (pixels.size and image.format in ("PNG", "PPM"))
+            if in_16 and pixels.min() >= 0 and pixels.max() <= 65535:
+                return pixels.astype("uint16")
             if image.mode not in ("I", "F"):
                 return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
             mode = image.mode

@@ -43,22 +43,25 @@ def casts_images(model: Any) -> bool:
     return any(casts_images(call.operation) for call in calls_of(model))
 
 
-def part_of(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Function:
+def part_of(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], *, through_casts: bool
+) -> Function:
     """The part of a graph between its inputs and some tensors, in inference mode.
 
-    Where an Input casts, the values are those that the model itself computes, and the gradient is
-    that of the numbers before the cast.
+    Through casts, what follows an Input of integers is computed with floats of the same values, so
+    that it has a gradient. That is not always what the model computes: integers overflow.
 
     Args:
         inputs: symbolic inputs of a model.
         outputs: symbolic tensors of the same graph.
+        through_casts: whether to compute with floats where an Input casts to integers.
 
     Returns:
         A function of one tensor, or of a list where there are several inputs; it returns a tensor,
         or a list where there are several outputs.
     """
     part = keras.Model(_single(inputs), _single(outputs))
-    if not casts_images(part):
+    if not (through_casts and casts_images(part)):
         return lambda images: part(images, training=False)
     return lambda images: _run(inputs, outputs, images)
 
@@ -71,6 +74,40 @@ def whole(images: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x: clean images, in whole numbers.
     """
     return np.round(images), (x + np.trunc(images - x)).astype("float32")
+
+
+# Factors of a perturbation, of whose whole numbers the best inside a ball are taken.
+_FACTORS = np.linspace(0.5, 3.0, 51)
+
+
+def whole_inside(
+    images: np.ndarray, x: np.ndarray, epsilon: float, power: int, values: tuple[float, float]
+) -> np.ndarray:
+    """Adversarial images in whole numbers, inside a ball whose norm is a sum of powers.
+
+    The nearest whole numbers mostly lie outside, and those towards the clean image are too near it.
+    So the perturbation is made larger and smaller before it is rounded: of what is inside, the
+    image that goes farthest in the perturbation's direction.
+
+    Args:
+        images: adversarial images, floats in the ball.
+        x: clean images, in whole numbers.
+        epsilon: radius.
+        power: 1 for L1, 2 for L2.
+        values: smallest and largest pixel value.
+    """
+    change = (images - x).reshape(len(x), -1).astype("float64")
+    clean = x.reshape(len(x), -1)
+    limit = (epsilon * (1 + 1e-6)) ** power
+    best = np.trunc(change)
+    farthest = (best * change).sum(axis=1)
+    for factor in _FACTORS:
+        moved = np.clip(np.round(clean + factor * change), *values) - clean
+        inside = (np.abs(moved) ** power).sum(axis=1) <= limit
+        gained = (moved * change).sum(axis=1)
+        better = inside & (gained > farthest)
+        best[better], farthest[better] = moved[better], gained[better]
+    return (x + best.reshape(x.shape)).astype("float32")
 
 
 def whole_images(x: Any, models: Sequence[Any]) -> np.ndarray:
@@ -100,6 +137,22 @@ def whole_images(x: Any, models: Sequence[Any]) -> np.ndarray:
             "0 to 255 with value_range=(0, 255), or a model with a float Input."
         )
     return nearest.astype(x.dtype)
+
+
+def check_reachable(epsilon: float, models: Sequence[Any]) -> None:
+    """Raise a ValueError for an L-infinity radius in which no whole number lies.
+
+    Args:
+        epsilon: the smallest radius.
+        models: models that get the images; only those with an Input of integers matter.
+    """
+    casting = [model for model in models if integer_input(model) is not None]
+    if casting and epsilon * (1 + 1e-6) < 1:
+        raise ValueError(
+            f"Expected epsilons of 1 or more in L-inf, since the Input of {casting[0].name!r} has "
+            f"dtype={integer_input(casting[0])!r} and no other whole number lies nearer. Received: "
+            f"{epsilon:g}. They are in units of the pixel values: 8, and not 8 / 255."
+        )
 
 
 def rounded(images: Tensor) -> Tensor:
@@ -156,7 +209,8 @@ def _called(node: Any, values: dict[int, Tensor]) -> Any:
     )
     operation = node.operation
     if casts_images(operation):
-        return part_of(operation.inputs, operation.outputs)(arguments[0])
+        given = arguments[0] if arguments else keywords["inputs"]
+        return part_of(operation.inputs, operation.outputs, through_casts=True)(given)
     if "training" in inspect.signature(operation.call).parameters:
         keywords["training"] = False
     return operation(*arguments, **keywords)

@@ -183,6 +183,7 @@ class TestCommandLine:
         assert "Traceback" not in error
 
 
+@pytest.mark.once
 class TestFolders:
     """Images in folders by class: the same figures as of arrays, or an error that names folders."""
 

@@ -73,9 +73,14 @@ FRONTS = {
 }
 
 
-@pytest.mark.parametrize("front", FRONTS)
-@pytest.mark.parametrize("settings", [{}, {"objective": "trades"}, {"ratio": 0.5}, {"norm": "l2"}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("front", "settings"),
+    [
+        ("none", {"norm": "l2"}), ("soft", {"ratio": 0.5}), ("hard", {"objective": "trades"}),
+        ("trainable", {}),
+    ],
+    ids=str,
+)  # fmt: skip
 def test_training(front, settings):
     model = network(*(make() for make in FRONTS[front]), softmax=front == "soft")
     training = AdversarialTraining(
@@ -99,11 +104,21 @@ OURS = [
     name for name in registry.names()
     if not isinstance(registry.get(name), FoolboxAttack) and "parts" not in vars(registry.get(name))
 ]  # fmt: skip
+# One of each kind of compiled loop; the others differ in settings.
+EVERYWHERE = (
+    "pgd-l2", "apgd-ce", "apgd-ce-l1", "fab-l2", "fmn-l1", "fmn-l0", "sigma-zero", "jsma",
+    "reachable-levels", "cheapest-levels-l2",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in EVERYWHERE else [pytest.mark.once]) for n in OURS],
+)
 def test_attacks(name):
     attack = registry.get(name)
+    few = {key: 12 for key in ("steps", "queries") if key in attack.settings()}
+    attack = registry.get(name, **(few if attack.settings().get("steps") != 1 else {}))
     front = FRONTS["hard"] if attack.attacks_defense else FRONTS["soft"]
     attacked = AttackedModel(network(*(make() for make in front)))
     goal = Goal(attacked.predictions(X))
@@ -114,16 +129,27 @@ def test_attacks(name):
     assert np.isfinite(images).all()
 
 
-@pytest.mark.parametrize("front", ["none", "hard"])
+@pytest.mark.parametrize("front", [pytest.param("none", marks=pytest.mark.once), "hard"])
 def test_evaluation(front):
     model = network(*(make() for make in FRONTS[front]))
     labels = AttackedModel(model).predictions(X)
     with debugging():
         report = evaluate_robustness(
-            model, X, labels, attacks="standard", epsilons={"linf": [0.1, 0.3], "l2": [0.5]},
-            progress=False,
+            model, X[:6], labels[:6], attacks=["pgd", ("apgd-t", {"steps": 8}), "fgsm-l2"],
+            epsilons={"linf": [0.1, 0.3], "l2": [0.5]}, progress=False,
         )  # fmt: skip
-        audit = audit_robustness(model, X, labels, epsilon=0.1, progress=False)
     assert not report.failures
+    assert not any("failed" in note for note in report.notes)
+
+
+@pytest.mark.once
+def test_standard_evaluation_and_audit():
+    model = network(*(make() for make in FRONTS["hard"]))
+    labels = AttackedModel(model).predictions(X)
+    with debugging():
+        report = evaluate_robustness(
+            model, X, labels, attacks="standard", epsilons={"linf": [0.1]}, progress=False
+        )
+        audit = audit_robustness(model, X, labels, epsilon=0.1, progress=False)
     assert not any("failed" in note for note in report.notes)
     assert audit.verdict

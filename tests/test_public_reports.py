@@ -99,17 +99,20 @@ FORMS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_of_images_and_labels(model, labels, expected, form, tmp_path):
     assert robust_accuracy(model, *FORMS[form](X, labels, tmp_path)) == expected
 
 
+@pytest.mark.once
 def test_labels_of_a_data_frame(model, labels, expected):
     pandas = pytest.importorskip("pandas")
     series = pandas.Series(labels, index=range(100, 140))
     assert robust_accuracy(model, X, series) == expected
 
 
+@pytest.mark.once
 def test_a_data_set_that_shuffles_at_each_pass(model, labels):
     """Images and labels come from one pass."""
     tf = pytest.importorskip("tensorflow")

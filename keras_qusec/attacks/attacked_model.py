@@ -29,7 +29,13 @@ from keras_qusec.defenses import (
     surrogates_in_force,
 )
 from keras_qusec.digests import model_digest, settings_of
-from keras_qusec.integer_inputs import integer_input, rounded, whole
+from keras_qusec.integer_inputs import (
+    casts_images,
+    integer_input,
+    rounded,
+    whole,
+    whole_inside,
+)
 from keras_qusec.sublayers import inside
 
 Tensor = Any
@@ -135,7 +141,9 @@ class AttackedModel:
         self.channels_first = data_format == "channels_first"
         self.draws = whole_number(draws, "draws")
         # The model can be given whole numbers alone, whatever attacks try in between.
-        self.takes_whole_numbers = integer_input(model) is not None
+        self.takes_whole_numbers = integer_input(model) is not None or bool(
+            getattr(model, "takes_whole_numbers", False)
+        )
         self._seeds = [generator.state for generator in inside(model, keras.random.SeedGenerator)]
         if self.draws > 1 and not self._seeds:
             raise ValueError(
@@ -149,7 +157,11 @@ class AttackedModel:
         self.rejects = isinstance(model, RejectingClassifier) and inspect.ismethod(own)
         self.counter = Counter()
         self.variables = [*model.trainable_variables, *model.non_trainable_variables]
-        self._logits = logits_function(model, outputs)
+        # Attacks follow the first; the second is the model itself, which judges.
+        self._logits = logits_function(model, outputs, through_casts=True)
+        self._own_logits = self._logits
+        if casts_images(model):
+            self._own_logits = logits_function(model, outputs)
         # The same for all models of `with_surrogates`: what is made for one of them is kept
         # under its number, 0 for the model's own gradient.
         self._kept: dict[Any, Any] = {}
@@ -329,17 +341,20 @@ class AttackedModel:
             self._kept[key] = make()
         return self._kept[key]
 
-    def traced_logits(self, mapping: Any, images: Tensor, first_draw: int = 0) -> Tensor:
+    def traced_logits(
+        self, mapping: Any, images: Tensor, first_draw: int = 0, *, judged: bool = False
+    ) -> Tensor:
         """Logits inside a compiled function, from the values of the variables in `mapping`.
 
         Args:
             mapping: pairs of variables and values.
             images: with channels last.
             first_draw: number of the first of a random model's draws.
+            judged: by the model itself, whose casts have no gradient.
         """
-        images = self.as_given(images)
+        images = self.as_pixels(images) if self._behind is None else self.as_given(images)
         if self.draws == 1:
-            return self._logits_of_draw(mapping, images)
+            return self._logits_of_draw(mapping, images, judged)
         values = {id(variable): value for variable, value in mapping}
         drawn = {id(seed) for seed in self._seeds}
         rest = [(variable, value) for variable, value in mapping if id(variable) not in drawn]
@@ -349,13 +364,13 @@ class AttackedModel:
                 (s, values.get(id(s), s.value) + ops.cast([1 + draw, 0], s.dtype))
                 for s in self._seeds
             ]
-            logits = self._logits_of_draw([*rest, *seeds], images)
+            logits = self._logits_of_draw([*rest, *seeds], images, judged)
             shares.append(ops.log_softmax(logits, axis=-1))
         return ops.logsumexp(ops.stack(shares), axis=0) - math.log(self.draws)
 
-    def _logits_of_draw(self, mapping: Any, images: Tensor) -> Tensor:
+    def _logits_of_draw(self, mapping: Any, images: Tensor, judged: bool) -> Tensor:
         with keras.StatelessScope(state_mapping=mapping), self._as_followed(images) as entry:
-            return self._logits(entry)
+            return self._own_logits(entry) if judged else self._logits(entry)
 
     @contextlib.contextmanager
     def _as_followed(self, images: Tensor) -> Iterator[Tensor]:
@@ -369,13 +384,25 @@ class AttackedModel:
 
     def _judged_logits(self, mapping: Any, images: Tensor) -> Tensor:
         """Logits by draws that no gradient has seen."""
-        return self.traced_logits(mapping, images, first_draw=self.draws)
+        return self.traced_logits(mapping, images, first_draw=self.draws, judged=True)
 
     def as_given(self, images: Tensor) -> Tensor:
-        """Images with channels last, as the model wants them."""
-        if self.takes_whole_numbers:
-            images = rounded(images)
+        """Images with channels last, or a layer's outputs, with channels as the model has them."""
         return ops.moveaxis(images, -1, 1) if self.channels_first else images
+
+    def as_pixels(self, images: Tensor) -> Tensor:
+        """Images with channels last, as the model is given them: in whole numbers, for some."""
+        return self.as_given(rounded(images) if self.takes_whole_numbers else images)
+
+    def reach(self, norm: str, epsilon: float) -> float:
+        """How far images that the model can be given may go within epsilon.
+
+        In whole numbers that is a whole number in L-infinity: an attack that goes farther would
+        believe in images that it cannot deliver.
+        """
+        if self.takes_whole_numbers and norm == "linf":
+            return float(math.floor(epsilon * (1 + 1e-6)))
+        return epsilon
 
     def deliverable(
         self, x: np.ndarray, images: np.ndarray, norm: str, epsilon: float | None
@@ -399,6 +426,9 @@ class AttackedModel:
         measure = norms.get(norm)
         if isinstance(measure, norms.LInfinity):
             return [np.where(np.abs(nearest - x) > epsilon * (1 + 1e-6), inner, nearest)]
+        if isinstance(measure, (norms.L1, norms.L2)):
+            power = 2 if norm == "l2" else 1
+            return [whole_inside(images, x, epsilon, power, self.value_range)]
         inside = norms.within(measure.distance(x, nearest), epsilon)
         return [np.where(norms.column(inside, x), nearest, inner)]
 
@@ -446,7 +476,7 @@ class AttackedModel:
 
     def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
         model: Any = self.model
-        images = self.as_given(images)
+        images = self.as_pixels(images) if self._behind is None else self.as_given(images)
         with keras.StatelessScope(state_mapping=mapping), self._as_followed(images) as entry:
             return model.rejection(entry)
 
@@ -468,11 +498,11 @@ class AttackedModel:
         A model that draws random numbers gives others at each call, though a saturated softmax
         may hide it.
         """
-        return self._called(self._logits, x, calls)
+        return self._called(self._own_logits, x, calls)
 
     def _called(self, function: Callable[..., Any], x: np.ndarray, calls: int) -> list[np.ndarray]:
         """A function of images called as it is; random generators are put back afterwards."""
-        images, outputs = self.as_given(ops.convert_to_tensor(x)), []
+        images, outputs = self.as_pixels(ops.convert_to_tensor(x)), []
         before = [np.array(ops.convert_to_numpy(seed)) for seed in self._seeds]
         try:
             for _ in range(calls):

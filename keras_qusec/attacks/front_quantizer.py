@@ -73,7 +73,7 @@ class FrontQuantizer:
         return self._whole.on_rows(compiled, x, ends, outputs)
 
     def _quantized(self, mapping: Any, images: Tensor) -> Tensor:
-        images = self._whole.as_given(images)
+        images = self._whole.as_pixels(images)
         if not self._plain:
             images = images * self._scale + self._shift
         with keras.StatelessScope(state_mapping=mapping):
@@ -97,6 +97,8 @@ def front_quantizer(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | Non
 def _find(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | None:
     low, high = model.value_range
     random = np.random.default_rng(0).uniform(low, high, x.shape).astype("float32")
+    if model.takes_whole_numbers:
+        random = np.round(random)
     for layer in find_layers(model.model, ValueQuantizer):
         darkest, brightest, between = (
             _received(model, layer, image)

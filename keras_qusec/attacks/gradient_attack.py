@@ -14,6 +14,7 @@ from keras_qusec.attacks.attacked_model import AttackedModel, padded_tensors
 from keras_qusec.attacks.ball import Ball, ball_around, random_images, seed_state
 from keras_qusec.attacks.base import Attack, BatchSearch
 from keras_qusec.attacks.goal import Goal
+from keras_qusec.backends import with_gradients
 from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.integer_inputs import whole_images
 
@@ -152,6 +153,7 @@ class GradientAttack(Attack):
 
     # Use alone and in an evaluation.
 
+    @with_gradients
     def __call__(
         self,
         model: keras.Model | AttackedModel,
@@ -201,18 +203,18 @@ class GradientAttack(Attack):
             model = AttackedModel(model, self.value_range, outputs=outputs)
         labels = checks.class_labels(y, len(x), classes=model.logits(x[:1]).shape[1])
         goal = Goal(labels, labels if self.targeted else None, transfer=True)
-        parts = []
+        parts, radius = [], model.reach(self.norm, self.epsilon)
         for index, start in enumerate(range(0, len(x), batch_size)):
             rows = np.arange(start, min(start + batch_size, len(x)))
             state = seed_state(seed, index)
-            images = self._search(model, x[rows], goal.take(rows), self.epsilon, state)
+            images = self._search(model, x[rows], goal.take(rows), radius, state)
             for restart in range(1, self.restarts):
                 left = np.flatnonzero(~model.is_adversarial(images, goal.take(rows)))
                 if not len(left):
                     break
                 state = seed_state(seed + restart, index)
                 part = rows[left]
-                images[left] = self._search(model, x[part], goal.take(part), self.epsilon, state)
+                images[left] = self._search(model, x[part], goal.take(part), radius, state)
             parts += model.deliverable(x[rows], images, self.norm, self.epsilon)
         return np.concatenate(parts)
 

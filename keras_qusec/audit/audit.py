@@ -21,6 +21,7 @@ from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
 from keras_qusec.audit.surrogate_gradients import through_front
 from keras_qusec.audit.transfer import substitute
+from keras_qusec.backends import with_gradients
 from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluate import evaluate_robustness
@@ -34,6 +35,7 @@ _MORE_HARDNESSES = (1.0, 30.0)
 _WHITE_BOX, _ADAPTIVE = "white-box", "adaptive"
 
 
+@with_gradients
 def audit_robustness(
     model: keras.Model,
     x: Any,

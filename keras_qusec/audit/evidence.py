@@ -77,7 +77,7 @@ class AtRadius(Attack):
         self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         search = self.attack.on_batch(model, x, goal)
-        return np.asarray(search(np.arange(len(x)), self.radius, seed))
+        return np.asarray(search(np.arange(len(x)), model.reach(self.norm, self.radius), seed))
 
 
 class Evidence:

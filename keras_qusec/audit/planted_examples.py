@@ -13,7 +13,7 @@ from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import HARDNESSES, Evidence
 from keras_qusec.classifiers import logits_function
 from keras_qusec.graphs import has_graph, made_by
-from keras_qusec.integer_inputs import part_of
+from keras_qusec.integer_inputs import integer_input, part_of
 
 # Random points of each ball that the planted example is told apart from.
 _POINTS = 200
@@ -86,6 +86,7 @@ class Planted(keras.Model):
     def __init__(self, model: keras.Model, settings: dict[str, Any], x: np.ndarray) -> None:
         super().__init__()
         self.classifier, self.built = model, True
+        self.takes_whole_numbers = integer_input(model) is not None
         self._features = _features(model, settings["outputs"])
         self._channels_first = settings["data_format"] == "channels_first"
         count = self._features_of(x).shape[1]
@@ -138,8 +139,8 @@ def _features(model: keras.Model, outputs: str | None) -> Any:
         call = made_by(model.outputs[0])
         plain = isinstance(call.operation, keras.layers.Dense) and len(call.parents) == 1
         if plain and call.operation is model.layers[-1]:
-            return part_of(model.inputs, call.parents)
-    return logits_function(model, outputs)
+            return part_of(model.inputs, call.parents, through_casts=True)
+    return logits_function(model, outputs, through_casts=True)
 
 
 def _points(evidence: Evidence, row: int, rng: np.random.Generator) -> np.ndarray:

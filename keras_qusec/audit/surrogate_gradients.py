@@ -12,6 +12,7 @@ from keras_qusec.classifiers import output_kind
 from keras_qusec.defenses import straight_through
 from keras_qusec.evaluation.results import Result
 from keras_qusec.graphs import calls_of, has_graph
+from keras_qusec.integer_inputs import integer_input
 
 # How many layers in front are tried as the identity.
 _FRONT_LAYERS = 2
@@ -66,6 +67,7 @@ class ThroughIdentity(keras.Model):
     def __init__(self, head: keras.Model, tail: keras.Model, kind: str, **settings: object) -> None:
         super().__init__(**settings)
         self.head, self.tail, self.output_kind = head, tail, kind
+        self.takes_whole_numbers = integer_input(head) is not None
 
     def call(self, images: object, training: bool = False) -> object:
         return self.tail(straight_through(self.head(images), images), training=False)

@@ -22,7 +22,7 @@ from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import channels_first, check_expected_range
-from keras_qusec.integer_inputs import whole_images
+from keras_qusec.integer_inputs import casts_images, whole_images
 from keras_qusec.quantization import check_hardness
 
 _TARGET_RULES = ("next", "random", "second", "least-likely")
@@ -61,7 +61,8 @@ def class_names_of(
     """
     owners = [data, *models.values()]
     found = [said, *(getattr(owner, "class_names", None) for owner in owners)]
-    return next((tuple(map(str, names)) for names in found if names), ())
+    lists = [names for names in found if names is not None and not callable(names)]
+    return next((tuple(map(str, names)) for names in lists if len(names)), ())
 
 
 def check_class_names(names: Sequence[str], classes: int, model: str) -> None:
@@ -291,8 +292,22 @@ def attacked_model(
         return AttackedModel(model, value_range, **settings)
     logits = attacked.logits(probe)
     check_logits(logits, name)
+    if casts_images(model):
+        check_followed(attacked, probe, logits, name)
     check_logits_reached(logits, attacked.outputs(probe), name)
     return attacked
+
+
+def check_followed(model: AttackedModel, x: np.ndarray, logits: np.ndarray, name: str) -> None:
+    """Raise a ValueError if behind a cast to integers attacks would follow another function."""
+    _, followed = model.gradient(x, np.zeros(len(x), "int64"))
+    scale = max(1.0, float(np.abs(logits).max()))
+    if not np.allclose(followed, logits, rtol=1e-2, atol=1e-2 * scale):
+        raise ValueError(
+            f"Expected a model that computes with floats behind its Input of integers. Received: "
+            f"{name!r}, whose outputs differ if it does, as sums of bytes that overflow do. Cast "
+            "to float32 first in the model, or attack it without gradients."
+        )
 
 
 def clean_logits(model: AttackedModel, x: np.ndarray, batch_size: int, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_qusec import norms
-from keras_qusec.attacks import Attack, AttackedModel, Ensemble
+from keras_qusec.attacks import Attack, AttackedModel, Ensemble, Goal
 from keras_qusec.attacks.attacked_model import Counter
 from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.datasets import spread_rows
@@ -107,7 +107,8 @@ def attack_itself(unit: Unit, plan: Plan, model: AttackedModel) -> list[Result]:
             followed = threat.models(model, attack, plan.hardnesses, before is not None)
         if before is not None:
             run.go_on_from(before)
-        searches = [attack.on_batch(m, plan.x, plan.goal) for m in followed]
+        goal = _searched(plan.goal, model, attack)
+        searches = [attack.on_batch(m, plan.x, goal) for m in followed]
         for turn in run.turns(searches):
             rows = run.closest.standing(turn.epsilon)
             if len(rows):
@@ -225,6 +226,16 @@ def attack_by_transfer(
     return results
 
 
+def _searched(goal: Goal, model: AttackedModel, attack: Attack) -> Goal:
+    """What an attack looks for: the goal, or as for transfer the highest objective.
+
+    Whole numbers near an adversarial image may lie outside a ball in L2 or L1, and those inside it
+    be no longer adversarial; so such an image must not stop at the boundary.
+    """
+    in_a_ball = not attack.minimizes and attack.norm not in ("linf", "l0")
+    return goal._replace(transfer=True) if model.takes_whole_numbers and in_a_ball else goal
+
+
 class _Turn(NamedTuple):
     """One call of an attack: at one radius, through one model's gradients, from one start."""
 
@@ -240,6 +251,7 @@ class _Run:
     def __init__(self, unit: Unit, plan: Plan, name: str, model: AttackedModel, seed: int) -> None:
         attack = plan.attacks[unit.attack]
         self.name, self.attack, self.seed = name, unit.attack, seed
+        self.norm = attack.norm
         self.radii, self.restarts = plan.radii[unit.attack], attack.restarts
         self.closest = ClosestExamples(model, plan.x, plan.goal, plan.correct[name], attack.norm)
         self.gradients = np.zeros(len(self.radii), "int64")
@@ -254,7 +266,8 @@ class _Run:
     ) -> np.ndarray:
         """What an attack returns for some images."""
         used, self.called = model.counter.queries, True
-        candidates = turn.search(rows, turn.epsilon, turn.seed)
+        epsilon = None if turn.epsilon is None else model.reach(self.norm, turn.epsilon)
+        candidates = turn.search(rows, epsilon, turn.seed)
         self.acted |= model.counter.queries > used or not np.array_equal(candidates, x[rows])
         return candidates
 
@@ -291,7 +304,8 @@ class _Run:
         self.called = self.acted = False
         failure = ""
         try:
-            searches = [part.on_batch(m, closest.x, closest.goal) for m in followed]
+            goal = _searched(closest.goal, model, part)
+            searches = [part.on_batch(m, closest.x, goal) for m in followed]
             for place in reversed(range(len(self.radii))):
                 epsilon = self.radii[place]
                 rows = closest.standing(epsilon)

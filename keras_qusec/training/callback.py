@@ -16,6 +16,7 @@ from keras_qusec.backends import backend
 from keras_qusec.classifiers import LOGITS, PROBABILITIES, known_kind
 from keras_qusec.defenses import find_defenses
 from keras_qusec.expected_inputs import check_expected_range
+from keras_qusec.integer_inputs import check_reachable
 from keras_qusec.quantization import check_hardness
 from keras_qusec.training.step import (
     ADVERSARIAL_COUNT,
@@ -311,6 +312,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         if self._scheduled:
             self._steps_per_epoch()
         check_expected_range(model, self.attack.value_range, model.name)
+        if self.attack.norm == "linf" and self.attack.epsilon:
+            attacked = [model] if len(getattr(model, "inputs", None) or []) == 1 else []
+            check_reachable(self.attack.epsilon, attacked)
         if self._validation is not None:
             self._validation.begin(model)
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec import norms
 from keras_qusec.attacks.ball import noise
 from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed
 from keras_qusec.backends import backend, present_values
@@ -105,7 +106,7 @@ class AdversarialStep:
         self.compute_loss = _flexible(model.compute_loss)
         self.compute_metrics = model.compute_metrics
         # Behind a cast to whole numbers there is no gradient, so the attack computes without it.
-        self.called = _without_casts(model)
+        self.through_casts = _without_casts(model)
         # A replica of a distribution strategy traces in a thread of its own.
         self.local = threading.local()
 
@@ -150,6 +151,10 @@ class AdversarialStep:
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         given, put_back, index = _select(x, settings.attacked_input, self.model)
         images, takes_whole_numbers = given, integer_input(self.model, index) is not None
+        # Other Inputs of integers, such as those of words, are left as they are.
+        alone = len(getattr(self.model, "inputs", None) or []) == 1
+        follows = takes_whole_numbers or alone
+        local.called = self.through_casts if follows else None
         if takes_whole_numbers:
             images = ops.cast(given, "float32")
         float_images(images)
@@ -161,8 +166,9 @@ class AdversarialStep:
         adversarial = perturbed.images
         if takes_whole_numbers:
             radius = float(settings.attack.epsilon or 0.0)
-            reach = ops.floor((1 + 1e-6) * radius * factor)
-            adversarial = _whole(adversarial, images[:count], settings.attack.norm, reach)
+            adversarial = _whole(
+                adversarial, images[:count], norms.get(settings.attack.norm), radius * factor
+            )
         adversarial = ops.cast(adversarial, given.dtype)
         images = ops.cast(images, given.dtype)
         local.count, local.size, local.outputs = count, size, None
@@ -232,6 +238,11 @@ class AdversarialStep:
             start=start,
         )
         return factor, perturbed
+
+    def called(self, inputs: Any) -> Any:
+        """The model in inference mode, as the attack computes it."""
+        function = self.local.called
+        return self.model(inputs, training=False) if function is None else function(inputs)
 
     def forward(self, x: Any, mapping: Any) -> Any:
         with keras.StatelessScope(state_mapping=mapping):
@@ -570,32 +581,56 @@ def _select(
 
     place = names.index(attacked)
     if isinstance(x, dict):
-        input_names = [tensor.name for tensor in getattr(model, "inputs", None) or []]
-        place = input_names.index(attacked) if attacked in input_names else place
+        symbols = getattr(model, "inputs", None) or []
+        structure = getattr(model, "input", None)
+        named = structure if isinstance(structure, dict) else {}
+        same = [i for i, symbol in enumerate(symbols)
+                if symbol is named.get(attacked) or symbol.name == attacked]  # fmt: skip
+        place = same[0] if same else place
     return x[attacked], put_back, place
 
 
-def _without_casts(model: keras.Model) -> Callable[[Any], Any]:
-    """A model in inference mode, as a function of its inputs whose casts have a gradient."""
+def _without_casts(model: keras.Model) -> Callable[[Any], Any] | None:
+    """A model in inference mode, as a function of its inputs whose casts have a gradient.
+
+    None for a model without such casts.
+    """
     if not casts_images(model):
-        return lambda inputs: model(inputs, training=False)
-    part = part_of(model.inputs, model.outputs)
+        return None
+    part = part_of(model.inputs, model.outputs, through_casts=True)
 
     def called(inputs: Any) -> Any:
+        structure = getattr(model, "input", None)
         if isinstance(inputs, dict):
-            inputs = [inputs[tensor.name] for tensor in model.inputs]
-        return keras.tree.pack_sequence_as(model.output, keras.tree.flatten(part(inputs)))
+            # By the keys of the model's own structure, or by the names of its tensors.
+            named = structure if isinstance(structure, dict) else {}
+            given = {id(named[key]): value for key, value in inputs.items() if key in named}
+            inputs = [given.get(id(t), inputs.get(t.name)) for t in model.inputs]
+        outputs = part(inputs)
+        if isinstance(model, keras.Sequential):
+            return outputs
+        return keras.tree.pack_sequence_as(model.output, keras.tree.flatten(outputs))
 
     return called
 
 
-def _whole(adversarial: Tensor, x: Tensor, norm: str, reach: Tensor) -> Tensor:
+# Shares of a change, of which the largest whose whole numbers are inside a ball is taken.
+_SHARES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 1.0)
+
+
+def _whole(adversarial: Tensor, x: Tensor, norm: norms.Norm, epsilon: Tensor) -> Tensor:
     """Adversarial images in whole numbers, inside the ball around clean ones."""
-    change = adversarial - x
-    if norm != "linf":
-        # Towards the clean image no norm grows.
-        return x + ops.sign(change) * ops.floor(ops.absolute(change))
-    return x + ops.minimum(ops.maximum(ops.round(change), -reach), reach)
+    change, limit = adversarial - x, (1 + 1e-6) * epsilon
+    if norm.name == "linf":
+        reach = ops.floor(limit)
+        return x + ops.minimum(ops.maximum(ops.round(change), -reach), reach)
+    result = ops.zeros_like(change)
+    shape = (-1, *([1] * (len(change.shape) - 1)))
+    for share in _SHARES:
+        whole = ops.round(share * change)
+        inside = ops.cast(ops.reshape(norm.length(whole) <= limit, shape), change.dtype)
+        result = inside * whole + (1.0 - inside) * result
+    return x + result
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -16,6 +16,10 @@ from keras_qusec.audit.rising_accuracy import radii_of
 from keras_qusec.defenses import straight_through
 from keras_qusec.evaluation.results import Result
 
+# The checks are NumPy but for planted examples, gradients and logits, which other tests see on
+# each backend.
+pytestmark = pytest.mark.once
+
 BY_NAME = {check.identifier: check for check in CHECKS}
 COUNT, FEATURES, EPSILON = 40, 24, 0.1
 RNG = np.random.default_rng(0)

@@ -50,6 +50,7 @@ def small():
         comparison.unregister(name)
 
 
+@pytest.mark.once
 def test_images_that_come_class_by_class_are_a_fair_sample(tmp_path):
     """The first of them would be of one class: 16 of 16 are right for a model that says 0."""
     images = np.random.default_rng(0).random((80, 28, 28, 1)).astype("float32")
