@@ -90,7 +90,7 @@ def cases():
         yield pytest.param(name, "mixed_bfloat16", marks=marks, id=f"{name}, bfloat16")
 
 
-@pytest.mark.parametrize(("name", "policy"), cases())
+@pytest.mark.parametrize(("name", "policy"), list(cases()))
 def test_a_tiny_gradient_changes_no_attack(name, policy):
     epsilon, settings = DIRECTIONS[name]
     own = registry.get(name).attacks_defense
