@@ -270,6 +270,12 @@ def test_images_of_16_bits_keep_their_values(tmp_path):
     np.testing.assert_allclose(data.x_test[0, :, :, 2], deep / 65535, atol=1e-6)
     for row in (1, 2):
         np.testing.assert_allclose(data.x_test[row, :, :, 0], shallow / 255, atol=1e-6)
+    # Pillow holds the 16 bits of a PGM in 32.
+    (tmp_path / "b").mkdir()
+    header = b"P5\n5 6\n65535\n"
+    (tmp_path / "b" / "0.pgm").write_bytes(header + deep.astype(">u2").tobytes())
+    data = datasets.load(tmp_path, train=False)
+    np.testing.assert_allclose(data.x_test[3, :, :, 0], deep / 65535, atol=1e-6)
     Image.fromarray(shallow.astype("float32")).save(tmp_path / "a" / "3.tif")
     with pytest.raises(ValueError, match=r"8 or 16 bits. Received: .*3.tif, of 32 bits \(mode F\)"):
         datasets.load(tmp_path, train=False)
@@ -306,6 +312,8 @@ def test_npz_of_several_numberings(tmp_path):
         datasets.load(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", **{**arrays, "y_test": Y}, class_names=["x", "y", "z"])
     assert datasets.load(tmp_path / "b.npz").class_names == ("x", "y", "z")
+    given = datasets.load(tmp_path / "b.npz", class_names=np.array(["p", "q", "r"]))
+    assert given.class_names == ("p", "q", "r")
 
 
 SORTED = np.repeat(np.arange(5), 40)
@@ -321,6 +329,9 @@ def test_data_that_come_class_by_class():
     np.testing.assert_array_equal(SORTED[x_second[:, 0].astype(int)], second)
     with pytest.raises(ValueError, match="share"):
         datasets.split(x, SORTED, 0.0)
+    for count, share in ((4, 0.1), (4, 1.0)):
+        with pytest.raises(ValueError, match="two parts with images in each"):
+            datasets.split(x[:count], SORTED[:count], share)
     assert datasets.comes_by_class(SORTED)
     for labels in (SORTED[np.random.default_rng(0).permutation(200)], np.zeros(9), np.arange(9)):
         assert not datasets.comes_by_class(labels)

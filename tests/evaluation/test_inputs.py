@@ -146,3 +146,38 @@ class TestBadInput:
         assert "out of luck" in " ".join(str(report).split())
         with pytest.raises(ValueError, match="out of luck"):
             evaluate_robustness(linear, X, Y, attacks=[Broken()])
+
+
+def test_names_of_classes(linear):
+    """Given, of the data set or of the model; a method of that name is none."""
+
+    class Named(keras.Sequential):
+        class_names = ("no", "yes")
+
+    class Method(keras.Sequential):
+        def class_names(self):
+            raise AssertionError("called")
+
+    for kind, said, expected in (
+        (keras.Sequential, None, None), (keras.Sequential, np.array(["a", "b"]), ["a", "b"]),
+        (Named, None, ["no", "yes"]), (Named, ["a", "b"], ["a", "b"]), (Method, None, None),
+    ):  # fmt: skip
+        model = kind([keras.Input((FEATURES,)), *linear.layers])
+        report = evaluate_robustness(
+            model, X, Y, attacks=["fgsm"], epsilons=[0.05], class_names=said, progress=False
+        )
+        assert report.provenance.get("class names") == expected
+    with pytest.raises(ValueError, match=r"as many classes as the model .*, 2. Received: 3"):
+        evaluate_robustness(linear, X, Y, class_names=["a", "b", "c"], progress=False)
+
+
+def test_labels_from_one_are_noted():
+    """Every class but the first: probably numbered from 1."""
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(4)])
+    settings = {"attacks": ["fgsm"], "epsilons": [0.05], "progress": False}
+    for first, noted in ((1, True), (0, False)):
+        y = first + np.arange(len(X)) % (4 - first)
+        report = evaluate_robustness(model, X, y, **settings)
+        assert any("give y - 1" in note for note in report.notes) == noted
+    with pytest.raises(ValueError, match="become right with y - 1"):
+        evaluate_robustness(model, X, 1 + np.arange(len(X)) % 4, **settings)
