@@ -113,7 +113,7 @@ EVERYWHERE = (
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in EVERYWHERE else [pytest.mark.once]) for n in OURS],
+    [pytest.param(n, marks=[] if n in EVERYWHERE else [pytest.mark.slow]) for n in OURS],
 )
 def test_attacks(name):
     attack = registry.get(name)

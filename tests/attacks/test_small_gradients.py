@@ -83,10 +83,10 @@ DISTANCES = {
 
 
 def cases():
-    """Each attack in float32, and under bfloat16 where that is the same loop on one backend."""
+    """Each attack in float32, and one of each kind under bfloat16; the others take minutes."""
     for name in DIRECTIONS:
         yield pytest.param(name, "float32", id=name)
-        marks = [] if name in ("pgd-l2", "apgd-ce-l2", "sigma-zero") else [pytest.mark.once]
+        marks = [] if name in ("pgd-l2", "apgd-ce-l2", "sigma-zero") else [pytest.mark.slow]
         yield pytest.param(name, "mixed_bfloat16", marks=marks, id=f"{name}, bfloat16")
 
 
