@@ -130,6 +130,15 @@ def test_hard_gradient_is_that_of_the_soft_one():
         assert (hard > 0).all()
 
 
+def test_the_documented_hardness_is_the_default():
+    for function, setting in ((hard_quantize, "gradient_hardness"), (soft_quantize, "hardness")):
+        _, (default,) = value_and_gradients(lambda x, f=function: f(x, 2), PIXELS)
+        _, (said,) = value_and_gradients(
+            lambda x, f=function, s=setting: f(x, 2, **{s: 50.0}), PIXELS
+        )
+        np.testing.assert_array_equal(default, said)
+
+
 def test_surrogate_keeps_the_value_and_changes_the_gradient():
     x = PIXELS
     for levels in (2, 16, 64):
