@@ -142,6 +142,11 @@ def test_each_check_is_raised_and_passed(identifier):
     assert check.judge(good()).status == PASSED
 
 
+def test_the_radii_of_the_sweep():
+    assert list(radii_of(0.1, 1.0).values()) == [0.025, 0.05, 0.1, 0.2, 0.5, 1.0]
+    assert list(radii_of(0.8, 1.0).values()) == [0.2, 0.4, 0.5, 0.8, 1.0]
+
+
 def test_planted_examples():
     """PGD along the mirrored gradient misses what is planted; along the own one it does not."""
     check = BY_NAME["planted-examples"]
