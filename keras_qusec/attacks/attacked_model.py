@@ -352,7 +352,7 @@ class AttackedModel:
             first_draw: number of the first of a random model's draws.
             judged: by the model itself, whose casts have no gradient.
         """
-        images = self.as_pixels(images) if self._behind is None else self.as_given(images)
+        images = self._entering(images)
         if self.draws == 1:
             return self._logits_of_draw(mapping, images, judged)
         values = {id(variable): value for variable, value in mapping}
@@ -394,6 +394,10 @@ class AttackedModel:
         """Images with channels last, as the model is given them: in whole numbers, for some."""
         return self.as_given(rounded(images) if self.takes_whole_numbers else images)
 
+    def _entering(self, images: Tensor) -> Tensor:
+        """What attacks give, as the model takes it: pixels, or outputs of a layer."""
+        return self.as_pixels(images) if self._behind is None else self.as_given(images)
+
     def reach(self, norm: str, epsilon: float) -> float:
         """How far images that the model can be given may go within epsilon.
 
@@ -425,7 +429,7 @@ class AttackedModel:
         # Where the nearest whole numbers leave the ball, those towards the clean image do not.
         measure = norms.get(norm)
         if isinstance(measure, norms.LInfinity):
-            return [np.where(np.abs(nearest - x) > epsilon * (1 + 1e-6), inner, nearest)]
+            return [np.where(np.abs(nearest - x) > self.reach(norm, epsilon), inner, nearest)]
         if isinstance(measure, (norms.L1, norms.L2)):
             power = 2 if norm == "l2" else 1
             return [whole_inside(images, x, epsilon, power, self.value_range)]
@@ -476,7 +480,7 @@ class AttackedModel:
 
     def _traced_rejection(self, mapping: Any, images: Tensor) -> Tensor:
         model: Any = self.model
-        images = self.as_pixels(images) if self._behind is None else self.as_given(images)
+        images = self._entering(images)
         with keras.StatelessScope(state_mapping=mapping), self._as_followed(images) as entry:
             return model.rejection(entry)
 

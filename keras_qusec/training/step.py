@@ -170,7 +170,7 @@ class AdversarialStep:
                 adversarial, images[:count], norms.get(settings.attack.norm), radius * factor
             )
         adversarial = ops.cast(adversarial, given.dtype)
-        images = ops.cast(images, given.dtype)
+        images = given
         local.count, local.size, local.outputs = count, size, None
         if settings.objective == "trades":
             both = ops.concatenate([images, adversarial])
@@ -185,7 +185,7 @@ class AdversarialStep:
             "epsilon": ops.cast(settings.attack.epsilon * factor, "float32"),
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
             BAD_LABELS: self.bad_labels(part_y, perturbed.first_output),
-            **_range_of(ops.cast(images, "float32"), settings.attack.value_range),
+            **_range_of(images, settings.attack.value_range),
         }
         first = None if settings.attack.random_start else perturbed.first_output
 
