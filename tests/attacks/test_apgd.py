@@ -12,6 +12,7 @@ from keras import ops
 from keras_qusec import QuSecQuantization, evaluate_robustness, norms
 from keras_qusec.attacks import APGD, AttackedModel, Goal
 from keras_qusec.attacks.apgd import Climb, Momentum, Sparse
+from keras_qusec.attacks.ball import Ball
 from keras_qusec.attacks.objective import LOSSES
 
 
@@ -149,6 +150,31 @@ def test_a_quantizer_is_attacked_through_its_surrogate():
     through = APGD(steps=30).run(surrogate, X, goal, epsilon=0.1, seed=0)
     found = [attacked.is_adversarial(images, goal).mean() for images in (own, through)]
     assert found[1] >= max(found[0], 0.9)
+
+
+def test_fewer_classes_than_targets_where_images_withstand():
+    """Each of the other classes is a target once; then the search is over."""
+    attacked = AttackedModel(closed_forms.model())
+    images = APGD(loss="dlr", targets=9, steps=5).run(attacked, X, Goal(Y), epsilon=1e-4, seed=0)
+    assert not attacked.is_adversarial(images, Goal(Y)).any()
+    assert attacked.counter.gradients == len(X) * 2 * 6
+
+
+def test_a_sparse_step_has_the_length_asked_for():
+    """In L1: the steepest values change equally, and the changes add up to the step."""
+    x = np.full((2, 4), 0.5, "float32")
+    gradient = np.array([[4, -3, 2, 1], [-1, 2, 3, -4]], "float32")
+    ones = np.ones(2, "float32")
+    climb = Climb(
+        images=x, before=x, gradient=gradient, best=x, best_gradient=gradient, height=ones,
+        best_height=ones, size=ones, rises=ones, standing=ones, last_best=ones,
+        memory=np.full(2, 0.5, "float32"),
+    )  # fmt: skip
+    ball = Ball(ops.convert_to_tensor(x), 5.0, norms.get("l1"), (0.0, 1.0))
+    climb = climb._replace(**{n: ops.convert_to_tensor(v) for n, v in climb._asdict().items()})
+    moved = Sparse().step(climb, ball, ops.ones((2, 1)) * 0.2, ops.ones((2, 1)))
+    change = ops.convert_to_numpy(moved) - x
+    np.testing.assert_allclose(change, [[0.1, -0.1, 0, 0], [0, 0, 0.1, -0.1]], atol=1e-6)
 
 
 def test_settings_are_checked():

@@ -253,6 +253,24 @@ def test_an_image_that_falls_early_stops():
     assert attacked.counter.gradients == 30 * len(X)
 
 
+def test_at_the_next_radius_images_that_withstand_are_attacked_again(linear):
+    """First by the last perturbation made larger; only those that fell to it are spared."""
+    attacked = AttackedModel(linear)
+    goal = Goal(attacked.predictions(X))
+    search = PGD(steps=3, random_start=False).on_batch(attacked, X, goal)
+    rows = np.arange(len(X))
+    search(rows, 1e-5, 0)
+    images = search(rows, 2e-5, 0)
+    assert not attacked.is_adversarial(images, goal).any()
+    assert attacked.counter.gradients == 2 * 3 * len(X)
+
+
+def test_a_step_of_zero_is_for_an_epsilon_of_zero_alone():
+    assert PGD(0.0, step_size=0.0).step_size == 0
+    with pytest.raises(ValueError, match="step_size"):
+        PGD(1.0, step_size=0.0)
+
+
 def test_settings_of_a_defence_changed_after_an_attack_are_seen():
     """What is compiled for an attacked model is not used when a defence does something else."""
     layer = QuSecQuantization(2, hardness=5.0)

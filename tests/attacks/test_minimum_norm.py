@@ -11,7 +11,8 @@ from keras import ops
 
 from keras_qusec import attacks, evaluate_robustness, norms
 from keras_qusec.attacks import FAB, FMN, AttackedModel, Goal, SigmaZero
-from keras_qusec.attacks.minimum_norm import FAR, View
+from keras_qusec.attacks.attacked_model import Ascent
+from keras_qusec.attacks.minimum_norm import FAR, MinimumNormAttack, View
 
 
 def distances_of(attack, goal=None, model=None):
@@ -141,3 +142,111 @@ def test_settings_are_checked():
         attacks.get("fmn-l2", steps=0)
     with pytest.raises(ValueError, match="threshold"):
         SigmaZero(threshold=2)
+
+
+class Counting(MinimumNormAttack):
+    """Adds its number to the images at each step."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def begin(self, x):
+        return ()
+
+    def step(self, view, x, state, place, values):
+        best, distance = state
+        return best + 1.0 + place, distance
+
+
+@pytest.mark.parametrize("steps", [1, 10, 25])
+def test_every_step_is_made_once(steps):
+    attacked = AttackedModel(closed_forms.model())
+    images, _ = Counting(steps).closest(attacked, X, Goal(Y), None, None)
+    np.testing.assert_allclose(images - X, sum(range(1, steps + 1)), rtol=1e-5)
+
+
+class TestOneStep:
+    """A step of each attack against NumPy in float64, from a state in the middle of a search."""
+
+    N, D = 6, 8
+
+    @pytest.fixture
+    def rng(self):
+        return np.random.default_rng(5)
+
+    @staticmethod
+    def view(gradient, height):
+        standing = (height < 0).astype("float32")
+        tensors = [ops.convert_to_tensor(part.astype("float32")) for part in (gradient, height)]
+        seen = Ascent(*tensors, ops.convert_to_tensor(standing))
+        return View(lambda images: seen, lambda images: ops.ones(len(height)))
+
+    def stepped(self, attack, view, x, state, place, values=(0.0, 1.0)):
+        tensors = [ops.convert_to_tensor(np.asarray(part, "float32")) for part in state]
+        after = attack.step(view, ops.convert_to_tensor(x), tuple(tensors), place, values)
+        return [ops.convert_to_numpy(part) for part in after]
+
+    def test_fab_weighs_the_clean_image(self, rng):
+        """Both go to the hyperplane and beyond; the clean one weighs at most a tenth."""
+        x = rng.uniform(0.45, 0.55, (self.N, self.D)).astype("float32")
+        images = (x + 0.05 * rng.normal(size=x.shape)).astype("float32")
+        gradient = rng.normal(size=x.shape)
+        height = -np.array([1e-4, 1e-3, 5e-3, 0.02, 0.1, 0.2])
+        state = (x, np.full(self.N, FAR), images)
+        moved = self.stepped(FAB(norm="l2"), self.view(gradient, height), x, state, 0.0)[2]
+
+        def towards(points):
+            # From the linear model of the boundary at the image.
+            gap = -height - (gradient * (points - images)).sum(axis=1)
+            return (gap / (gradient**2).sum(axis=1))[:, None] * gradient
+
+        x, images = x.astype("float64"), images.astype("float64")
+        from_image, from_clean = towards(images), towards(x)
+        far, near = (np.linalg.norm(part, axis=1) for part in (from_image, from_clean))
+        weight = np.minimum(far / (far + near), 0.1)[:, None]
+        assert len(set(weight.ravel().round(4).tolist())) > 1
+        expected = (1 - weight) * (images + 1.05 * from_image) + weight * (x + 1.05 * from_clean)
+        np.testing.assert_allclose(moved, expected, atol=2e-5)
+
+    def test_fmn_changes_the_number_of_pixels(self, rng):
+        """By a twentieth, at least by one, and never above that of the closest example."""
+        x = rng.uniform(0.3, 0.7, (self.N, 100)).astype("float32")
+        radius = np.array([1, 10, 40, 60, 80, 3], "float32")
+        distance = np.array([FAR, FAR, FAR, 50, 60, FAR], "float32")
+        height = np.array([-1, -1, 1, 1, 1, 1.0])
+        state = (x, distance, x, radius, np.zeros(self.N))
+        attack = FMN(norm="l0", steps=100, gamma=0.05)
+        after = self.stepped(attack, self.view(0 * x + 1, height), x, state, 0.0)
+        assert after[3].tolist() == [2, 11, 0, 0, 0, 0]  # the image itself is adversarial, at 0
+        far = x + 0.1
+        state = (x, distance, far, radius, np.zeros(self.N))
+        after = self.stepped(attack, self.view(0 * x + 1, height), x, state, 0.0)
+        assert after[3].tolist() == [2, 11, 38, 50, 60, 2]
+
+    @pytest.mark.parametrize("values", [(0.0, 1.0), (0.0, 255.0)])
+    def test_sigma_zero_is_adam_on_loss_and_sparsity(self, rng, values):
+        attack, place, width = SigmaZero(steps=50), 7.0, values[1]
+        x = rng.uniform(0.3, 0.7, (self.N, self.D))
+        images = x + rng.normal(0, 0.05, x.shape)
+        first, second = rng.normal(0, 0.1, x.shape), rng.uniform(0, 0.1, x.shape)
+        threshold = np.full(self.N, 0.02)
+        gradient = rng.normal(size=x.shape)
+        height = np.array([-1, -0.5, 0.5, -2, 1, -0.1])
+        state = (width * x, np.full(self.N, FAR), width * images, first, second, threshold)
+        after = self.stepped(
+            attack, self.view(gradient, height), (width * x).astype("float32"), state, place, values
+        )
+        standing = height < 0
+        change = images - x
+        uphill = -gradient / np.abs(gradient).max(axis=1, keepdims=True) * standing[:, None]
+        uphill = uphill + 2 * 0.001 * change / (change**2 + 0.001) ** 2 / self.D
+        uphill = uphill / np.abs(uphill).max(axis=1, keepdims=True)
+        first = 0.9 * first + 0.1 * uphill
+        second = 0.999 * second + 0.001 * uphill**2
+        falling = [0.1 + 0.45 * (1 + np.cos(np.pi * number / 50)) for number in (6, 7)]
+        mean, spread = first / (1 - 0.9**8), np.sqrt(second / (1 - 0.999**8)) + 1e-8
+        moved = np.clip(x + change - falling[0] * mean / spread, 0, 1)
+        threshold = np.clip(threshold + 0.01 * falling[1] * np.where(standing, -1, 1), 0, 1)
+        kept = np.abs(moved - x) >= threshold[:, None]
+        np.testing.assert_allclose(after[5], threshold, atol=1e-6)
+        np.testing.assert_allclose(after[2] / width, np.where(kept, moved, x), atol=1e-4, rtol=1e-4)
