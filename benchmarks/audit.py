@@ -99,7 +99,7 @@ def rules() -> str:
 def page(rows: list[dict]) -> str:
     """Controls x checks: in how many seeds each check was raised, and the rates."""
     from keras_qusec.audit import CHECKS
-    from keras_qusec.report.figures import wilson_interval
+    from keras_qusec.statistics import wilson_interval
 
     def share(count: int, n: int) -> str:
         low, high = wilson_interval(count, n)

@@ -52,7 +52,7 @@ TESTS = {
     "evaluation/verify.py": ["evaluation/test_verify.py", "test_integer_inputs.py"],
     "evaluation/results.py": ["evaluation/test_run.py", "attacks/test_ensemble.py"],
     "evaluation/run.py": ["evaluation/test_run.py", "attacks/test_ensemble.py"],
-    "report/figures.py": ["report/test_figures.py", "report/test_report.py"],
+    "report/measurements.py": ["report/test_measurements.py", "report/test_report.py"],
     "training/step.py": ["training/test_callback.py", "test_integer_inputs.py"],
     "training/validation.py": ["training/test_callback.py"],
     "audit/evidence.py": ["audit/test_each_check.py"],

@@ -13,7 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from keras_qusec.report import files
+from keras_qusec import files
 from keras_qusec.reproduction import (
     FIGURES,
     Reproduction,

@@ -11,7 +11,7 @@ if sys.argv[:1] == ["-m"]:
 
 from keras_qusec.audit import AuditReport, audit_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
-from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.plots import plot_thresholds
 from keras_qusec.report import RobustnessReport
 from keras_qusec.suggestion import QuantizerSuggestion, suggest_quantizer

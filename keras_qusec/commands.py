@@ -34,8 +34,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Attack saved classifiers and report what is left of their accuracy."""
-    from keras_qusec import evaluate_robustness
-    from keras_qusec.report import files
+    from keras_qusec import evaluate_robustness, files
 
     given = _inputs(options, options.compare)
     low, high = given.value_range
@@ -121,8 +120,7 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
 
 def audit(options: argparse.Namespace) -> int:
     """Tell whether a saved classifier's robustness is real."""
-    from keras_qusec import audit_robustness
-    from keras_qusec.report import files
+    from keras_qusec import audit_robustness, files
 
     given = _inputs(options)
     low, high = given.value_range
@@ -176,8 +174,7 @@ def _write(result: Any, writers: Sequence[tuple[str | None, Callable[[Any, str],
 
 def compare(options: argparse.Namespace) -> int:
     """Train defences and put them in one table."""
-    from keras_qusec import comparison
-    from keras_qusec.report import files
+    from keras_qusec import comparison, files
 
     result = comparison.compare(
         options.data,

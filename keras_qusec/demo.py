@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_qusec import datasets, plots
+from keras_qusec import datasets, files, plots
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import whole_number
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization, find_quantizers
-from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.models import paper_cnn
 from keras_qusec.progress import Progress
-from keras_qusec.report import RobustnessReport, files, page
+from keras_qusec.report import RobustnessReport, page
 from keras_qusec.report.tables import headline, text_table
 from keras_qusec.training import AdversarialTraining
 

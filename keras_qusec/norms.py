@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_qusec.checks import closest
+from keras_qusec.registry import Registry
 
 Tensor = Any
 Array = np.ndarray
@@ -309,7 +309,9 @@ class L0(Norm):
         return images
 
 
-_NORMS: dict[str, Norm] = {}
+_NORMS: Registry[Norm] = Registry(
+    "norm to be one of", remedy="Others are made known with keras_qusec.norms.register."
+)
 
 
 def register(norm: Norm) -> Norm:
@@ -335,13 +337,13 @@ def register(norm: Norm) -> Norm:
             "Expected an object of a subclass of keras_qusec.norms.Norm with a name and a "
             f"symbol. Received: {norm!r}."
         )
-    _NORMS[norm.name] = norm
+    _NORMS.add(norm.name, norm)
     return norm
 
 
 def unregister(name: str) -> None:
     """Forget a norm."""
-    _NORMS.pop(name, None)
+    _NORMS.remove(name)
 
 
 def get(name: str) -> Norm:
@@ -356,35 +358,29 @@ def get(name: str) -> Norm:
     >>> norms.get("l2").distance(np.zeros((1, 2)), np.array([[3.0, 4.0]])).tolist()
     [5.0]
     """
-    if name not in _NORMS:
-        known = ", ".join(map(repr, _NORMS))
-        raise ValueError(
-            f"Expected norm to be one of {known}. Received: norm={name!r}."
-            f"{closest(name, _NORMS)} Others are made known with keras_qusec.norms.register."
-        )
-    return _NORMS[name]
+    return _NORMS.get(name)
 
 
 def names() -> tuple[str, ...]:
     """The names of all norms, in the order in which sizes are reported."""
-    return tuple(_NORMS)
+    return _NORMS.names()
 
 
 def registered() -> tuple[Norm, ...]:
     """All norms, to be registered again in another process."""
-    return tuple(_NORMS.values())
+    return tuple(_NORMS)
 
 
 def symbol(name: str) -> str:
     """The symbol of a norm, also of one that only a report from elsewhere knows."""
-    return _NORMS[name].symbol if name in _NORMS else name
+    return _NORMS.get(name).symbol if name in _NORMS else name
 
 
 def distances(x: Array, images: Array) -> dict[str, Array]:
     """The distance ``(n,)`` between images in each norm, also for no images at all."""
     if not len(x):
-        return {name: np.zeros(0) for name in _NORMS}
-    return {name: norm.distance(x, images) for name, norm in _NORMS.items()}
+        return {name: np.zeros(0) for name in names()}
+    return {norm.name: norm.distance(x, images) for norm in _NORMS}
 
 
 def radius_text(epsilon: float) -> str:

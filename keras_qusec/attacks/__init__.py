@@ -6,6 +6,7 @@ from keras_qusec.attacks.ball import Ball
 from keras_qusec.attacks.base import Attack, attack_from
 from keras_qusec.attacks.bim import BIM
 from keras_qusec.attacks.cheapest_levels import CheapestLevels
+from keras_qusec.attacks.classifier import Classifier, FunctionClassifier
 from keras_qusec.attacks.ensemble import Ensemble
 from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.fgsm import FGSM
@@ -35,7 +36,9 @@ __all__ = [
     "AttackedModel",
     "Ball",
     "CheapestLevels",
+    "Classifier",
     "Ensemble",
+    "FunctionClassifier",
     "Goal",
     "GradientAttack",
     "LocalSearch",

@@ -15,7 +15,8 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks.goal import NO_CLASS, REJECTED, Goal
+from keras_qusec.attacks.classifier import Classifier
+from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.objective import Objective
 from keras_qusec.backends import backend
 from keras_qusec.checks import one_of, whole_number
@@ -58,37 +59,8 @@ class Ascent(NamedTuple):
     standing: Tensor
 
 
-class Counter:
-    """How often a model was used: images passed forward, and backward.
-
-    Attributes:
-        listener: called whenever it counts, to show that an attack moves; or None.
-    """
-
-    def __init__(self) -> None:
-        self._queries = 0
-        self.gradients = 0
-        self.listener: Callable[[], None] | None = None
-
-    @property
-    def queries(self) -> int:
-        """Images passed forward."""
-        return self._queries
-
-    @queries.setter
-    def queries(self, number: int) -> None:
-        self._queries = number
-        if self.listener is not None:
-            self.listener()
-
-    def count(self, images: int, steps: int = 1) -> None:
-        """Count gradients, each of which takes a forward and a backward pass."""
-        self.gradients += images * steps
-        self.queries += images * steps
-
-
-class AttackedModel:
-    """A Keras classifier compiled for attacks.
+class AttackedModel(Classifier):
+    """A Keras classifier compiled for attacks, also for those that follow its gradients.
 
     Its gradients are the model's own, or those in force when this is made
     (`keras_qusec.defenses.surrogate_gradients`). The models of `with_surrogates` are the same
@@ -119,6 +91,8 @@ class AttackedModel:
     (4, 3)
     """
 
+    has_gradients = True
+
     def __init__(
         self,
         model: keras.Model,
@@ -128,8 +102,8 @@ class AttackedModel:
         data_format: str = "channels_last",
         draws: int = 1,
     ) -> None:
+        super().__init__(model.name, value_range)
         self.model = model
-        self.value_range = value_range
         # How this was made, to make it again in another process.
         self.settings: dict[str, Any] = {
             "value_range": value_range,
@@ -155,7 +129,6 @@ class AttackedModel:
         # A layer that is called so is no method.
         own = getattr(model, "rejection", None)
         self.rejects = isinstance(model, RejectingClassifier) and inspect.ismethod(own)
-        self.counter = Counter()
         self.variables = [*model.trainable_variables, *model.non_trainable_variables]
         # Attacks follow the first; the second is the model itself, which judges.
         self._logits = logits_function(model, outputs, through_casts=True)
@@ -164,7 +137,7 @@ class AttackedModel:
             self._own_logits = logits_function(model, outputs)
         # The same for all models of `with_surrogates`: what is made for one of them is kept
         # under its number, 0 for the model's own gradient.
-        self._kept: dict[Any, Any] = {}
+        self.made: dict[Any, Any] = {}
         self._number = 0
         self._surrogates = current_choice()
         self._surrogate_models: dict[Any, list[AttackedModel]] = {}
@@ -182,17 +155,6 @@ class AttackedModel:
         self.counter.queries += len(x)
         return self._call(self._judged_logits, x)
 
-    def predictions(self, x: np.ndarray) -> np.ndarray:
-        """Predicted classes ``(n,)``, REJECTED where the model rejects the image.
-
-        An image with a NaN among its logits is NO_CLASS, which is as wrong as any other class.
-        """
-        logits = self.logits(x)
-        classes = np.nan_to_num(logits, nan=-np.inf).argmax(axis=1)
-        classes[np.isnan(logits).any(axis=1)] = NO_CLASS
-        classes[self.rejected(x)] = REJECTED
-        return classes
-
     def rejected(self, x: np.ndarray) -> np.ndarray:
         """Which images the model rejects, ``(n,)`` bool."""
         if not self.rejects:
@@ -204,10 +166,6 @@ class AttackedModel:
                 f"shape {suspicion.shape} for {len(x)} images. Sum or squeeze them."
             )
         return suspicion > 0
-
-    def is_adversarial(self, x: np.ndarray, goal: Goal) -> np.ndarray:
-        """Which images reach the goal, ``(n,)`` bool; counted as queries."""
-        return goal.reached(self.predictions(x))
 
     def gradient(
         self,
@@ -237,20 +195,6 @@ class AttackedModel:
         compiled = self.compiled(("gradient", loss), run, batches=2)
         gradient, logits = compiled(*padded_tensors(x, classes))
         return ops.convert_to_numpy(gradient)[: len(x)], ops.convert_to_numpy(logits)[: len(x)]
-
-    def margins(self, x: np.ndarray, goal: Goal) -> np.ndarray:
-        """By how much the logits of images reach the goal, ``(n,)``; counted as queries.
-
-        Above 0 where an image is adversarial; at most 0 where it is not, or is rejected.
-        """
-        logits = self.logits(x)
-        rows = np.arange(len(x))
-        own = logits[rows, goal.classes]
-        logits[rows, goal.classes] = -np.inf
-        gap = logits.max(axis=1) - own
-        margins = -gap if goal.targeted else gap
-        margins[np.isnan(margins)] = np.inf  # no class is a wrong class
-        return np.where(self.rejected(x), np.minimum(margins, -1e-6), margins).astype("float32")
 
     def ascent(self, x: np.ndarray, goal: Goal, loss: str = "log-odds") -> np.ndarray:
         """The gradient that attacks climb at some images, as NumPy; counted.
@@ -336,10 +280,7 @@ class AttackedModel:
         # What a trace reads and cannot see change: the surrogate, and settings of the defences.
         # Hardness is a variable, whose value each call reads anew.
         settings = [settings_of(defense, without="hardness") for defense in self.defenses]
-        key = (self._number, tuple(settings), key)
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]
+        return super().kept((self._number, tuple(settings), key), make)
 
     def traced_logits(
         self, mapping: Any, images: Tensor, first_draw: int = 0, *, judged: bool = False

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.goal import Goal
 
 # Adversarial images for some rows of a batch: a function of the rows, the radius (None for as
@@ -66,17 +65,18 @@ class Attack:
     evidence: str = EVIDENCE[0]
     cost: str = ""
 
-    def applies_to(self, model: AttackedModel, x: np.ndarray) -> bool:
+    def applies_to(self, model: Any, x: np.ndarray) -> bool:
         """Whether the attack can be made on a model; asked with some images."""
         return True
 
     def run(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+        self, model: Any, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         """Images like `x` that should be adversarial.
 
         Args:
-            model: the classifier; its logits, predictions and gradients.
+            model: the classifier: an `AttackedModel` with logits, predictions and gradients; or,
+                of attacks that use no gradients, any `keras_qusec.attacks.Classifier`.
             x: clean images, float32 ``(n, ...)`` in ``model.value_range``.
             goal: the labels to leave or the targets to reach.
             epsilon: radius of the ball; None if the attack minimizes.
@@ -90,8 +90,8 @@ class Attack:
             "seed) that returns images like x. Received: a class without one."
         )
 
-    def on_batch(self, model: AttackedModel, x: np.ndarray, goal: Goal) -> BatchSearch:
-        """The attack on a batch, to be called with rising radii and the rows that still stand.
+    def on_batch(self, model: Any, x: np.ndarray, goal: Goal) -> BatchSearch:
+        """The attack on a batch, to be called with rising radii and the rows that are not broken.
 
         An attack that uses what it learned at one radius for the next one overrides this.
         """
@@ -130,7 +130,7 @@ class FunctionAttack(Attack):
         return getattr(self._function, "__name__", type(self._function).__name__)
 
     def run(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+        self, model: Any, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         return self._function(model, x, goal, epsilon=epsilon, seed=seed)
 

@@ -14,8 +14,9 @@ import keras
 import numpy as np
 
 from keras_qusec import norms
-from keras_qusec.attacks.attacked_model import AttackedModel, Counter
+from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack, BatchSearch, arguments
+from keras_qusec.attacks.classifier import Classifier, Counter
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.starting_points import starting_points
 from keras_qusec.backends import backend
@@ -275,7 +276,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def foolbox_model(
-    model: keras.Model | AttackedModel,
+    model: keras.Model | Classifier,
     value_range: tuple[float, float] = (0.0, 1.0),
     *,
     outputs: str | None = None,
@@ -290,7 +291,7 @@ def foolbox_model(
 
     Args:
         model: built Keras model, images ``(n, ...)`` to logits or probabilities
-            ``(n, classes)``; or an `AttackedModel`, whose counter then counts.
+            ``(n, classes)``; or a `Classifier`, whose counter then counts.
         value_range: smallest and largest pixel value an attack may use.
         outputs: ``"logits"`` or ``"probabilities"``, for a model whose graph does not say.
 
@@ -309,8 +310,10 @@ def foolbox_model(
     Bounds(lower=0.0, upper=1.0)
     """
     attacked = model
-    if not isinstance(attacked, AttackedModel):
+    if not isinstance(attacked, Classifier):
         attacked = AttackedModel(attacked, value_range, outputs=outputs)
+    if not isinstance(attacked, AttackedModel):
+        return _asked(import_foolbox(), attacked)
     wrap = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}[keras.backend.backend()]
     return wrap(import_foolbox(), attacked, attacked.counter)
 
@@ -380,6 +383,28 @@ def _torch(foolbox: Any, model: AttackedModel, counter: Counter) -> Any:
 
     device = next((variable.value.device for variable in model.variables), None)
     wrapped = foolbox.PyTorchModel(Frozen().eval(), bounds=model.value_range, device=device)
+    wrapped.data_format = "channels_last"
+    return wrapped
+
+
+def _asked(foolbox: Any, model: Classifier) -> Any:
+    """A classifier that is no Keras model: Foolbox's attacks ask it, without gradients."""
+
+    def logits(images: Any) -> Any:
+        return to_tensor(model.logits(keras.ops.convert_to_numpy(images)))
+
+    name = keras.backend.backend()
+    if name == "jax":
+        return foolbox.JAXModel(logits, bounds=model.value_range, data_format="channels_last")
+    if name == "tensorflow":
+        return foolbox.TensorFlowModel(logits, bounds=model.value_range, device="/CPU:0")
+    import torch
+
+    class Asked(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            return logits(images.detach())
+
+    wrapped = foolbox.PyTorchModel(Asked().eval(), bounds=model.value_range)
     wrapped.data_format = "channels_last"
     return wrapped
 

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.classifier import Classifier
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.checks import number, whole_number
 from keras_qusec.norms import pixels
@@ -69,7 +69,7 @@ class LocalSearch(Attack):
         self.cost = f"up to {self.rounds * self.candidates} queries"
 
     def run(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+        self, model: Classifier, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         low, high = model.value_range
         rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ class LocalSearch(Attack):
 
     def _most_harmful(
         self,
-        model: AttackedModel,
+        model: Classifier,
         goal: Goal,
         images: np.ndarray,
         rows: np.ndarray,

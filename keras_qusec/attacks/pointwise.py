@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.classifier import Classifier
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.starting_points import nearest_other_images
 from keras_qusec.checks import whole_number
@@ -59,7 +59,7 @@ class Pointwise(Attack):
         self.draws = whole_number(draws, "draws")
 
     def run(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+        self, model: Classifier, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         rng = np.random.default_rng(seed)
         starts, ready = self._starts(model, x, goal, rng)
@@ -69,7 +69,7 @@ class Pointwise(Attack):
         return np.where(column(ready, x), starts, x)
 
     def _starts(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, rng: np.random.Generator
+        self, model: Classifier, x: np.ndarray, goal: Goal, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adversarial images to begin with, and for which rows there is one."""
         starts = x.copy()
@@ -95,7 +95,7 @@ class Pointwise(Attack):
 
     def _pass(
         self,
-        model: AttackedModel,
+        model: Classifier,
         x: np.ndarray,
         goal: Goal,
         images: np.ndarray,

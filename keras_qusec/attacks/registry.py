@@ -24,9 +24,8 @@ from keras_qusec.attacks.sigma_zero import SigmaZero
 from keras_qusec.attacks.single_pixel import SinglePixel
 from keras_qusec.attacks.square import Square
 from keras_qusec.checks import closest, whole_number
-
-# Row of a report that stands for all attacks; no attack may be called so.
-WORST_CASE = "worst case"
+from keras_qusec.registry import Registry
+from keras_qusec.results import WORST_CASE
 
 
 class Entry(NamedTuple):
@@ -54,7 +53,11 @@ _JSMA_PAPER = {"theta": 1.0, "gamma": 0.1, "decrease": False, "targets": 1}
 _cw = named_foolbox_attack("L2CarliniWagnerAttack")
 _gaussian = named_foolbox_attack("L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack")
 
-_ENTRIES: dict[str, Entry] = {
+_ENTRIES: Registry[Entry] = Registry(
+    "an attack: one of",
+    others="; an object of keras_qusec.attacks; or a Foolbox attack object",
+)
+for _key, _entry in {
     "fgsm": Entry(FGSM, {}, "one step along the sign of the gradient"),
     "fgsm-l2": Entry(FGSM, {"norm": "l2"}, "one step along the gradient"),
     "bim": Entry(BIM, {}, "steps from the clean image"),
@@ -121,7 +124,8 @@ _ENTRIES: dict[str, Entry] = {
     "hopskipjump": Entry(
         named_foolbox_attack("HopSkipJumpAttack"), {"steps": 16}, "boundary, estimated gradient"
     ),
-}
+}.items():
+    _ENTRIES.add(_key, _entry)
 
 
 def register(name: str, make: Callable[..., Attack], *, summary: str = "", **settings: Any) -> None:
@@ -149,12 +153,12 @@ def register(name: str, make: Callable[..., Attack], *, summary: str = "", **set
             f"Expected a name in lower case, not {WORST_CASE!r}, and a function of settings. "
             f"Received: name={name!r}, {make!r}."
         )
-    _ENTRIES[name] = Entry(make, settings, summary)
+    _ENTRIES.add(name, Entry(make, settings, summary))
 
 
 def unregister(name: str) -> None:
     """Forget a name of `register`."""
-    _ENTRIES.pop(name, None)
+    _ENTRIES.remove(name)
 
 
 def names() -> tuple[str, ...]:
@@ -166,7 +170,7 @@ def names() -> tuple[str, ...]:
     >>> attacks.names()[:3]
     ('fgsm', 'fgsm-l2', 'bim')
     """
-    return tuple(_ENTRIES)
+    return _ENTRIES.names()
 
 
 def summary(name: str) -> str:
@@ -178,7 +182,7 @@ def summary(name: str) -> str:
     >>> registry.summary("fgsm")
     'one step along the sign of the gradient'
     """
-    return _ENTRIES[name].summary
+    return _ENTRIES.get(name).summary
 
 
 def get(attack: str | Attack | Any, **settings: Any) -> Attack:
@@ -204,13 +208,7 @@ def get(attack: str | Attack | Any, **settings: Any) -> Attack:
                 f"{attack!r} and {sorted(settings)}. Set them where the object is made."
             )
         return attack if isinstance(attack, Attack) else _from_foolbox(attack)
-    if attack.lower() not in _ENTRIES:
-        raise ValueError(
-            f"Expected an attack: one of {', '.join(_ENTRIES)}; an object of "
-            f"keras_qusec.attacks; or a Foolbox attack object. Received: {attack!r}."
-            f"{closest(attack, _ENTRIES)}"
-        )
-    entry = _ENTRIES[attack.lower()]
+    entry = _ENTRIES.get(attack.lower())
     settings = {**entry.settings, **settings}
     restarts = settings.pop("restarts", None)
     try:
@@ -240,6 +238,28 @@ OWN_ATTACKS = {
 PRESETS = ("quick", "standard", "strong")
 
 
+class Asked(NamedTuple):
+    """A model that gives no gradients, for which "quick" and so on are attacks that ask it.
+
+    Attributes:
+        gives_scores: whether its outputs say more than the class.
+        transferred: whether examples made on other models are tried on it as well.
+    """
+
+    gives_scores: bool
+    transferred: bool
+
+
+def _asking(norms: Iterable[str], asked: Asked) -> list[Any]:
+    """The attacks that ask for outputs, for some norms."""
+    by_norm: dict[str, list[Any]] = {
+        "linf": ["square"] if asked.gives_scores else [("hopskipjump", {"constraint": "linf"})],
+        "l2": ["square-l2", "boundary"] if asked.gives_scores else ["boundary", "hopskipjump"],
+        "l0": ["pointwise"],
+    }
+    return [attack for norm in norms for attack in by_norm.get(norm, [])]
+
+
 def preset(name: str, norms: Iterable[str]) -> list[Any]:
     """The attacks of "quick", "standard" or "strong" for some norms, as `for_evaluation` takes.
 
@@ -265,7 +285,9 @@ def preset(name: str, norms: Iterable[str]) -> list[Any]:
     return listed
 
 
-def for_evaluation(attacks: Any, norms: Iterable[str] = ("linf",)) -> dict[str, Attack]:
+def for_evaluation(
+    attacks: Any, norms: Iterable[str] = ("linf",), asked: Asked | None = None
+) -> dict[str, Attack]:
     """Attacks by the name shown in the report.
 
     Args:
@@ -274,6 +296,7 @@ def for_evaluation(attacks: Any, norms: Iterable[str] = ("linf",)) -> dict[str, 
             settings, an `Attack`, a Foolbox attack object; or a dictionary of such by names
             of your own.
         norms: names of the norms that have epsilons.
+        asked: for models that give no gradients, what they give.
 
     Raises:
         ValueError: for an unknown name, a name used twice, or settings that do not fit.
@@ -285,7 +308,9 @@ def for_evaluation(attacks: Any, norms: Iterable[str] = ("linf",)) -> dict[str, 
     ['fgsm', 'pgd']
     """
     if isinstance(attacks, str) and attacks.lower() in PRESETS:
-        attacks = preset(attacks.lower(), list(norms))
+        asking = _asking(norms, asked) if asked else []
+        alone = asked is not None and not asked.transferred
+        attacks = asking if alone and asking else [*asking, *preset(attacks.lower(), list(norms))]
     if isinstance(attacks, Mapping):
         named = [(str(name), _one(attack)) for name, attack in attacks.items()]
     else:
@@ -338,7 +363,7 @@ def _from_foolbox(attack: Any) -> Attack:
     if "foolbox" in packages:
         return FoolboxAttack(attack)
     raise ValueError(
-        f"Expected an attack: one of {', '.join(_ENTRIES)}; an object of keras_qusec.attacks; or "
+        f"Expected an attack: one of {', '.join(names())}; an object of keras_qusec.attacks; or "
         f"a Foolbox attack object. Received: {attack!r}. A function becomes one with "
         "keras_qusec.attacks.attack_from."
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.classifier import Classifier
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.checks import whole_number
 from keras_qusec.norms import pixels
@@ -43,7 +43,7 @@ class SinglePixel(Attack):
         self.max_pixels = None if max_pixels is None else whole_number(max_pixels, "max_pixels")
 
     def run(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+        self, model: Classifier, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         images = x.copy()
         order = np.random.default_rng(seed).permutation(pixels(x).shape[1])[: self.max_pixels]

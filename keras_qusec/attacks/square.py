@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.classifier import Classifier
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.checks import number, one_of, whole_number
 
@@ -59,7 +59,7 @@ class Square(Attack):
         self.cost = f"up to {queries} queries"
 
     def run(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
+        self, model: Classifier, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         clean = _as_images(x)
         if self.norm == "l2" and min(clean.shape[1:3]) < 5:

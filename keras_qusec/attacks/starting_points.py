@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.classifier import Classifier
 from keras_qusec.attacks.goal import Goal
 
 
@@ -33,7 +33,7 @@ def nearest_other_images(
 
 
 def starting_points(
-    model: AttackedModel, x: np.ndarray, goal: Goal, rows: np.ndarray, seed: int
+    model: Classifier, x: np.ndarray, goal: Goal, rows: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Adversarial images for some rows of a batch, and for which rows there is one.
 

@@ -24,11 +24,11 @@ from keras_qusec.audit.transfer import substitute
 from keras_qusec.backends import with_gradients
 from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
-from keras_qusec.evaluate import evaluate_robustness
-from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of
-from keras_qusec.evaluation.results import Result
+from keras_qusec.evaluation import evaluate_robustness
+from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of, only_keras
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
+from keras_qusec.results import Result
 
 # Of the surrogate gradients that are tried beyond those of the judged adaptive attack.
 _MORE_HARDNESSES = (1.0, 30.0)
@@ -124,7 +124,7 @@ def audit_robustness(
     checks.epsilon_inside(epsilon, pixels)
     judged = _judged(threat_models)
     draws = checks.whole_number(draws, "draws")
-    ((name, net),) = _one(models_of(model, "model")).items()
+    ((name, net),) = _one(only_keras(models_of(model, "model"))).items()
     settings: dict[str, Any] = {
         "value_range": pixels, "outputs": outputs, "data_format": data_format, "seed": seed,
         "n_jobs": n_jobs,
@@ -144,7 +144,7 @@ def audit_robustness(
             f"Expected a model that classifies some of the images correctly. Received: {name!r}, "
             f"which is wrong on all {len(images)}. Check value range and labels."
         )
-    sources = dict(models_of(source_model, "source_model")) if source_model else {}
+    sources = only_keras(models_of(source_model, "source_model")) if source_model else {}
     if not sources and budget.substitute:
         sources = {"substitute": substitute(attacked, last, epsilon, seed)}
     front = {f"identity for {n}": m for n, m in through_front(attacked).items()}

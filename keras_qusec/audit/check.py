@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_qusec.attacks import Attack
 from keras_qusec.audit.evidence import Budget, Evidence
-from keras_qusec.evaluation.results import Result
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec.results import Result
+from keras_qusec.statistics import wilson_interval
 
 PASSED, RAISED, NOT_RUN = "passed", "RAISED", "not run"
 

@@ -8,7 +8,7 @@ from keras_qusec.attacks import FMN, Attack
 from keras_qusec.audit.check import Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import Budget, Evidence
 from keras_qusec.audit.rising_accuracy import radii_of, sweep
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec.statistics import wilson_interval
 
 _PLACES = 20
 

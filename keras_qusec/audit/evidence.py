@@ -11,8 +11,8 @@ import numpy as np
 from keras_qusec import norms
 from keras_qusec.attacks import Attack, AttackedModel, Goal
 from keras_qusec.datasets import spread_rows
-from keras_qusec.evaluation.results import Result
 from keras_qusec.report import RobustnessReport
+from keras_qusec.results import Result
 
 # The attack whose success is judged, and a second one along gradients, towards targets: what both
 # miss is no matter of the loss.

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_qusec import files
 from keras_qusec.audit import page, plots
 from keras_qusec.audit.check import NOT_RUN, RAISED, Check, Finding
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.norms import radius_text
 from keras_qusec.plots import save
-from keras_qusec.report import RobustnessReport, files
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec.report import RobustnessReport
 from keras_qusec.report.tables import WIDTH
+from keras_qusec.statistics import wilson_interval
 
 ROBUST, OVERSTATED, MASKED = "robust", "overstated", "masked"
 # Below this, with 95 % confidence, other attacks find no more than the judged one.

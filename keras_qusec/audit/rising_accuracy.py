@@ -10,7 +10,7 @@ import numpy as np
 from keras_qusec.attacks import PGD, Attack
 from keras_qusec.audit.check import Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import AtRadius, Budget, Evidence
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec.statistics import wilson_interval
 
 
 def radii_of(epsilon: float, width: float) -> dict[str, float]:

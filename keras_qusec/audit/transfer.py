@@ -8,7 +8,7 @@ import numpy as np
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
 from keras_qusec.audit.evidence import Evidence
-from keras_qusec.evaluation.results import Result
+from keras_qusec.results import Result
 
 
 class Transfer(Check):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_qusec import datasets
+from keras_qusec import datasets, files, parallel
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import whole_number
 from keras_qusec.comparison import contenders
@@ -21,10 +21,12 @@ from keras_qusec.comparison.results import Comparison, Measured
 from keras_qusec.datasets import Dataset
 from keras_qusec.defenses import RejectingClassifier
 from keras_qusec.digests import code_digest, digest
-from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.progress import Progress, shown
-from keras_qusec.report import files
 from keras_qusec.version import __version__
+
+# What a file beside a trained network is.
+DESCRIPTION = "the description of a trained network"
 
 # Rounds of the timing of `predict`, in which both models take turns.
 _ROUNDS = 7
@@ -100,8 +102,6 @@ def compare(
     Example: ``print(compare("mnist5k", ["undefended", "constant"]))``
     """
     import_foolbox()
-    import joblib
-
     chosen = list(contenders.names() if defenses is None else defenses)
     for name in chosen:
         contenders.get(name)
@@ -123,21 +123,16 @@ def compare(
         source = settings.source_training(loaded)
         trained("source", settings.folder, source, contenders.get("undefended").make)
         measured: dict[str, Measured] = {}
-        if joblib.effective_n_jobs(n_jobs) == 1:
-            for name in chosen:
-                report(name, (1 + len(measured)) / (2 + len(chosen)))
-                measured[name] = run_unit(name, settings, contenders.get(name), loaded)
+        calls = [(name, settings, contenders.get(name), loaded) for name in chosen]
+        if parallel.is_parallel(n_jobs):
+            outcomes = parallel.called(run_unit, calls, n_jobs)
         else:
-            backend = keras.backend.backend()
-            os.environ.setdefault("KERAS_BACKEND", backend)  # for processes that start now
-            calls = [
-                joblib.delayed(run_unit)(name, settings, contenders.get(name), loaded)
-                for name in chosen
-            ]
-            streams = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(calls)
-            for one in streams:
-                measured[one.name] = one
-                report(one.name, (1 + len(measured)) / (2 + len(chosen)))
+            outcomes = (run_unit(*call) for call in calls)
+        report(chosen[0], 1 / (2 + len(chosen)))
+        for one in outcomes:
+            measured[one.name] = one
+            left = [name for name in chosen if name not in measured]
+            report(left[0] if left else "done", (1 + len(measured)) / (2 + len(chosen)))
     made_with = {
         "data": loaded.name,
         "test images": len(loaded.x_test),
@@ -196,7 +191,7 @@ def trained(
         "code": "" if name == "source" else code_digest(make),
     }
     if path.exists() and description.exists():
-        earlier = files.read(description)
+        earlier = files.read(description, DESCRIPTION)
         if earlier["identity"] == identity:
             return keras.saving.load_model(path, compile=False), float(earlier["seconds"])
         different = [

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from keras_qusec.attacks import FGSM
-from keras_qusec.checks import closest
 from keras_qusec.datasets import Dataset, stratified_sample
 from keras_qusec.defenses import (
     APEGAN,
@@ -32,6 +31,7 @@ from keras_qusec.defenses import (
     wgan_generator,
 )
 from keras_qusec.models import paper_cnn
+from keras_qusec.registry import Registry
 from keras_qusec.training import AdversarialTraining
 
 
@@ -164,7 +164,8 @@ def _pgd_training(training: Training) -> keras.Model:
     return training._replace(epochs=2 * training.epochs).fitted(training.network(), callback)
 
 
-_CONTENDERS: dict[str, Contender] = {
+_CONTENDERS: Registry[Contender] = Registry("defenses to be some of")
+for _name, _contender in {
     "undefended": Contender(lambda t: t.fitted(t.network()), "no defence"),
     "constant": Contender(
         lambda t: t.fitted(t.network(QuSecQuantization(2))), "QuSecQuantization(2), z = 50"
@@ -196,7 +197,8 @@ _CONTENDERS: dict[str, Contender] = {
         lambda t: t.fitted(t.network(QuSecQuantization(2)), _pgd(t)),
         "QuSecQuantization(2) and PGD training through softer gradients",
     ),
-}
+}.items():
+    _CONTENDERS.add(_name, _contender)
 
 
 def register(name: str, make: Callable[[Training], keras.Model], *, settings: str = "") -> None:
@@ -221,12 +223,12 @@ def register(name: str, make: Callable[[Training], keras.Model], *, settings: st
             f"Expected a name in lower case and a function of Training. Received: {name!r}, "
             f"{make!r}."
         )
-    _CONTENDERS[name] = Contender(make, settings)
+    _CONTENDERS.add(name, Contender(make, settings))
 
 
 def unregister(name: str) -> None:
     """Forget a name of `register`."""
-    _CONTENDERS.pop(name, None)
+    _CONTENDERS.remove(name)
 
 
 def names() -> tuple[str, ...]:
@@ -238,7 +240,7 @@ def names() -> tuple[str, ...]:
     >>> comparison.names()[:3]
     ('undefended', 'constant', 'trainable')
     """
-    return tuple(_CONTENDERS)
+    return _CONTENDERS.names()
 
 
 def get(name: str) -> Contender:
@@ -247,9 +249,4 @@ def get(name: str) -> Contender:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in _CONTENDERS:
-        raise ValueError(
-            f"Expected defenses to be some of {', '.join(_CONTENDERS)}. Received: {name!r}."
-            f"{closest(name, _CONTENDERS)}"
-        )
-    return _CONTENDERS[name]
+    return _CONTENDERS.get(name)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_qusec import files
 from keras_qusec.norms import radius_text
-from keras_qusec.report import RobustnessReport, files
+from keras_qusec.report import RobustnessReport
 from keras_qusec.report.page import html_page
 from keras_qusec.report.tables import WIDTH, Table, markdown_table, text_table
 

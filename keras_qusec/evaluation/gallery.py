@@ -10,9 +10,9 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks import AttackedModel, Classifier
 from keras_qusec.evaluation.plan import Plan
-from keras_qusec.evaluation.results import Example, Result
+from keras_qusec.results import Example, Result
 
 # Broken images of each model that are shown.
 _SHOWN = 4
@@ -20,7 +20,7 @@ _SHOWN = 4
 
 def examples_of(
     name: str,
-    model: AttackedModel,
+    model: Classifier,
     results: Sequence[Result],
     plan: Plan,
     class_names: Sequence[str] = (),
@@ -70,9 +70,9 @@ def examples_of(
     return examples
 
 
-def behind_defense(model: AttackedModel, images: np.ndarray) -> np.ndarray | None:
+def behind_defense(model: Classifier, images: np.ndarray) -> np.ndarray | None:
     """Images as a model's first defence leaves them, or None without one to be shown."""
-    if not model.defenses:
+    if not isinstance(model, AttackedModel) or not model.defenses:
         return None
     layer: Any = model.defenses[0]
     given = model.as_given(ops.convert_to_tensor(images))

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_qusec import checks, norms
-from keras_qusec.attacks import Attack, AttackedModel
+from keras_qusec.attacks import Attack, AttackedModel, Classifier, Ensemble
 from keras_qusec.classifiers import (
     check_logits,
     check_logits_reached,
@@ -28,17 +28,20 @@ from keras_qusec.quantization import check_hardness
 _TARGET_RULES = ("next", "random", "second", "least-likely")
 
 
-def models_of(model: Any, name: str) -> dict[str, keras.Model]:
-    """Built Keras models by name; `name` is the argument's, for errors."""
+def models_of(model: Any, name: str) -> dict[str, keras.Model | Classifier]:
+    """Built Keras models and other classifiers by name; `name` is the argument's, for errors."""
     models = dict(model) if isinstance(model, Mapping) else {getattr(model, "name", ""): model}
     if not models:
         raise ValueError(f"Expected {name} to be a model or several. Received: none.")
     for key, value in models.items():
+        if isinstance(value, Classifier):
+            continue
         if not isinstance(value, keras.Model):
             raise ValueError(
                 f"Expected {name} to be a Keras model, or a dictionary of models by name. "
                 f"Received: {value!r} for {key!r}. Load a file with "
-                "keras.saving.load_model(path)."
+                "keras.saving.load_model(path); wrap another runtime or a function in "
+                "keras_qusec.attacks.FunctionClassifier."
             )
         if not value.built:
             raise ValueError(
@@ -50,7 +53,7 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model]:
 
 
 def class_names_of(
-    said: Sequence[str] | None, data: Any, models: Mapping[str, keras.Model]
+    said: Sequence[str] | None, data: Any, models: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """The names of the classes: those given, or those of the data set or of a model; or none.
 
@@ -83,8 +86,12 @@ def check_class_names(names: Sequence[str], classes: int, model: str) -> None:
         )
 
 
-def threat_models_of(given: Any) -> tuple[ThreatModel, ...]:
-    """Threat models in the order in which they are played."""
+def threat_models_of(given: Any, models: Mapping[str, Any]) -> tuple[ThreatModel, ...]:
+    """Threat models in the order in which they run; by default those that fit the models."""
+    if given is None:
+        followed = [has_gradients(model) for model in models.values()]
+        given = ["white-box", "adaptive"] if any(followed) else []
+        given += [] if all(followed) else ["black-box"]
     listed = [given] if isinstance(given, str) else list(given)
     for name in listed:
         threat_models.get(name)
@@ -94,6 +101,27 @@ def threat_models_of(given: Any) -> tuple[ThreatModel, ...]:
             f"once. Received: {given!r}."
         )
     return tuple(threat_models.get(name) for name in threat_models.names() if name in listed)
+
+
+def has_gradients(model: keras.Model | Classifier) -> bool:
+    """Whether attacks can follow the gradients of a model."""
+    return model.has_gradients if isinstance(model, Classifier) else True
+
+
+def only_keras(models: Mapping[str, Any]) -> dict[str, keras.Model]:
+    """The models themselves; a ValueError for one that is not of Keras."""
+    for name, model in models.items():
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"Expected a Keras model, whose gradients are looked at. Received: {name!r}, a "
+                f"{type(model).__name__}. Judge it with evaluate_robustness."
+            )
+    return dict(models)
+
+
+def keras_models(models: Sequence[tuple[str, Any]]) -> list[tuple[str, keras.Model]]:
+    """Of some named models those of Keras."""
+    return [(name, model) for name, model in models if isinstance(model, keras.Model)]
 
 
 def hardnesses_of(hardnesses: Any) -> tuple[float, ...]:
@@ -153,10 +181,16 @@ def radii_of(
 def check_sources(
     threats: tuple[ThreatModel, ...],
     attacks: Mapping[str, Attack],
-    sources: Mapping[str, keras.Model],
+    sources: Mapping[str, Any],
+    *,
+    followed: bool,
 ) -> None:
     """Raise a ValueError for a black box without a source, or a source without a black box."""
-    with_gradients = [name for name, attack in attacks.items() if attack.uses_gradients]
+    with_gradients = [
+        name
+        for name, attack in attacks.items()
+        if attack.uses_gradients and (followed or not _asks(attack))
+    ]
     transferring = [threat.name for threat in threats if threat.uses_source]
     if transferring and with_gradients and not sources:
         raise ValueError(
@@ -171,8 +205,14 @@ def check_sources(
         )
 
 
+def _asks(attack: Attack) -> bool:
+    """Whether a part of an ensemble asks for outputs alone."""
+    parts = attack.parts.values() if isinstance(attack, Ensemble) else ()
+    return any(not part.uses_gradients and not part.attacks_defense for part in parts)
+
+
 def images_of(
-    x: Any, value_range: tuple[float, float], models: Sequence[tuple[str, keras.Model]]
+    x: Any, value_range: tuple[float, float], models: Sequence[tuple[str, Any]]
 ) -> np.ndarray:
     """Finite float32 images inside the value range that fit the models."""
     x = np.asarray(x)
@@ -181,7 +221,7 @@ def images_of(
             f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
             "is image[None]."
         )
-    x = whole_images(x, [model for _, model in models])
+    x = whole_images(x, [model for _, model in keras_models(models)])
     checks.float_images(x)
     x = np.ascontiguousarray(x, dtype="float32")
     if not np.isfinite(x).all():
@@ -194,12 +234,18 @@ def images_of(
     x = np.clip(x, *value_range)
     for name, model in models:
         check_shape(x, model, name)
-        check_expected_range(model, value_range, name)
+        if isinstance(model, keras.Model):
+            check_expected_range(model, value_range, name)
+        elif model.value_range != value_range:
+            raise ValueError(
+                f"Expected value_range=({value_range[0]:g}, {value_range[1]:g}) of the classifier "
+                f"{name!r} too. Received: {model.value_range}. Give both the same."
+            )
     return x
 
 
 def data_format_of(
-    models: Sequence[tuple[str, keras.Model]], shape: tuple[int, ...], said: str | None
+    models: Sequence[tuple[str, Any]], shape: tuple[int, ...], said: str | None
 ) -> str:
     """``"channels_first"`` or ``"channels_last"``, the same for all models.
 
@@ -208,7 +254,10 @@ def data_format_of(
         shape: of one image.
         said: what the user says, or None.
     """
-    first = [(name, channels_first(model, shape, said)) for name, model in models]
+    first = [
+        (name, isinstance(model, keras.Model) and channels_first(model, shape, said))
+        for name, model in models
+    ]
     if len({is_first for _, is_first in first}) > 1:
         named = ", ".join(name for name, is_first in first if is_first)
         raise ValueError(
@@ -243,9 +292,14 @@ def check_epsilons(
     return []
 
 
-def check_shape(x: np.ndarray, model: keras.Model, name: str) -> None:
+def check_shape(x: np.ndarray, model: keras.Model | Classifier, name: str) -> None:
     """Raise a ValueError for images that do not fit a model, where its input shape is known."""
-    wanted = getattr(model, "input_shape", None)
+    if isinstance(model, Classifier):
+        if model.input_shape is None:
+            return
+        wanted: Any = (None, *model.input_shape)
+    else:
+        wanted = getattr(model, "input_shape", None)
     if not isinstance(wanted, tuple) or len(wanted) == 0 or isinstance(wanted[0], tuple):
         return
     same = len(wanted) == x.ndim and all(
@@ -259,12 +313,12 @@ def check_shape(x: np.ndarray, model: keras.Model, name: str) -> None:
 
 
 def attacked_model(
-    model: keras.Model,
+    model: keras.Model | Classifier,
     name: str,
     x: np.ndarray,
     value_range: tuple[float, float],
     settings: Mapping[str, Any],
-) -> AttackedModel:
+) -> Classifier:
     """A classifier ready for attacks, its outputs checked on some images and on noise.
 
     Args:
@@ -277,12 +331,16 @@ def attacked_model(
     Raises:
         ValueError: for a random model without draws, or outputs that cannot be attacked.
     """
-    attacked = AttackedModel(model, value_range, **{**settings, "draws": 1})
+    attacked: Classifier
+    if isinstance(model, Classifier):
+        attacked = model
+    else:
+        attacked = AttackedModel(model, value_range, **{**settings, "draws": 1})
     noise = np.random.default_rng(0).uniform(*value_range, (8, *x.shape[1:]))
     probe = np.concatenate([x[spread_rows(len(x), 8)], noise.astype("float32")])
     first, second = attacked.repeated(probe, calls=2)
     if not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
-        if settings["draws"] == 1:
+        if settings["draws"] == 1 or not isinstance(model, keras.Model):
             raise ValueError(
                 f"Expected a model that repeats its outputs. Received: {name!r}, which is random: "
                 "two calls on the same images differ. Attack the mean of several draws: draws=20, "
@@ -292,7 +350,9 @@ def attacked_model(
         return AttackedModel(model, value_range, **settings)
     logits = attacked.logits(probe)
     check_logits(logits, name)
-    if casts_images(model):
+    if not isinstance(attacked, AttackedModel):
+        return attacked
+    if casts_images(attacked.model):
         check_followed(attacked, probe, logits, name)
     check_logits_reached(logits, attacked.outputs(probe), name)
     return attacked
@@ -310,7 +370,7 @@ def check_followed(model: AttackedModel, x: np.ndarray, logits: np.ndarray, name
         )
 
 
-def clean_logits(model: AttackedModel, x: np.ndarray, batch_size: int, name: str) -> np.ndarray:
+def clean_logits(model: Classifier, x: np.ndarray, batch_size: int, name: str) -> np.ndarray:
     """Logits on clean images ``(n, classes)``; a ValueError where they are not finite."""
     parts = [model.logits(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
     logits = np.concatenate(parts)

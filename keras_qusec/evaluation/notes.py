@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from keras_qusec import norms
-from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks import AttackedModel, Classifier
 from keras_qusec.attacks.foolbox import FoolboxAttack
 from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation.plan import Plan
-from keras_qusec.evaluation.results import Failure, Result
+from keras_qusec.results import Failure, Result
 
 
 def notes_of(
     plan: Plan,
-    models: Mapping[str, AttackedModel],
+    models: Mapping[str, Classifier],
     epsilons: Iterable[str],
     results: Sequence[Result],
     failures: Sequence[Failure],
@@ -37,7 +37,13 @@ def notes_of(
             f"No adaptive attack was made. The defence of {', '.join(defended)} hides "
             "gradients, so these figures overstate its robustness."
         )
-    if not any(attack.uses_gradients for attack in plan.attacks.values()):
+    asked = ", ".join(plan.without_gradients)
+    if asked:
+        notes.append(
+            f"{asked} gives no gradients: it was attacked by queries, and by examples of other "
+            "models if there are any. An attack that knows its gradients is likely to find more."
+        )
+    elif not any(attack.uses_gradients for attack in plan.attacks.values()):
         notes.append("No attack used gradients. Stronger attacks are likely to find more.")
     attacked = {attack.norm for attack in plan.attacks.values()}
     for norm in epsilons:
@@ -80,7 +86,7 @@ _LOOKED_AT = 256
 
 def observations_of(
     plan: Plan,
-    models: Mapping[str, AttackedModel],
+    models: Mapping[str, Classifier],
     logits: Mapping[str, np.ndarray],
     class_names: Sequence[str] = (),
 ) -> list[str]:
@@ -104,7 +110,7 @@ def observations_of(
             )
         elif len(plan.x) > 1:
             notes += _depends_on_batch(name, logits[name], model.logits(plan.x[:1]))
-        if follow:
+        if follow and isinstance(model, AttackedModel):
             notes += _without_gradient(name, model, plan)
     return notes
 

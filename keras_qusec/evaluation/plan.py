@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_qusec.attacks import Attack, Goal
+from keras_qusec.attacks import Attack, Classifier, Ensemble, Goal
 from keras_qusec.evaluation.threat_models import ThreatModel
 
 
@@ -72,6 +72,8 @@ class Plan:
         seed: seed of all that is random.
         unnamed: there is one attacked model, without a name of the user's.
         joined: attacks that joined by themselves, for the sake of some of the models.
+        without_gradients: names of the attacked models that give no gradients.
+        kept_norms: norms in which the closest example of every broken image is kept.
     """
 
     attacks: Mapping[str, Attack]
@@ -86,12 +88,27 @@ class Plan:
     seed: int
     unnamed: bool = False
     joined: tuple[str, ...] = ()
+    without_gradients: tuple[str, ...] = ()
+    kept_norms: tuple[str, ...] = ()
 
-    def threat_models_for(self, attack: Attack) -> list[ThreatModel]:
-        """The threat models under which an attack is made on the attacked model itself."""
+    def can_be_made(self, attack: Attack, model: Classifier) -> bool:
+        """Whether an attack can be made on a model itself."""
+        if isinstance(attack, Ensemble) and not model.has_gradients:
+            return any(self.can_be_made(part, model) for part in attack.parts.values())
+        if attack.uses_gradients and not model.has_gradients:
+            return False
+        return attack.applies_to(model, self.x)
+
+    def threat_models_for(self, attack: Attack, model: str) -> list[ThreatModel]:
+        """The threat models under which an attack is made on an attacked model itself.
+
+        Args:
+            attack: the attack.
+            model: name of the model.
+        """
         if attack.attacks_defense:
             return [t for t in self.threat_models if t.follows_surrogates and not t.uses_source]
-        if attack.uses_gradients:
+        if attack.uses_gradients and model not in self.without_gradients:
             return [threat for threat in self.threat_models if not threat.uses_source]
         asking = [threat for threat in self.threat_models if threat.asks_only]
         return [*asking, *self.threat_models][:1]
@@ -104,8 +121,11 @@ class Plan:
         """
         for batch in range(-(-len(self.x) // self.batch_size)):
             for name, attack in self.attacks.items():
-                if self.threat_models_for(attack):
-                    yield from (Unit(name, (model,), None, batch) for model in self.correct)
+                yield from (
+                    Unit(name, (model,), None, batch)
+                    for model in self.correct
+                    if self.threat_models_for(attack, model)
+                )
                 if attack.uses_gradients and not attack.attacks_defense:
                     for source, models in transfers.items():
                         if models:

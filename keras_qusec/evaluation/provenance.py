@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from keras_qusec.attacks import AttackedModel
+from keras_qusec.attacks import Classifier
 from keras_qusec.attacks.base import EVIDENCE
 from keras_qusec.digests import code_digest, digest
 from keras_qusec.evaluation.plan import Plan
@@ -19,20 +19,20 @@ from keras_qusec.version import __version__
 RESULTS_VERSION = 5
 
 
-def evidence_of(plan: Plan, models: Mapping[str, AttackedModel]) -> str:
+def evidence_of(plan: Plan, models: Mapping[str, Classifier]) -> str:
     """The class of the evidence: that of the strongest attack, if it sees through the defences."""
     hides = any(model.defenses or model.rejects for model in models.values())
     sees = any(threat.follows_surrogates for threat in plan.threat_models)
     own = any(not threat.uses_source for threat in plan.threat_models)
-    if not own or (hides and not sees):
+    if not own or (hides and not sees) or plan.without_gradients:
         return EVIDENCE[0]
     return max((attack.evidence for attack in plan.attacks.values()), key=EVIDENCE.index)
 
 
 def provenance_of(
     plan: Plan,
-    models: Mapping[str, AttackedModel],
-    sources: Mapping[str, AttackedModel],
+    models: Mapping[str, Classifier],
+    sources: Mapping[str, Classifier],
     targets: str | None,
 ) -> dict[str, Any]:
     """What the figures are made of: ``"identity"``, and what does not change them.
@@ -65,6 +65,7 @@ def provenance_of(
             "value range": list(plan.value_range),
             "batch size": plan.batch_size,
             "seed": plan.seed,
+            **({"kept examples": list(plan.kept_norms)} if plan.kept_norms else {}),
             "backend": backend,
             "versions": {
                 "keras-qusec": __version__,
@@ -72,6 +73,10 @@ def provenance_of(
             },
         },
         "evidence": evidence_of(plan, models),
+        "threat models": {
+            threat.name: {"summary": threat.summary, "line style": threat.line_style}
+            for threat in plan.threat_models
+        },
         "goal": "untargeted" if targets is None else f"targeted, {targets}",
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import uuid
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.evaluation.results import COUNTS, Part, Result
-
-_NAMES = ("model", "source", "threat_model", "attack", "radii", "unusable")
-_COSTS = ("gradients", "queries", "seconds")
+from keras_qusec import files
+from keras_qusec.results import Result, content_of_result, result_of
 
 
 class Store:
@@ -87,13 +84,12 @@ class Store:
                 "which has other files. Give a new folder."
             )
         else:
-            text = json.dumps(self._identity, indent=1, sort_keys=True)
-            _replace(description, text.encode())
+            files.write(self._identity, description, indent=1)
         self._units.mkdir(exist_ok=True)
         if not outputs.exists():
             buffer = io.BytesIO()
             np.savez_compressed(buffer, *self._clean)
-            _replace(outputs, buffer.getvalue())
+            files.write_bytes(buffer.getvalue(), outputs)
 
     def load(self, key: str) -> list[Result] | None:
         """The results of a finished unit, or None.
@@ -101,18 +97,15 @@ class Store:
         Raises:
             ValueError: for a damaged file.
         """
-        path = self._units / f"{key}.npz"
+        path = self._path(key)
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file["key"]) != key:
-                    raise ValueError(f"that of the unit {file['key']}")
-                names, parts = (json.loads(str(file[name])) for name in ("names", "parts"))
-                return [
-                    _read(file, i, *both) for i, both in enumerate(zip(names, parts, strict=True))
-                ]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            content = files.read(path, "finished work")
+            if content["key"] != key:
+                raise ValueError(f"that of the unit {content['key']}")
+            return [result_of(result) for result in content["results"]]
+        except files.DAMAGED as error:
             raise ValueError(
                 f"Expected finished work in {path}. Received: a damaged file ({error}). Delete "
                 "this file; only its unit is then computed again."
@@ -120,55 +113,15 @@ class Store:
 
     def remove(self, key: str) -> None:
         """Delete the file of a unit."""
-        (self._units / f"{key}.npz").unlink(missing_ok=True)
+        self._path(key).unlink(missing_ok=True)
 
     def save(self, key: str, results: list[Result]) -> None:
         """Write a finished unit."""
-        arrays: dict[str, np.ndarray] = {}
-        for index, result in enumerate(results):
-            arrays |= {f"{name}_{index}": getattr(result, name) for name in _COSTS}
-            arrays |= {f"distance_{index}_{n}": d for n, d in result.distances.items()}
-            arrays |= {f"example_{index}_{n}": image for n, image in result.examples.items()}
-            for place, part in enumerate(result.parts):
-                arrays |= {f"part_{index}_{place}_{n}": getattr(part, n) for n in COUNTS}
-        names = json.dumps([[getattr(result, name) for name in _NAMES] for result in results])
-        parts = json.dumps([[[p.attack, p.failure] for p in result.parts] for result in results])
-        contents: dict[str, Any] = {
-            "key": np.array(key),
-            "names": np.array(names),
-            "parts": np.array(parts),
-        }
-        contents |= arrays
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **contents)
-        _replace(self._units / f"{key}.npz", buffer.getvalue())
+        contents = [content_of_result(result) for result in results]
+        files.write({"key": key, "results": contents}, self._path(key))
 
-
-def _read(file: Any, index: int, names: list[Any], parts: list[list[str]]) -> Result:
-    """A result from the arrays of a file, its names, and the names and failures of its parts."""
-    model, source, threat_model, attack, radii, unusable = names
-
-    def group(kind: str) -> dict[str, np.ndarray]:
-        start = f"{kind}_{index}_"
-        return {name[len(start) :]: file[name] for name in file.files if name.startswith(start)}
-
-    return Result(
-        model=model,
-        source=source,
-        threat_model=threat_model,
-        attack=attack,
-        radii=tuple(radii),
-        distances=group("distance"),
-        gradients=file[f"gradients_{index}"],
-        queries=file[f"queries_{index}"],
-        seconds=file[f"seconds_{index}"],
-        examples={int(number): image for number, image in group("example").items()},
-        parts=tuple(
-            Part._make([name, *(file[f"part_{index}_{place}_{n}"] for n in COUNTS), failure])
-            for place, (name, failure) in enumerate(parts)
-        ),
-        unusable=unusable,
-    )
+    def _path(self, key: str) -> Path:
+        return self._units / f"{key}.json"
 
 
 def _check_same(description: Path, identity: Mapping[str, Any]) -> None:
@@ -223,10 +176,3 @@ def _import_filelock() -> Any:
             'pip install "keras-qusec[evaluate]"'
         ) from error
     return filelock
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a name of its own, then rename it: it is complete or absent."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_qusec.attacks import Attack, AttackedModel
-from keras_qusec.checks import closest
+from keras_qusec.registry import Registry
 
 
 class ThreatModel:
@@ -96,7 +96,9 @@ class BlackBox(ThreatModel):
         return [model, *model.with_surrogates(hardnesses)]
 
 
-_THREAT_MODELS: dict[str, ThreatModel] = {}
+_THREAT_MODELS: Registry[ThreatModel] = Registry(
+    "threat_models to be some of", others=", each once"
+)
 
 
 def register(threat_model: ThreatModel) -> ThreatModel:
@@ -110,13 +112,13 @@ def register(threat_model: ThreatModel) -> ThreatModel:
     >>> threat_models.register(threat_models.WhiteBox()).name
     'white-box'
     """
-    _THREAT_MODELS[threat_model.name] = threat_model
+    _THREAT_MODELS.add(threat_model.name, threat_model)
     return threat_model
 
 
 def unregister(name: str) -> None:
     """Forget a threat model."""
-    _THREAT_MODELS.pop(name, None)
+    _THREAT_MODELS.remove(name)
 
 
 def get(name: str) -> ThreatModel:
@@ -125,22 +127,12 @@ def get(name: str) -> ThreatModel:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in _THREAT_MODELS:
-        raise ValueError(
-            f"Expected threat_models to be some of {', '.join(_THREAT_MODELS)}, each once. "
-            f"Received: {name!r}.{closest(name, _THREAT_MODELS)}"
-        )
-    return _THREAT_MODELS[name]
+    return _THREAT_MODELS.get(name)
 
 
 def names() -> tuple[str, ...]:
     """The names of all threat models, in the order in which they are played."""
-    return tuple(_THREAT_MODELS)
-
-
-def line_style(name: str) -> Any:
-    """The line style of a threat model, also of one that only a report from elsewhere knows."""
-    return _THREAT_MODELS[name].line_style if name in _THREAT_MODELS else ThreatModel.line_style
+    return _THREAT_MODELS.names()
 
 
 for _threat_model in (WhiteBox(), Adaptive(), BlackBox()):

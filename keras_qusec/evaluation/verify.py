@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from keras_qusec import norms
-from keras_qusec.attacks import AttackedModel, Goal
+from keras_qusec.attacks import Classifier, Goal
 from keras_qusec.norms import column
 
 
 def verified(
-    model: AttackedModel,
+    model: Classifier,
     x: np.ndarray,
     candidates: np.ndarray,
     goal: Goal,
@@ -69,19 +71,33 @@ class ClosestExamples:
         goal: what the images must reach.
         correct: which clean images the model classifies correctly.
         norm: name of the attack's norm.
+        kept_norms: further norms in which the closest examples are kept.
     """
 
     def __init__(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, correct: np.ndarray, norm: str
+        self,
+        model: Classifier,
+        x: np.ndarray,
+        goal: Goal,
+        correct: np.ndarray,
+        norm: str,
+        kept_norms: Sequence[str] = (),
     ) -> None:
         self.model, self.x, self.goal, self.norm = model, x, goal, norm
         self.correct = correct
-        self.images = x.copy()
+        # In each norm the closest: an example that is farther in the attack's own norm may be
+        # the one that lies within an epsilon of another.
+        self.closest = {name: x.copy() for name in dict.fromkeys([norm, *kept_norms])}
         self.distances = {name: np.full(len(x), np.inf) for name in norms.names()}
         # How often an image came back with NaN or infinity, which is a failure.
         self.unusable = 0
 
-    def standing(self, epsilon: float | None) -> np.ndarray:
+    @property
+    def images(self) -> np.ndarray:
+        """The closest example of each image in the attack's norm; clean without one."""
+        return self.closest[self.norm]
+
+    def left(self, epsilon: float | None) -> np.ndarray:
         """Rows that are worth attacking: right when clean and, in a ball, not yet broken."""
         if epsilon is None:
             return np.flatnonzero(self.correct)
@@ -94,9 +110,8 @@ class ClosestExamples:
         images, distances = verified(
             self.model, self.x[rows], candidates, self.goal.take(rows), self.norm, epsilon
         )
-        closer = distances[self.norm] < self.distances[self.norm][rows]
-        self.images[rows[closer]] = images[closer]
-        # In each norm the closest: an example that is farther in the attack's own norm may
-        # be the one that lies within an epsilon of another.
+        for name, kept in self.closest.items():
+            closer = distances[name] < self.distances[name][rows]
+            kept[rows[closer]] = images[closer]
         for name, values in distances.items():
             self.distances[name][rows] = np.minimum(self.distances[name][rows], values)

@@ -1,6 +1,7 @@
-"""Reports: figures for any question, tables, plots, pages, files."""
+"""Reports: measurements for any question, tables, plots, pages, files."""
 
-from keras_qusec.report.figures import Certificate, Figures, Row
+from keras_qusec.report.measurements import Measurement, Measurements
 from keras_qusec.report.report import RobustnessReport
+from keras_qusec.results import Certificate
 
-__all__ = ["Certificate", "Figures", "RobustnessReport", "Row"]
+__all__ = ["Certificate", "Measurement", "Measurements", "RobustnessReport"]

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.evaluation.results import Example
 from keras_qusec.norms import radius_text, symbol
 from keras_qusec.plots import embedded, pyplot
 from keras_qusec.report import plots
-from keras_qusec.report.figures import Figures
+from keras_qusec.report.measurements import Measurements
 from keras_qusec.report.tables import (
     EVIDENCE,
     GLOSSARY,
@@ -26,6 +25,7 @@ from keras_qusec.report.tables import (
     sorted_by_worst_case,
     transfers,
 )
+from keras_qusec.results import Example
 
 
 @cache
@@ -91,7 +91,7 @@ def embedded_figure(figure: Any, caption: str) -> Any:
 
 
 def html_page(
-    report: Figures, *, first: Sequence[Table] = (), remarks_first: Sequence[str] = ()
+    report: Measurements, *, first: Sequence[Table] = (), remarks_first: Sequence[str] = ()
 ) -> str:
     """The whole report as HTML, its figures inside.
 
@@ -114,7 +114,7 @@ def html_page(
     return html_document(f"Robustness of {names}", body)
 
 
-def summary(report: Figures) -> str:
+def summary(report: Measurements) -> str:
     """The answer alone, for a notebook: sentence, chart and table of the worst case.
 
     Raises:
@@ -133,7 +133,7 @@ def summary(report: Figures) -> str:
     )
 
 
-def report_body(report: Figures) -> Any:
+def report_body(report: Measurements) -> Any:
     """The whole report as a part of a page: the answer first, then each model."""
     shown = [one for one in report.gallery if plots.as_picture(one.images[0]) is not None]
     factor = plots.magnification(shown, report.value_range)
@@ -167,13 +167,13 @@ def report_body(report: Figures) -> Any:
     )
 
 
-def _sentence(report: Figures, model: str) -> Any:
+def _sentence(report: Measurements, model: str) -> Any:
     """The sentence of the most robust model, its name emphasised."""
     text = sentence(report, model)
     return markup("<em>{}</em>: {}").format(model, text) if text else None
 
 
-def _chart(report: Figures) -> Any:
+def _chart(report: Measurements) -> Any:
     caption = (
         f"Accuracy in the worst case over all attacks, and 95 % intervals; epsilon in units of the "
         f"pixel values, from {report.value_range[0]:g} to {report.value_range[1]:g}."
@@ -181,7 +181,7 @@ def _chart(report: Figures) -> Any:
     return embedded_figure(plots.worst_case_figure(report), caption)
 
 
-def _bars(report: Figures, model: str) -> Any:
+def _bars(report: Measurements, model: str) -> Any:
     figure = plots.broken_figure(report, model)
     if figure is None:
         return None
@@ -230,7 +230,7 @@ def _png(image: np.ndarray, colours: str = "gray", limits: tuple[float, float] =
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _provenance(report: Figures) -> Any:
+def _provenance(report: Measurements) -> Any:
     identity = report.provenance["identity"]
     rows = [
         *([f"model {name}", digest] for name, digest in identity["models"].items()),

@@ -1,4 +1,4 @@
-"""The figures of a report: accuracy against epsilon, and broken images."""
+"""The plots of a report: accuracy against epsilon, and broken images."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.evaluation.results import Example
-from keras_qusec.evaluation.threat_models import line_style
 from keras_qusec.norms import symbol
 from keras_qusec.plots import pyplot, save, words
-from keras_qusec.report.figures import Figures, Row
+from keras_qusec.report.measurements import Measurement, Measurements
 from keras_qusec.report.tables import sorted_by_worst_case
+from keras_qusec.results import Example
+
+# Of reports that do not say how the curves of their threat models are drawn.
+_LINE_STYLES = {"white-box": ":", "adaptive": "--", "black-box": "-."}
 
 
-def robustness_curves(report: Figures, path: str | os.PathLike) -> Path:
+def _line_style(report: Measurements, threat_model: str) -> Any:
+    """The line style of a threat model as its report has it."""
+    known = report.provenance.get("threat models", {}).get(threat_model, {})
+    style = known.get("line style", _LINE_STYLES.get(threat_model, "-"))
+    # JSON has lists for tuples.
+    return style if isinstance(style, str) else (style[0], tuple(style[1]))
+
+
+def robustness_curves(report: Measurements, path: str | os.PathLike) -> Path:
     """Accuracy against epsilon: one panel a model and norm, one line an attack.
 
     The worst case is drawn over the others, with its 95 % interval.
@@ -35,7 +45,7 @@ def robustness_curves(report: Figures, path: str | os.PathLike) -> Path:
     return save(robustness_figure(report), path)
 
 
-def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> Any:
+def robustness_figure(report: Measurements, models: Sequence[str] | None = None) -> Any:
     """The figure of `robustness_curves`, of some models, to be closed by the caller."""
     plt = pyplot()
     panels = [(model, norm) for model in models or report.attacked for norm in report.epsilons]
@@ -53,7 +63,7 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
     for axis, (model, norm) in zip(axes.flat, panels, strict=False):
         radii = [0.0, *report.epsilons[norm]]
         clean = report.clean_accuracy(model)
-        lines: dict[str, list[Row]] = {}
+        lines: dict[str, list[Measurement]] = {}
         for row in rows:
             drawn = row.epsilon is not None and not row.is_worst_case
             if row.model == model and row.norm == norm and drawn:
@@ -63,7 +73,7 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
             (named[label],) = axis.plot(
                 radii,
                 _percent([clean, *(row.robust_accuracy for row in line)]),
-                line_style(line[0].threat_model),
+                _line_style(report, line[0].threat_model),
                 color=colours[line[0].attack],
                 alpha=0.8,
             )
@@ -88,7 +98,7 @@ def robustness_figure(report: Figures, models: Sequence[str] | None = None) -> A
     return figure
 
 
-def worst_case_figure(report: Figures) -> Any:
+def worst_case_figure(report: Measurements) -> Any:
     """All models in one panel a norm: the worst case with its intervals, to be closed."""
     norms = list(report.epsilons)
     models = [model for model in sorted_by_worst_case(report) if model in report.attacked]
@@ -123,7 +133,7 @@ def worst_case_figure(report: Figures) -> Any:
     return figure
 
 
-def broken_figure(report: Figures, model: str) -> Any | None:
+def broken_figure(report: Measurements, model: str) -> Any | None:
     """What each attack on a model broke at the largest radius, to be closed; None without one."""
     norm = report.main_norm
     radius = report.epsilons[norm][-1]
@@ -164,7 +174,7 @@ def _colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
 
 
-def _is_case(row: Row, model: str, norm: str) -> bool:
+def _is_case(row: Measurement, model: str, norm: str) -> bool:
     """Whether a row is a worst case of a model within an epsilon of a norm."""
     return row.is_worst_case and row.model == model and row.norm == norm
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_qusec.report import files, page, plots, tables
-from keras_qusec.report.figures import Figures
+import numpy as np
+
+from keras_qusec import files
+from keras_qusec.report import page, plots, tables
+from keras_qusec.report.content import EXPECTED, content_of, parts_of
+from keras_qusec.report.measurements import Measurements
 
 # Parts of the provenance that differ with the models.
 _OF_MODELS = ("models", "sources", "joined attacks")
 
 
-class RobustnessReport(Figures):
+class RobustnessReport(Measurements):
     """Robust accuracies of classifiers, worst case first.
 
     Made by `evaluate_robustness`; all figures are computed from the distance of each image's
     adversarial example, so any question can be asked afterwards. Its arguments are those of
-    `Figures`.
+    `Measurements`.
     """
 
     def __str__(self) -> str:
@@ -90,6 +95,36 @@ class RobustnessReport(Figures):
         """
         return files.write_text(page.html_page(self), path)
 
+    def save_examples(self, path: str | os.PathLike) -> Path:
+        """Write the kept adversarial examples, all that were verified at any distance.
+
+        An ``.npz`` file with the arrays of `Examples`, such as ``images`` and ``numbers``; with
+        several models or norms each name begins with those, as in ``"model l2 images"``.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: for a report that kept none.
+        """
+        kept = [(name, norm) for name, by_norm in self.kept.items() for norm in by_norm]
+        if not kept:
+            raise ValueError(
+                "Expected a report that kept its adversarial examples. Received: one without. "
+                "Evaluate again with keep_examples=True."
+            )
+        arrays: dict[str, Any] = {
+            (f"{name} {norm} {part}" if len(kept) > 1 else part): values
+            for name, norm in kept
+            for part, values in self.kept[name][norm]._asdict().items()
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        return files.write_bytes(buffer.getvalue(), path)
+
     @classmethod
     def joined(cls, reports: Sequence[RobustnessReport]) -> RobustnessReport:
         """Reports of other models on the same images with the same attacks, as one.
@@ -128,6 +163,7 @@ class RobustnessReport(Figures):
             notes=[note for report in reports for note in report.notes],
             gallery=[example for report in reports for example in report.gallery],
             certificates=[proof for report in reports for proof in report.certificates],
+            examples={name: kept for report in reports for name, kept in report.kept.items()},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +171,7 @@ class RobustnessReport(Figures):
 
         ``["rows"]`` repeats the figures for readers without this package.
         """
-        return files.content_of(self)
+        return content_of(self)
 
     @classmethod
     def from_dict(cls, content: Any) -> RobustnessReport:
@@ -144,7 +180,7 @@ class RobustnessReport(Figures):
         Raises:
             ValueError: for anything else.
         """
-        return cls(**files.parts_of(content))
+        return cls(**parts_of(content))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the report as JSON, to be read again by `load`.
@@ -164,4 +200,4 @@ class RobustnessReport(Figures):
         Raises:
             ValueError: for a file that is missing, damaged or of another kind.
         """
-        return cls.from_dict(files.read(path))
+        return cls.from_dict(files.read(path, EXPECTED))

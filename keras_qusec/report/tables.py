@@ -6,7 +6,7 @@ import textwrap
 from typing import NamedTuple
 
 from keras_qusec.norms import radius_text, symbol
-from keras_qusec.report.figures import Figures, Row
+from keras_qusec.report.measurements import Measurement, Measurements
 
 WIDTH = 80
 
@@ -29,7 +29,7 @@ class Table(NamedTuple):
     spare: bool = False
 
 
-def headline(report: Figures, *, by_worst_case: bool = False) -> list[Table]:
+def headline(report: Measurements, *, by_worst_case: bool = False) -> list[Table]:
     """The worst case of each model, one table a norm; in the order given, or the best first."""
     tables = []
     for norm, radii in report.epsilons.items():
@@ -54,7 +54,7 @@ def headline(report: Figures, *, by_worst_case: bool = False) -> list[Table]:
             proved = [report.certified_accuracy(e, norm=norm, model=model) for e in radii]
             if any(share is not None for share in proved):
                 cells = ("-" if share is None else _percent(share) for share in proved)
-                rows.append(["  certified", "", *cells])
+                rows.append(["  proved", "", *cells])
         strong = tuple(i for i, row in enumerate(rows) if not row[0].startswith(" "))
         columns = ["model", "clean", *(radius_text(epsilon) for epsilon in radii)]
         title = (
@@ -65,14 +65,14 @@ def headline(report: Figures, *, by_worst_case: bool = False) -> list[Table]:
     return tables
 
 
-def details(report: Figures, model: str) -> list[Table]:
+def details(report: Measurements, model: str) -> list[Table]:
     """Each attack on one model: within epsilon, and at any distance."""
     rows = [row for row in report.rows if row.model == model]
     if not rows:
         return []
     tables = []
     for norm, radii in report.epsilons.items():
-        lines: dict[str, list[Row]] = {}
+        lines: dict[str, list[Measurement]] = {}
         for row in rows:
             if row.norm == norm and row.epsilon is not None:
                 lines.setdefault(row.label, []).append(row)
@@ -101,12 +101,12 @@ def details(report: Figures, model: str) -> list[Table]:
     return tables
 
 
-def of_model(report: Figures, model: str) -> list[Table]:
+def of_model(report: Measurements, model: str) -> list[Table]:
     """All tables of one model."""
     return [*details(report, model), *found_by_part(report, model)]
 
 
-def found_by_part(report: Figures, model: str) -> list[Table]:
+def found_by_part(report: Measurements, model: str) -> list[Table]:
     """For each ensemble what each of its attacks broke, of the images that it was made on."""
     tables = []
     for attack in report.attacks:
@@ -131,7 +131,7 @@ def found_by_part(report: Figures, model: str) -> list[Table]:
     return tables
 
 
-def transfers(report: Figures) -> list[Table]:
+def transfers(report: Measurements) -> list[Table]:
     """Which model's examples break which, if there are several to compare."""
     matrix = report.transfer_matrix()
     if len(matrix) < 2:
@@ -148,13 +148,13 @@ def transfers(report: Figures) -> list[Table]:
     return [Table(title, ["source", *report.models], rows)]
 
 
-def _parts(report: Figures) -> tuple[list[Table], list[Table]]:
+def _parts(report: Measurements) -> tuple[list[Table], list[Table]]:
     """The headline's tables, and all others."""
     each = [table for model in report.models for table in of_model(report, model)]
     return headline(report), [*each, *transfers(report)]
 
 
-def sorted_by_worst_case(report: Figures) -> list[str]:
+def sorted_by_worst_case(report: Measurements) -> list[str]:
     """The models, the most robust first at the largest radius of the main norm."""
     norm = report.main_norm
     radius = report.epsilons[norm][-1]
@@ -166,7 +166,7 @@ def sorted_by_worst_case(report: Figures) -> list[str]:
     return sorted(report.models, key=share, reverse=True)
 
 
-def sentence(report: Figures, model: str) -> str | None:
+def sentence(report: Measurements, model: str) -> str | None:
     """What can be quoted of a model; None if nothing attacked it."""
     norm = report.main_norm
     radius = report.epsilons[norm][-1]
@@ -212,7 +212,7 @@ EVIDENCE = {
 }
 
 
-def remarks(report: Figures) -> list[str]:
+def remarks(report: Measurements) -> list[str]:
     """What the figures mean, what was left out, and what they were made from."""
     identity = report.provenance["identity"]
     listed = identity["attacks"] | identity.get("joined attacks", {})
@@ -231,7 +231,7 @@ def remarks(report: Figures) -> list[str]:
     ]
 
 
-def plain_text(report: Figures) -> str:
+def plain_text(report: Measurements) -> str:
     """The whole report as text of at most 80 columns."""
     first, *rest = ("\n\n".join(text_table(table) for table in part) for part in _parts(report))
     notes = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in report.notes)
@@ -239,7 +239,7 @@ def plain_text(report: Figures) -> str:
     return "\n\n".join(block for block in (first, notes, *rest, lines) if block)
 
 
-def markdown(report: Figures) -> str:
+def markdown(report: Measurements) -> str:
     """The whole report in Markdown."""
     first, rest = _parts(report)
     notes = "\n".join(f"> {note}" for note in report.notes)
@@ -312,5 +312,5 @@ def _size(size: float | None) -> str:
     return "-" if size is None else f"{size:.3g}"
 
 
-def _cost(row: Row) -> list[str]:
+def _cost(row: Measurement) -> list[str]:
     return [f"{row.gradients:.0f}", f"{row.queries:.0f}", f"{row.seconds:.0f}"]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import NamedTuple
 
-from keras_qusec.report.figures import wilson_interval
 from keras_qusec.report.tables import Table
 from keras_qusec.reproduction.results import Reproduction, Row
+from keras_qusec.statistics import wilson_interval
 
 HOLDS = "holds"
 WEAK = "holds only for the paper's attack"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.results import Row
+from keras_qusec.results import Example
 
 
 class Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
@@ -14,6 +13,7 @@ from keras_qusec.reproduction.networks import (
     undefended,
 )
 from keras_qusec.reproduction.results import Row
+from keras_qusec.results import Example
 
 _PAPER = {"no quantization": 0.0887, "n = 2": 0.2466, "n = 3": 0.196}
 _NETWORKS: dict[str, tuple[str, Make]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
@@ -18,6 +17,7 @@ from keras_qusec.reproduction.networks import (
     undefended,
 )
 from keras_qusec.reproduction.results import Row
+from keras_qusec.results import Example
 
 _NETWORKS: dict[str, tuple[str, Make]] = {
     "CNN": ("noquantization", undefended),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from keras_qusec.evaluation.results import Example
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import closest, of_the_paper, shown
 from keras_qusec.reproduction.results import Row
+from keras_qusec.results import Example
 
 
 class Figure8(Figure):

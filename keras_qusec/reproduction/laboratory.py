@@ -11,14 +11,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qusec.comparison.compare import trained
+from keras_qusec import files
+from keras_qusec.comparison.compare import DESCRIPTION, trained
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.datasets import Dataset
-from keras_qusec.evaluate import evaluate_robustness
+from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.progress import Progress
-from keras_qusec.report import RobustnessReport, files
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec.report import RobustnessReport
 from keras_qusec.reproduction.results import Row
+from keras_qusec.statistics import wilson_interval
 
 # Images under the strong evaluation: it takes minutes for each hundred.
 _STRONG = 100
@@ -96,13 +97,15 @@ class Laboratory:
         folder = Path(self.folder) / f"seed-{training.seed}"
         training = training._replace(backup=str(folder / f"{name}-backup"))
         model, _ = trained(name, str(folder), training, make)
-        self.backends.add(str(files.read(folder / f"{name}.json").get("backend", "unknown")))
+        self.backends.add(
+            str(files.read(folder / f"{name}.json", DESCRIPTION).get("backend", "unknown"))
+        )
         return model
 
     def log(self, name: str) -> dict[str, list[float]]:
         """What `fit` measured after each epoch of a network of `model`."""
         path = Path(self.folder) / f"seed-{self.seed}" / f"{name}.json"
-        return dict(files.read(path)["log"])
+        return dict(files.read(path, DESCRIPTION)["log"])
 
     def attacked(
         self,

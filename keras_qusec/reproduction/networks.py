@@ -13,9 +13,9 @@ from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.comparison import contenders
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
-from keras_qusec.evaluation.results import Example
 from keras_qusec.report import RobustnessReport
 from keras_qusec.reproduction.laboratory import FGSM, Laboratory
+from keras_qusec.results import Example
 
 Make = Callable[[Training], keras.Model]
 

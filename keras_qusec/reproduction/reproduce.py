@@ -11,11 +11,11 @@ import keras
 from keras_qusec import datasets
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import one_of, whole_number
-from keras_qusec.evaluation.results import Example
 from keras_qusec.progress import Progress, shown
 from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.registry import FIGURES
 from keras_qusec.reproduction.results import Reproduction, Row
+from keras_qusec.results import Example
 from keras_qusec.version import __version__
 
 

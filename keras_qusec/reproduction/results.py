@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from keras_qusec.evaluation.results import Example
-from keras_qusec.report import files
-from keras_qusec.report.figures import wilson_interval
+from keras_qusec import files
 from keras_qusec.report.tables import Table, markdown_table, text_table
+from keras_qusec.results import Example, content_of_example, example_of
+from keras_qusec.statistics import wilson_interval
 
 
 class Row(NamedTuple):
@@ -123,7 +123,7 @@ class Reproduction(NamedTuple):
         # JSON knows no infinity, which stands for any distance.
         rows = [[None if part == math.inf else part for part in row] for row in self.rows]
         content = {**self._asdict(), "rows": rows}
-        gallery = [files.content_of_example(example) for example in self.gallery]
+        gallery = [content_of_example(example) for example in self.gallery]
         return files.write({**content, "made_with": dict(self.made_with), "gallery": gallery}, path)
 
     @classmethod
@@ -133,13 +133,13 @@ class Reproduction(NamedTuple):
         Raises:
             ValueError: for a file that is missing or of another kind.
         """
-        content = files.read(path)
+        content = files.read(path, "a figure that was saved by Reproduction.save")
         if not isinstance(content, dict) or set(content) != set(cls._fields):
             raise ValueError(
                 f"Expected a figure that was saved by Reproduction.save. Received: {path}."
             )
         rows = [_row(*row) for row in content["rows"]]
-        gallery = tuple(files.example_of(example) for example in content["gallery"])
+        gallery = tuple(example_of(example) for example in content["gallery"])
         return cls(**{**content, "rows": rows, "gallery": gallery})
 
 

@@ -14,7 +14,7 @@ from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
 from keras_qusec.audit.evidence import BUDGETS, JUDGED, TARGETED, Evidence
 from keras_qusec.audit.rising_accuracy import radii_of
 from keras_qusec.defenses import straight_through
-from keras_qusec.evaluation.results import Result
+from keras_qusec.results import Result
 
 # The checks are NumPy but for planted examples, gradients and logits, which other tests see on
 # each backend.

@@ -325,7 +325,7 @@ def test_progress(cnn, capsys):
 
 
 def test_progress_says_what_runs_and_moves_within_an_attack(cnn, monkeypatch):
-    monkeypatch.setattr("keras_qusec.evaluation.run._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("keras_qusec.evaluation.unit_progress._SECONDS_BETWEEN", 0.0)
     seen = []
     evaluate_robustness(
         {"mine": cnn}, IMAGES, predicted(cnn, IMAGES), attacks=["standard"], epsilons=[0.01],

@@ -9,7 +9,7 @@ from helpers import IMAGES, X, Y, predicted, small_cnn, without_clock
 
 from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness
 from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, Ensemble, Goal, Square
-from keras_qusec.evaluation import run, threat_models
+from keras_qusec.evaluation import ensembles, threat_models
 from keras_qusec.evaluation.plan import Plan, Unit
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -111,7 +111,7 @@ def test_a_partial_save_has_all_threat_models_so_far():
     )  # fmt: skip
     kept = Kept()
     unit = Unit("all", ("m",), None, 0)
-    results = run.attack_in_turns(unit, plan, attacked, kept, lambda text, share: None)
+    results = ensembles.attack_with_parts(unit, plan, attacked, kept, lambda text, share: None)
     assert [result.threat_model for result in results] == ["white-box", "adaptive"]
     assert kept.saved[0] == ["white-box"]
     assert kept.saved[-1] == ["white-box", "adaptive"]
@@ -168,7 +168,7 @@ class TestJobs:
             cnn, IMAGES, y, batch_size=12, n_jobs=2, resume_dir=tmp_path, **settings
         )
         assert without_clock(one)["rows"] == without_clock(two)["rows"]
-        assert len(list(tmp_path.glob("units/*.npz"))) == 4
+        assert len(list(tmp_path.glob("units/*.json"))) == 4
 
     def test_an_ensemble_in_two_processes(self, cnn):
         y = predicted(cnn, IMAGES)

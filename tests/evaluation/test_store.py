@@ -82,13 +82,13 @@ report.save(folder + "/" + sys.argv[1] + ".json")
         command = [sys.executable, "-c", code]
         child = subprocess.Popen([*command, "slow"], env=environment)
         deadline = time.monotonic() + 240
-        while len(list((tmp_path / "run").glob("units/*.npz"))) < 3:
+        while len(list((tmp_path / "run").glob("units/*.json"))) < 3:
             assert time.monotonic() < deadline
             assert child.poll() is None
             time.sleep(0.05)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-        finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("units/*.npz")}
+        finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("units/*.json")}
         assert 3 <= len(finished) < 12
         subprocess.run([*command, "resumed"], env=environment, check=True)
         assert not (tmp_path / "slow.json").exists()
@@ -126,7 +126,7 @@ report.save(folder + "/" + sys.argv[1] + ".json")
             evaluate_robustness(cnn, IMAGES, y, attacks=["fgsm"], resume_dir=foreign / "thesis.tex")
         run = tmp_path / "run"
         evaluate_robustness(cnn, IMAGES, y, attacks=["fgsm"], resume_dir=run)
-        (unit,) = run.glob("units/*.npz")
+        (unit,) = run.glob("units/*.json")
         unit.write_bytes(unit.read_bytes()[:100])
         with pytest.raises(ValueError, match="Delete this file"):
             evaluate_robustness(cnn, IMAGES, y, attacks=["fgsm"], resume_dir=run)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_qusec import RobustnessReport
-from keras_qusec.evaluation.results import Result
+from keras_qusec.results import Result
 
 INF = np.inf
 

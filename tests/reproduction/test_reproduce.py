@@ -10,11 +10,11 @@ import pytest
 
 import keras_qusec_cli as cli
 from keras_qusec.datasets import Dataset
-from keras_qusec.evaluation.results import Example
 from keras_qusec.models import paper_cnn
 from keras_qusec.reproduction import FIGURES, Reproduction, Row, picture, pictures, reproduce
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.results import Example
 
 FOLDER = "work"
 

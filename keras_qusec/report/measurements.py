@@ -1,4 +1,4 @@
-"""The figures of a report, for any question: robust accuracy, its interval, sizes and cost."""
+"""The measurements of a report, for any question: robust accuracy, interval, sizes, cost."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_qusec import norms as norms_module
-from keras_qusec.attacks.registry import WORST_CASE
 from keras_qusec.checks import closest
-from keras_qusec.evaluation.results import Example, Result
 from keras_qusec.norms import radius_text, within
+from keras_qusec.results import (
+    BROKEN,
+    OPEN,
+    PROVED,
+    WORST_CASE,
+    Certificate,
+    Example,
+    Examples,
+    ImageState,
+    Result,
+)
+from keras_qusec.statistics import wilson_interval
 
 
-class Row(NamedTuple):
-    """One figure of the report.
+class Measurement(NamedTuple):
+    """One number of the report, with its interval, sizes and cost.
 
     Attributes:
         model: name of the attacked model.
@@ -58,11 +68,11 @@ class Row(NamedTuple):
         kind, _, norm = name.partition("_")
         if kind in ("median", "mean") and norm in self.median:
             return (self.median if kind == "median" else self.mean)[norm]
-        raise AttributeError(f"A row has no {name!r}. It has {', '.join(self.as_dict())}.")
+        raise AttributeError(f"A measurement has no {name!r}. It has {', '.join(self.as_dict())}.")
 
     @property
     def is_worst_case(self) -> bool:
-        """Whether the figure is over all attacks and threat models."""
+        """Whether it is over all attacks and threat models."""
         return self.attack == WORST_CASE
 
     @property
@@ -86,36 +96,23 @@ class Row(NamedTuple):
         return columns
 
 
-class Certificate(NamedTuple):
-    """A proved lower bound of robustness, which no attack can lower.
-
-    Attributes:
-        model: name of the model.
-        method: how it was proved.
-        norm: norm of the radii.
-        radii: for each image ``(n,)`` the radius within which no adversarial example exists;
-            negative where the clean image is misclassified.
-    """
-
-    model: str
-    method: str
-    norm: str
-    radii: np.ndarray
-
-
-class Figures:
-    """The data of a report, and the figures that follow from them.
+class Measurements:
+    """The data of a report, and the measurements that follow from them.
 
     Args:
         correct: by model, which images it classifies correctly when clean.
         results: what each attack found.
         epsilons: radii asked for, by norm.
         norms: norm of each attack.
-        provenance: what the figures were made from.
+        provenance: what the measurements were made from.
         failures: attacks that could not be run.
         notes: what a reader must know.
         gallery: broken images.
-        certificates: proved lower bounds.
+        certificates: what is proved of each image.
+        examples: by model and norm the closest example of each broken image, where kept.
+
+    Raises:
+        ValueError: if an image is both proved and broken, which names it.
     """
 
     def __init__(
@@ -130,6 +127,7 @@ class Figures:
         notes: Sequence[str] = (),
         gallery: Sequence[Example] = (),
         certificates: Sequence[Certificate] = (),
+        examples: Mapping[str, Mapping[str, Examples]] | None = None,
     ) -> None:
         self.correct = {name: np.asarray(rows, bool) for name, rows in correct.items()}
         self.results = list(results)
@@ -140,6 +138,8 @@ class Figures:
         self.notes = list(notes)
         self.gallery = list(gallery)
         self.certificates = list(certificates)
+        self.kept = {name: dict(by_norm) for name, by_norm in (examples or {}).items()}
+        self._check_certificates()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -283,21 +283,118 @@ class Figures:
         """
         model = self._model(model)
         norm, epsilon = self._radius(None, norm, epsilon)
-        radii = [c.radii for c in self.certificates if (c.model, c.norm) == (model, norm)]
-        if not radii or epsilon is None:
-            return None
-        return float((self.correct[model] & (np.max(radii, axis=0) >= epsilon)).mean())
+        proved = self._proved(model, norm, epsilon)
+        return None if proved is None else float(proved.mean())
+
+    def images(
+        self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
+    ) -> list[ImageState]:
+        """What is known of each image: proved, broken (by what), or open.
+
+        Args:
+            epsilon: radius; left out, the largest asked for.
+            norm: norm of epsilon; default that of the headline.
+            model: name; may be left out if there is one.
+
+        Returns:
+            One `ImageState` for each image, in the order of the data. An image that is
+            misclassified when clean is broken at distance 0. Of several attacks it is that with
+            the closest example.
+
+        Raises:
+            ValueError: as `robust_accuracy`.
+
+        Example:
+
+        >>> from keras_qusec import evaluate_robustness
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+        >>> model.set_weights([np.eye(2, dtype="float32")])
+        >>> x, y = np.array([[0.9, 0.2], [0.4, 0.7]], "float32"), np.array([0, 1])
+        >>> report = evaluate_robustness(model, x, y, epsilons=[0.2])
+        >>> [(image.number, image.state, image.attack) for image in report.images(0.2)]
+        [(0, 'open', ''), (1, 'broken', 'fgsm')]
+        """
+        model = self._model(model)
+        norm, epsilon = self._radius(None, norm, epsilon)
+        chosen = [result for result in self.results if result.model == model]
+        self._check_measured(chosen, norm, epsilon)
+        own = [c for c in self.certificates if (c.model, c.norm) == (model, norm)]
+        return [
+            self._state(number, model, chosen, own, norm, epsilon)
+            for number in range(len(self.correct[model]))
+        ]
+
+    def _state(
+        self,
+        number: int,
+        model: str,
+        results: Sequence[Result],
+        certificates: Sequence[Certificate],
+        norm: str,
+        epsilon: float | None,
+    ) -> ImageState:
+        """What is known of one image."""
+        if not self.correct[model][number]:
+            return ImageState(number, BROKEN, 0.0)
+        closest = min(results, key=lambda r: float(r.distances[norm][number]), default=None)
+        if closest is not None and self._broken([closest], norm, epsilon)[0, number]:
+            distance, origin = float(closest.distances[norm][number]), closest.source or ""
+            attack, threat_model = closest.attack, closest.threat_model
+            return ImageState(number, BROKEN, distance, attack, threat_model, origin)
+        for certificate in certificates:
+            nearer = epsilon is None or certificate.epsilon <= epsilon * (1 + 1e-6)
+            if nearer and certificate.states[number] == BROKEN:
+                return ImageState(number, BROKEN, certificate.epsilon, certificate.method)
+            if _covers(certificate, epsilon) and certificate.states[number] == PROVED:
+                return ImageState(number, PROVED, math.inf, certificate.method)
+        return ImageState(number, OPEN, math.inf)
+
+    def examples(
+        self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
+    ) -> Examples:
+        """The closest verified adversarial example of each image that is broken within epsilon.
+
+        Args:
+            epsilon: radius; left out, the largest asked for; infinity for any distance.
+            norm: norm of epsilon; default that of the headline.
+            model: name; may be left out if there is one.
+
+        Returns:
+            `Examples`: arrays with a row for each example. Images that are misclassified when
+            clean have none.
+
+        Raises:
+            ValueError: as `robust_accuracy`, and for a report that kept none.
+
+        Example: ``found = report.examples(8 / 255); clean = x[found.numbers]``
+        """
+        model = self._model(model)
+        norm, epsilon = self._radius(None, norm, epsilon)
+        if norm not in self.kept.get(model, {}):
+            raise ValueError(
+                f"Expected a report that kept its adversarial examples in {norm}. Received: one "
+                f"that kept {', '.join(self.kept.get(model, {})) or 'none'} of {model!r}. Evaluate "
+                "again with keep_examples=True and epsilons in that norm."
+            )
+        if epsilon is None or math.isfinite(epsilon):
+            own = [result for result in self.results if result.model == model]
+            self._check_measured(own, norm, epsilon)
+        kept = self.kept[model][norm]
+        inside = np.ones(len(kept.numbers), bool)
+        if epsilon is not None:
+            inside = within(kept.distances, epsilon)
+        return kept.take(np.flatnonzero(inside))
 
     @property
-    def rows(self) -> list[Row]:
-        """Every figure: each attack at each epsilon of its norm, then the worst cases.
+    def rows(self) -> list[Measurement]:
+        """Every measurement: each attack at each epsilon of its norm, then the worst cases.
 
         An attack whose norm has no epsilons has one row, at any distance.
         """
         rows = []
         for model in self.models:
             if model not in self.attacked:
-                continue  # no figure is better than its clean accuracy
+                continue  # no number is better than its clean accuracy
             for result in self._chosen(model, None, None, None):
                 norm = self.norms[result.attack]
                 for epsilon in self.epsilons.get(norm, (None,)):
@@ -312,8 +409,7 @@ class Figures:
     ) -> dict[str, dict[str, float]]:
         """Robust accuracy of each model under examples made on each source.
 
-        Where source and model are the same, it is that of the white-box and adaptive threat
-        models, if they ran.
+        Where source and model are the same, it is that of the attacks made on the model itself.
 
         Args:
             attack: name of an attack; left out, the worst case.
@@ -334,17 +430,54 @@ class Figures:
                     for result in self.results
                     if result.model == model
                     and attack in (None, result.attack)
-                    and (result.threat_model != "black-box" if own else result.source == source)
+                    and result.source == (None if own else source)
                 ]
                 if chosen:
                     self._check_measured(chosen, norm, epsilon)
                     line[model] = float(self._robust(model, chosen, norm, epsilon).mean())
         return matrix
 
-    def worst_case(self, model: str, norm: str, epsilon: float | None) -> Row:
-        """The figure over all attacks and threat models at one epsilon."""
+    def worst_case(self, model: str, norm: str, epsilon: float | None) -> Measurement:
+        """The measurement over all attacks and threat models at one epsilon."""
         near = None if epsilon is None else self._asked(norm, epsilon)
         return self._row(self._model(model), None, norm, near)
+
+    def _proved(self, model: str, norm: str, epsilon: float | None) -> np.ndarray | None:
+        """Which images are proved within a radius or a larger one; None if nobody tried."""
+        own = [c for c in self.certificates if (c.model, c.norm) == (model, norm)]
+        if not own or epsilon is None:
+            return None
+        proved = np.zeros(len(self.correct[model]), bool)
+        for certificate in own:
+            if _covers(certificate, epsilon):
+                proved |= certificate.states == PROVED
+        return proved
+
+    def _check_certificates(self) -> None:
+        """Raise a ValueError for certificates that do not fit, or an image proved and broken."""
+        for certificate in self.certificates:
+            name, states = certificate.model, certificate.states
+            count = len(self.correct[self._model(name)])
+            known = set(np.unique(states).tolist()) <= {PROVED, BROKEN, OPEN}
+            if states.shape != (count,) or certificate.seconds.shape != (count,) or not known:
+                raise ValueError(
+                    f"Expected a certificate with {PROVED!r}, {BROKEN!r} or {OPEN!r} and seconds "
+                    f"for each of {count} images of {name!r}. Received: states of shape "
+                    f"{states.shape} ({', '.join(map(str, np.unique(states)[:5]))}) and seconds "
+                    f"of shape {certificate.seconds.shape}."
+                )
+            proved = states == PROVED
+            _refuse(certificate, proved & ~self.correct[name], "misclassified when clean")
+            for result in self.results:
+                if result.model == name and certificate.norm in result.distances:
+                    broken = self._broken([result], certificate.norm, certificate.epsilon)[0]
+                    what = f"broken by {result.attack!r} ({result.threat_model})"
+                    _refuse(certificate, proved & broken, what)
+            for other in self.certificates:
+                same = (other.model, other.norm) == (name, certificate.norm)
+                if same and other.epsilon <= certificate.epsilon * (1 + 1e-6):
+                    what = f"broken by {other.method!r} at {radius_text(other.epsilon)}"
+                    _refuse(certificate, proved & (other.states == BROKEN), what)
 
     def _model(self, model: str | None) -> str:
         if model is None and len(self.correct) == 1:
@@ -386,7 +519,7 @@ class Figures:
         ]
         if not chosen:
             raise ValueError(
-                f"Expected figures that were measured. Received: attack={attack!r}, "
+                f"Expected what was measured. Received: attack={attack!r}, "
                 f"threat_model={threat_model!r}, source={source!r} for {model!r}, which were "
                 "not run together. See report.rows for what was."
             )
@@ -422,8 +555,8 @@ class Figures:
 
     def _row(
         self, model: str, results: Sequence[Result] | None, norm: str, epsilon: float | None
-    ) -> Row:
-        """A figure of some results, or of all of a model's as the worst case."""
+    ) -> Measurement:
+        """The measurement of some results, or of all of a model's as the worst case."""
         is_worst_case = results is None
         chosen = self._chosen(model, None, None, None) if results is None else results
         robust = self._robust(model, chosen, norm, epsilon)
@@ -432,7 +565,7 @@ class Figures:
         cost = [_cost(result, None if is_worst_case else norm, epsilon, self.norms)
                 for result in chosen]  # fmt: skip
         gradients, queries, seconds = np.sum(cost, axis=0)
-        return Row(
+        return Measurement(
             model=model,
             threat_model="all" if is_worst_case else chosen[0].threat_model,
             attack=WORST_CASE if is_worst_case else chosen[0].attack,
@@ -443,28 +576,30 @@ class Figures:
             low=low,
             high=high,
             images=len(robust),
-            median={name: _figure(np.median, size) for name, size in sizes.items()},
-            mean={name: _figure(np.mean, size) for name, size in sizes.items()},
+            median={name: _summary(np.median, size) for name, size in sizes.items()},
+            mean={name: _summary(np.mean, size) for name, size in sizes.items()},
             gradients=float(gradients / len(robust)),
             queries=float(queries / len(robust)),
             seconds=float(seconds),
         )
 
 
-def wilson_interval(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share, by default at 95 %.
+def _covers(certificate: Certificate, epsilon: float | None) -> bool:
+    """Whether what a certificate proves holds within a radius, too."""
+    return epsilon is not None and certificate.epsilon * (1 + 1e-6) >= epsilon
 
-    Example:
 
-    >>> [round(end, 3) for end in wilson_interval(5, 10)]
-    [0.237, 0.763]
-    """
-    share = successes / count
-    scale = 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    half = z / scale * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    # Rounding may put an end a hair inside the share itself.
-    return min(share, max(0.0, float(middle - half))), max(share, min(1.0, float(middle + half)))
+def _refuse(certificate: Certificate, images: np.ndarray, what: str) -> None:
+    """Raise a ValueError if there are images that contradict a proof."""
+    if images.any():
+        number = int(np.flatnonzero(images)[0])
+        radius = f"{certificate.norm} {radius_text(certificate.epsilon)}"
+        raise ValueError(
+            f"Expected proofs and attacks that agree. Received: image {number} of "
+            f"{certificate.model!r}, proved within {radius} by {certificate.method!r} and {what} "
+            f"({int(images.sum())} such images). One of the two is wrong, so no figure is given. "
+            "Please report the model and the image to the developers."
+        )
 
 
 def _sizes(results: Sequence[Result], broken: np.ndarray, norm: str) -> dict[str, np.ndarray]:
@@ -481,8 +616,8 @@ def _sizes(results: Sequence[Result], broken: np.ndarray, norm: str) -> dict[str
     }
 
 
-def _figure(summary: Any, sizes: np.ndarray) -> float | None:
-    return float(summary(sizes)) if len(sizes) else None
+def _summary(function: Any, sizes: np.ndarray) -> float | None:
+    return float(function(sizes)) if len(sizes) else None
 
 
 def _cost(

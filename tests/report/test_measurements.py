@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from keras_qusec.evaluation.results import Example
-from keras_qusec.report.figures import wilson_interval
 from keras_qusec.report.plots import magnification
+from keras_qusec.results import Example
+from keras_qusec.statistics import wilson_interval
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 

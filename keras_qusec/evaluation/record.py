@@ -1,0 +1,196 @@
+"""What an attack found on a batch under one threat model, and at what cost."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_qusec.attacks import Attack, Classifier, Goal
+from keras_qusec.attacks.base import BatchSearch
+from keras_qusec.datasets import spread_rows
+from keras_qusec.evaluation.plan import Plan, Unit
+from keras_qusec.evaluation.verify import ClosestExamples
+from keras_qusec.results import Kept, Part, Result
+
+# Adversarial images that a result keeps of each batch, to be looked at.
+_KEPT_EXAMPLES = 3
+
+
+def in_words(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def searched_goal(goal: Goal, model: Classifier, attack: Attack) -> Goal:
+    """What an attack looks for: the goal, or as for transfer the highest objective.
+
+    Whole numbers near an adversarial image may lie outside a ball in L2 or L1, and those inside it
+    be no longer adversarial; so such an image must not stop at the boundary.
+    """
+    in_a_ball = not attack.minimizes and attack.norm not in ("linf", "l0")
+    return goal._replace(transfer=True) if model.takes_whole_numbers and in_a_ball else goal
+
+
+class Call(NamedTuple):
+    """One call of an attack: at one radius, through one model's gradients, from one start."""
+
+    place: int
+    epsilon: float | None
+    search: BatchSearch
+    seed: int
+
+
+class Record:
+    """An attack on a batch for one model and threat model: what it found, and at what cost."""
+
+    def __init__(self, unit: Unit, plan: Plan, name: str, model: Classifier, seed: int) -> None:
+        attack = plan.attacks[unit.attack]
+        self.name, self.attack, self.seed = name, unit.attack, seed
+        self.norm = attack.norm
+        self.radii, self.restarts = plan.radii[unit.attack], attack.restarts
+        self.kept_norms = plan.kept_norms
+        self.closest = ClosestExamples(
+            model, plan.x, plan.goal, plan.correct[name], attack.norm, plan.kept_norms
+        )
+        self.gradients = np.zeros(len(self.radii), "int64")
+        self.queries = np.zeros(len(self.radii), "int64")
+        self.seconds = np.zeros(len(self.radii))
+        self.parts: list[Part] = []
+        # Whether the attack was called, and whether it ever asked the model or changed an image.
+        self.called = self.acted = False
+
+    def tried(self, call: Call, rows: np.ndarray, x: np.ndarray, model: Classifier) -> np.ndarray:
+        """What an attack returns for some images."""
+        used, self.called = model.counter.queries, True
+        epsilon = None if call.epsilon is None else model.reach(self.norm, call.epsilon)
+        candidates = call.search(rows, epsilon, call.seed)
+        self.acted |= model.counter.queries > used or not np.array_equal(candidates, x[rows])
+        return candidates
+
+    def check_that_it_acted(self) -> None:
+        """Raise a ValueError for an attack that did nothing at all, which is no evidence."""
+        if self.called and not self.acted:
+            raise ValueError(
+                "Expected an attack that asks the model or changes images. Received: one that did "
+                "neither. Check its settings."
+            )
+
+    def run_part(
+        self,
+        name: str,
+        part: Attack,
+        followed: Sequence[Classifier],
+        model: Classifier,
+        skip_smaller: bool,
+    ) -> None:
+        """Make one attack of an ensemble on what stands, at the largest radius first.
+
+        Args:
+            name: name of the part.
+            part: the attack.
+            followed: models whose gradients it follows in call.
+            model: the attacked model.
+            skip_smaller: what stood at a radius is not attacked at smaller ones.
+        """
+        closest, costs = self.closest, (self.gradients, self.queries, self.seconds)
+        before = [cost.copy() for cost in costs]
+        tried, broken = (np.zeros(len(self.radii), "int64") for _ in range(2))
+        words = int.from_bytes(name.encode()[:8].ljust(8), "big")
+        stood = np.zeros(len(closest.x), bool)
+        self.called = self.acted = False
+        failure = ""
+        try:
+            goal = searched_goal(closest.goal, model, part)
+            searches = [part.on_batch(m, closest.x, goal) for m in followed]
+            for place in reversed(range(len(self.radii))):
+                epsilon = self.radii[place]
+                rows = closest.left(epsilon)
+                rows = rows[~stood[rows]]
+                tried[place] = len(rows)
+                repeated = [search for search in searches for _ in range(part.restarts)]
+                for number, search in enumerate(repeated):
+                    left = rows[np.isin(rows, closest.left(epsilon))]
+                    if not len(left):
+                        break
+                    parts = np.random.SeedSequence((self.seed, words, place, number))
+                    seed = int(parts.generate_state(1)[0] % 2**31)
+                    call = Call(place, epsilon, search, seed)
+                    with self.metered(call, model):
+                        candidates = self.tried(call, left, closest.x, model)
+                        closest.offer(left, candidates, epsilon)
+                left = rows[np.isin(rows, closest.left(epsilon))]
+                broken[place] = len(rows) - len(left)
+                if skip_smaller:
+                    stood[left] = True
+            self.check_that_it_acted()
+        except Exception as error:  # noqa: BLE001  attacks raise anything
+            failure = in_words(error)
+        spent = (cost - earlier for cost, earlier in zip(costs, before, strict=True))
+        self.parts.append(Part._make([name, tried, broken, *spent, failure]))
+
+    def restore(self, result: Result) -> None:
+        """Begin with what an interrupted run had kept."""
+        self.closest.distances = {n: d.astype("float64") for n, d in result.distances.items()}
+        for index, image in result.examples.items():
+            self.closest.images[index] = image
+        for norm, kept in result.kept.items():
+            self.closest.closest[norm][kept.numbers] = kept.images
+        self.gradients, self.queries = result.gradients.copy(), result.queries.copy()
+        self.seconds, self.parts = result.seconds.copy(), list(result.parts)
+        self.closest.unusable = result.unusable
+
+    def go_on_from(self, before: Record) -> None:
+        """Begin with all that another run found."""
+        self.closest.closest = {n: images.copy() for n, images in before.closest.closest.items()}
+        self.closest.distances = {n: d.copy() for n, d in before.closest.distances.items()}
+
+    def calls(self, searches: Sequence[BatchSearch]) -> Iterator[Call]:
+        """Radius after radius, every search with all its restarts."""
+        repeated = [search for search in searches for _ in range(self.restarts)]
+        for place, epsilon in enumerate(self.radii):
+            for number, search in enumerate(repeated):
+                parts = np.random.SeedSequence((self.seed, place, number))
+                yield Call(place, epsilon, search, int(parts.generate_state(1)[0] % 2**31))
+
+    @contextlib.contextmanager
+    def metered(self, call: Call, model: Classifier) -> Iterator[None]:
+        """Add a model's use and the time inside the block to the radius of a call."""
+        counter, start = model.counter, time.perf_counter()
+        gradients, queries = counter.gradients, counter.queries
+        yield
+        self.gradients[call.place] += counter.gradients - gradients
+        self.queries[call.place] += counter.queries - queries
+        self.seconds[call.place] += time.perf_counter() - start
+
+    def result(self, threat_model: str, source: str | None, *, keep_all: bool = False) -> Result:
+        """What was found; `keep_all` for all adversarial images and not a few to look at."""
+        distances = self.closest.distances
+        broken = np.flatnonzero(np.isfinite(next(iter(distances.values()))))
+        return Result(
+            model=self.name,
+            source=source,
+            threat_model=threat_model,
+            attack=self.attack,
+            radii=self.radii,
+            distances={norm: values.astype("float32") for norm, values in distances.items()},
+            gradients=self.gradients,
+            queries=self.queries,
+            seconds=self.seconds,
+            examples={
+                int(i): self.closest.images[i]
+                for i in (broken if keep_all else broken[spread_rows(len(broken), _KEPT_EXAMPLES)])
+            },
+            parts=tuple(self.parts),
+            unusable=self.closest.unusable,
+            kept={norm: self._kept(norm) for norm in self.kept_norms},
+        )
+
+    def _kept(self, norm: str) -> Kept:
+        """The closest example of every broken image in a norm."""
+        numbers = np.flatnonzero(np.isfinite(self.closest.distances[norm]))
+        return Kept(numbers, self.closest.closest[norm][numbers])
