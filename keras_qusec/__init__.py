@@ -1,14 +1,5 @@
 """keras-qusec: quantization-based defence against adversarial examples, for Keras."""
 
-import sys
-
-if sys.argv[:1] == ["-m"]:
-    # `python -m keras_qusec` loads this file before the command line, which keeps greetings away.
-    from keras_qusec_cli.quiet import quiet
-
-    with quiet():
-        import keras  # noqa: F401
-
 from keras_qusec.audit import AuditReport, audit_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluation import evaluate_robustness

@@ -38,13 +38,11 @@ def evaluate(options: argparse.Namespace) -> int:
 
     given = _inputs(options, options.compare)
     low, high = given.value_range
-    epsilons = None
-    if options.epsilons or options.l2_epsilons:
-        # Without L-infinity radii, attacks in that norm have the default ones.
-        linf = options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)]
-        epsilons = {"linf": linf}
-        if options.l2_epsilons:
-            epsilons["l2"] = options.l2_epsilons
+    # Without L-infinity radii, attacks in that norm have the default ones.
+    linf = options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)]
+    others = {norm: getattr(options, f"{norm}_epsilons") for norm in ("l2", "l1", "l0")}
+    epsilons = {"linf": linf, **{norm: radii for norm, radii in others.items() if radii}}
+    given_epsilons = options.epsilons or len(epsilons) > 1
     threat_models = options.threat_models or (
         ["white-box", "adaptive", *(["black-box"] if given.sources else [])]
     )
@@ -53,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> int:
         given.x,
         given.y,
         attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
-        epsilons=epsilons,
+        epsilons=epsilons if given_epsilons else None,
         value_range=given.value_range,
         outputs=options.outputs,
         class_names=given.class_names,
@@ -65,11 +63,13 @@ def evaluate(options: argparse.Namespace) -> int:
         seed=options.seed,
         n_jobs=options.jobs,
         resume_dir=options.resume,
+        keep_examples=options.examples is not None,
     )
     print(report)
     # The report that can be read again first.
     writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
         (options.output, lambda report, path: report.save(path)),
+        (options.examples, lambda report, path: report.save_examples(path)),
         (options.markdown, lambda report, path: files.write_text(report.to_markdown(), path)),
         (options.html, lambda report, path: report.to_html(path)),
         (options.plot, lambda report, path: report.plot(path)),
@@ -183,6 +183,7 @@ def compare(options: argparse.Namespace) -> int:
         attacks=options.attacks,
         images=options.images,
         epochs=options.epochs,
+        threat_models=options.threat_models,
         seed=options.seed,
         folder=options.resume,
         n_jobs=options.jobs,

@@ -137,9 +137,11 @@ def _add_evaluate(commands: Any) -> None:
         help="L-infinity radii in rising order, in units of the pixel values, such as 0.1 or 8/255 "
         "(default: 0.1, 0.2 and 0.3 of the value range)",
     )  # fmt: skip
-    evaluate.add_argument(
-        "--l2-epsilons", nargs="+", type=_radius, metavar="EPS", help="L2 radii, for L2 attacks"
-    )
+    for norm, what in {"l2": "L2", "l1": "L1", "l0": "L0 (numbers of pixels)"}.items():
+        evaluate.add_argument(
+            f"--{norm}-epsilons", nargs="+", type=_radius, metavar="EPS",
+            help=f"{what} radii in rising order",
+        )  # fmt: skip
     _add_models(evaluate)
     evaluate.add_argument(
         "--threat-models", nargs="+", metavar="THREAT",
@@ -158,6 +160,10 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--plot", metavar="FILE", type=_picture, help="draw accuracy against epsilon"
     )
+    evaluate.add_argument(
+        "--examples", metavar="FILE", type=_file(".npz"),
+        help="write the closest adversarial example of every broken image",
+    )  # fmt: skip
     evaluate.add_argument(
         "--gallery", metavar="FILE", type=_picture, help="draw adversarial examples"
     )
@@ -230,6 +236,11 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument(
         "--images", type=int, default=100, help="test images attacked (default: 100)"
     )
+    compare.add_argument(
+        "--threat-models", nargs="+", metavar="THREAT",
+        default=["white-box", "adaptive", "black-box"],
+        help="some of white-box, adaptive, black-box (default: all three)",
+    )  # fmt: skip
     compare.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
     compare.add_argument(
         "--attacks", nargs="+", default=["fgsm", "standard"], metavar="ATTACK",

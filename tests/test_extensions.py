@@ -8,7 +8,14 @@ import pytest
 from helpers import FEATURES, WEIGHTS, X, Y, predicted
 from keras import ops
 
-from keras_qusec import AdversarialTraining, RobustnessReport, attacks, evaluate_robustness, norms
+from keras_qusec import (
+    AdversarialTraining,
+    RobustnessReport,
+    attacks,
+    comparison,
+    evaluate_robustness,
+    norms,
+)
 from keras_qusec.defenses import current_surrogate, straight_through
 from keras_qusec.evaluation import threat_models
 
@@ -288,3 +295,72 @@ def test_a_threat_model(rounded, tmp_path):
         threat_models.unregister("impatient")
     again = RobustnessReport.load(path)
     assert again.plot(tmp_path / "curves.png").stat().st_size > 10_000
+
+
+class Insider(threat_models.ThreatModel):
+    """An adversary who owns another model, and knows nothing of this one."""
+
+    name, summary, line_style, uses_source = "insider", "owns another model", "-", True
+
+    def models(self, model, attack, hardnesses, continued):
+        return [model]
+
+
+@pytest.fixture
+def insider():
+    threat_models.register(Insider())
+    yield
+    threat_models.unregister("insider")
+
+
+def two_models():
+    models = {}
+    for name, shift in {"one": 0.0, "other": 1.5}.items():
+        model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
+        weights = np.roll(WEIGHTS, 1) if shift else WEIGHTS
+        model.set_weights([np.stack([0 * weights, weights], 1), np.array([0, 0.1], "float32")])
+        models[name] = model
+    return models
+
+
+def test_a_threat_model_with_a_source_is_no_attack_on_the_model_itself(insider, tmp_path):
+    """In the table of transfers, examples of another model are not those made on the model."""
+    models = two_models()
+    report = evaluate_robustness(
+        models, X, Y, attacks=["fgsm"], epsilons=[0.05, 0.3],
+        threat_models=["white-box", "insider"], source_model=models,
+    )  # fmt: skip
+    again = RobustnessReport.load(report.save(tmp_path / "report.json"))
+    for read in (report, again):
+        matrix = read.transfer_matrix(epsilon=0.05)
+        for name in models:
+            own = read.robust_accuracy(epsilon=0.05, threat_model="white-box", model=name)
+            worst = read.robust_accuracy(epsilon=0.05, model=name)
+            assert matrix[name][name] == own
+            (other,) = set(models) - {name}
+            transferred = read.robust_accuracy(epsilon=0.05, model=name, source=other)
+            assert matrix[other][name] == transferred
+            assert worst <= min(own, transferred)
+        assert read.plot(tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_comparison_under_threat_models_of_ones_own(insider, tmp_path):
+    images = np.random.default_rng(0).random((40, 28, 28, 1)).astype("float32")
+    labels = np.arange(40) % 10
+    np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    def flat(training):
+        layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+        return keras.Sequential(layers)
+
+    comparison.register("flat", flat)
+    try:
+        result = comparison.compare(
+            tmp_path / "few.npz", ["flat"], images=10, epochs=1, epsilons=[0.1],
+            attacks=["fgsm"], threat_models=["white-box", "insider"],
+        )  # fmt: skip
+    finally:
+        comparison.unregister("flat")
+    (measured,) = result.measured
+    assert measured.report.threat_models == ("white-box", "insider")
+    assert "insider" in str(result)

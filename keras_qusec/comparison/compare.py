@@ -22,9 +22,12 @@ from keras_qusec.datasets import Dataset
 from keras_qusec.defenses import RejectingClassifier
 from keras_qusec.digests import code_digest, digest
 from keras_qusec.evaluation import evaluate_robustness
+from keras_qusec.evaluation import threat_models as threats
 from keras_qusec.progress import Progress, shown
 from keras_qusec.version import __version__
 
+# Under which defences are attacked.
+THREAT_MODELS = ("white-box", "adaptive", "black-box")
 # What a file beside a trained network is.
 DESCRIPTION = "the description of a trained network"
 
@@ -42,6 +45,7 @@ class Settings(NamedTuple):
         epochs: epochs of a classifier.
         seed: seed of all that is random.
         folder: where finished work is kept.
+        threat_models: under which each is attacked.
     """
 
     epsilons: tuple[float, ...]
@@ -50,6 +54,7 @@ class Settings(NamedTuple):
     epochs: int
     seed: int
     folder: str
+    threat_models: tuple[str, ...] = THREAT_MODELS
 
     def training(self, data: Dataset) -> Training:
         """The settings of the contenders' training."""
@@ -68,6 +73,7 @@ def compare(
     attacks: Any = ("fgsm", "standard"),
     images: int = 100,
     epochs: int = 4,
+    threat_models: Sequence[str] = THREAT_MODELS,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     n_jobs: int | None = None,
@@ -76,7 +82,7 @@ def compare(
     """Train defences on the paper's network, the same data and seed, and attack each.
 
     Each is attacked white-box, adaptively, and by examples made on an undefended network of
-    another seed (black-box).
+    another seed (black-box), or under other threat models.
 
     Args:
         data: name of a data set, or the path of an ``.npz`` file.
@@ -85,6 +91,8 @@ def compare(
         attacks: a list of attacks as in `evaluate_robustness`.
         images: test images attacked, a sample that has each class at its share.
         epochs: epochs of each classifier.
+        threat_models: names as in `evaluate_robustness`; those that use a source get the
+            undefended network of another seed.
         seed: seed of all that is random.
         folder: where trained models and finished evaluations are kept. Called again, a defence
             that is there already is not trained again; one is a unit of its own, so that
@@ -110,6 +118,8 @@ def compare(
             f"Expected defenses, each once. Received: {defenses!r}. The names are "
             f"{', '.join(contenders.names())}."
         )
+    for name in threat_models:
+        threats.get(name)
     for name, value in {"images": images, "epochs": epochs}.items():
         whole_number(value, name)
     whole_number(seed, "seed", least=0)
@@ -117,13 +127,14 @@ def compare(
     with tempfile.TemporaryDirectory() as temporary, shown(progress, "training") as report:
         settings = Settings(
             tuple(map(float, np.ravel(epsilons))), tuple(attacks), images, epochs, seed,
-            str(folder or temporary),
+            str(folder or temporary), tuple(map(str, threat_models)),
         )  # fmt: skip
         report("source of black-box examples", 0.0)
         source = settings.source_training(loaded)
         trained("source", settings.folder, source, contenders.get("undefended").make)
         measured: dict[str, Measured] = {}
-        calls = [(name, settings, contenders.get(name), loaded) for name in chosen]
+        known = tuple(threats.get(name) for name in threat_models)
+        calls = [(name, settings, contenders.get(name), loaded, known) for name in chosen]
         if parallel.is_parallel(n_jobs):
             outcomes = parallel.called(run_unit, calls, n_jobs)
         else:
@@ -144,7 +155,11 @@ def compare(
 
 
 def run_unit(
-    name: str, settings: Settings, contender: contenders.Contender, data: Dataset
+    name: str,
+    settings: Settings,
+    contender: contenders.Contender,
+    data: Dataset,
+    known: Sequence[threats.ThreatModel],
 ) -> Measured:
     """Train, time and evaluate one defence, or read what is finished.
 
@@ -153,16 +168,21 @@ def run_unit(
         settings: of the comparison.
         contender: how it is made.
         data: the data set.
+        known: the threat models, which another process may not know.
     """
+    for threat in known:
+        threats.register(threat)
     folder = settings.folder
     model, seconds = trained(name, folder, settings.training(data), contender.make)
     source, _ = trained("source", folder, settings.source_training(data), contender.make)
     rows = datasets.stratified_sample(data.y_test, settings.images, settings.seed)
     x, y = data.x_test[rows], data.y_test[rows]
+    transferred = any(threats.get(name).uses_source for name in settings.threat_models)
     evaluated = evaluate_robustness(
         {name: model}, x, y, attacks=list(settings.attacks), epsilons=settings.epsilons,
-        threat_models=["white-box", "adaptive", "black-box"],
-        source_model={"undefended, another seed": source}, seed=settings.seed,
+        threat_models=settings.threat_models,
+        source_model={"undefended, another seed": source} if transferred else None,
+        seed=settings.seed,
         class_names=data.class_names,
         resume_dir=Path(folder) / f"{name}-evaluation", progress=False,
     )  # fmt: skip

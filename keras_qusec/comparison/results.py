@@ -14,7 +14,8 @@ from keras_qusec.report import RobustnessReport
 from keras_qusec.report.page import html_page
 from keras_qusec.report.tables import WIDTH, Table, markdown_table, text_table
 
-_THREATS = ("white-box", "adaptive", "black-box")
+# Heads of the columns of threat models; others have their names.
+_HEADS = {"white-box": "white", "adaptive": "adapt.", "black-box": "black"}
 
 
 class Measured(NamedTuple):
@@ -54,17 +55,24 @@ class Comparison:
         tables = []
         norm, radii = next(iter(self.measured[0].report.epsilons.items()))
         for epsilon in radii:
-            columns = ["defence", "clean", "white", "adapt.", "black", "worst", "95 %",
-                       "train", "infer", "params"]  # fmt: skip
+            threats = [_HEADS.get(name, name) for name in self._threat_models()]
+            columns = ["defence", "clean", *threats, "worst", "95 %", "train", "infer", "params"]
             rows = [self._row(one, norm, epsilon) for one in self.measured]
             title = f"Accuracy in % at epsilon {radius_text(epsilon)} ({norm}), and cost"
             tables.append(Table(title, columns, rows, ()))
         return tables
 
+    def _threat_models(self) -> tuple[str, ...]:
+        """Under which all defences were attacked."""
+        return self.measured[0].report.threat_models
+
     def _row(self, one: Measured, norm: str, epsilon: float) -> list[str]:
         report = one.report
         shares = [report.clean_accuracy()]
-        shares += [report.robust_accuracy(epsilon=epsilon, threat_model=t) for t in _THREATS]
+        shares += [
+            report.robust_accuracy(epsilon=epsilon, threat_model=name)
+            for name in self._threat_models()
+        ]
         case = report.worst_case(report.models[0], norm, epsilon)
         return [
             one.name,

@@ -73,7 +73,7 @@ def robustness_figure(report: Measurements, models: Sequence[str] | None = None)
             (named[label],) = axis.plot(
                 radii,
                 _percent([clean, *(row.robust_accuracy for row in line)]),
-                _line_style(report, line[0].threat_model),
+                linestyle=_line_style(report, line[0].threat_model),
                 color=colours[line[0].attack],
                 alpha=0.8,
             )

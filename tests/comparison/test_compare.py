@@ -157,3 +157,8 @@ def test_command_line(data, small, tmp_path, capsys):
     assert small["small"] == 1
     assert cli.main(["compare", "--defenses", "smal"]) == 2
     assert "Did you mean" in capsys.readouterr().err
+    assert cli.main(["compare", "--defenses", "small", "--threat-models", "white"]) == 2
+    assert "Did you mean 'white-box'" in capsys.readouterr().err
+    assert cli.main([*words, "--threat-models", "white-box"]) == 0
+    head, _ = [line for line in capsys.readouterr().out.splitlines() if line.startswith("defence")]
+    assert head.split()[1:4] == ["clean", "white", "worst"]
