@@ -323,7 +323,8 @@ def two_models():
     return models
 
 
-def test_a_threat_model_with_a_source_is_no_attack_on_the_model_itself(insider, tmp_path):
+@pytest.mark.usefixtures("insider")
+def test_a_threat_model_with_a_source_is_no_attack_on_the_model_itself(tmp_path):
     """In the table of transfers, examples of another model are not those made on the model."""
     models = two_models()
     report = evaluate_robustness(
@@ -344,12 +345,13 @@ def test_a_threat_model_with_a_source_is_no_attack_on_the_model_itself(insider, 
         assert read.plot(tmp_path / "curves.png").stat().st_size > 10_000
 
 
-def test_a_comparison_under_threat_models_of_ones_own(insider, tmp_path):
+@pytest.mark.usefixtures("insider")
+def test_a_comparison_under_threat_models_of_ones_own(tmp_path):
     images = np.random.default_rng(0).random((40, 28, 28, 1)).astype("float32")
     labels = np.arange(40) % 10
     np.savez(tmp_path / "few.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
 
-    def flat(training):
+    def flat(_):
         layers = [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
         return keras.Sequential(layers)
 
