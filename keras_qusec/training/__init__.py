@@ -1,6 +1,7 @@
-"""Training: the adversarial callback, the hardness schedule."""
+"""Training: the adversarial callback and its objectives, the hardness schedule."""
 
 from keras_qusec.training.callback import AdversarialTraining
+from keras_qusec.training.objectives import ModelLoss, Trades, TrainingObjective
 from keras_qusec.training.schedule import HardnessSchedule
 
-__all__ = ["AdversarialTraining", "HardnessSchedule"]
+__all__ = ["AdversarialTraining", "HardnessSchedule", "ModelLoss", "Trades", "TrainingObjective"]

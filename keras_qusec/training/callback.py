@@ -18,6 +18,7 @@ from keras_qusec.defenses import find_defenses
 from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.integer_inputs import check_reachable
 from keras_qusec.quantization import check_hardness
+from keras_qusec.training.objectives import TrainingObjective, objective_of
 from keras_qusec.training.step import (
     ADVERSARIAL_COUNT,
     BAD_LABELS,
@@ -73,6 +74,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         objective: ``"loss"`` trains on the loss of the model; ``"trades"`` on the loss of the
             clean images plus `beta` times the divergence of the adversarial predictions from
             the clean ones (Zhang et al. 2019), against examples that maximise that divergence.
+            Or an object of a subclass of `keras_qusec.training.TrainingObjective`.
         beta: weight of the divergence in TRADES, above 0.
         warmup_epochs: epochs of plain training first.
         ramp_epochs: epochs over which epsilon then rises from 0 to its value.
@@ -126,7 +128,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         random_start: bool | None = None,
         value_range: tuple[float, float] | None = None,
         ratio: float = 1.0,
-        objective: Literal["loss", "trades"] = "loss",
+        objective: Literal["loss", "trades"] | TrainingObjective = "loss",
         beta: float = 6.0,
         warmup_epochs: float = 0,
         ramp_epochs: float = 0,
@@ -148,14 +150,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         self.attack = _training_attack(attack, settings)
         hint = "Use 1 to train on all images attacked."
         self.ratio = checks.number(ratio, "ratio", above=0, most=1, hint=hint)
-        checks.one_of(objective, "objective", ("loss", "trades"))
-        if objective == "trades" and self.ratio != 1:
-            raise ValueError(
-                'Expected ratio=1 with objective="trades", which uses every image clean and '
-                f"adversarial. Received: ratio={ratio!r}. Weigh the two with beta."
-            )
-        self.objective = objective
-        self.beta = checks.number(beta, "beta", above=0, hint="Zhang et al. use 1 to 6.")
+        self.objective = objective_of(objective, beta)
+        self.objective.check(self.ratio)
         self.warmup_epochs = checks.number(warmup_epochs, "warmup_epochs", least=0)
         self.ramp_epochs = checks.number(ramp_epochs, "ramp_epochs", least=0)
         if epsilon_schedule is not None and not callable(epsilon_schedule):
@@ -204,7 +200,6 @@ class AdversarialTraining(keras.callbacks.Callback):
             attack=self.attack,
             ratio=self.ratio,
             objective=self.objective,
-            beta=self.beta,
             epsilon_factor=self.epsilon_factor,
             gradient_hardness=self.gradient_hardness,
             attacked_input=self.attacked_input,

@@ -14,7 +14,6 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import norms
-from keras_qusec.attacks.ball import noise
 from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed
 from keras_qusec.backends import backend, present_values
 from keras_qusec.checks import float_images
@@ -29,6 +28,7 @@ from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in
 from keras_qusec.digests import settings_of
 from keras_qusec.integer_inputs import casts_images, integer_input, part_of
 from keras_qusec.sublayers import inside
+from keras_qusec.training.objectives import Batch, TrainingObjective, map_tensors, rows
 
 Tensor = Any
 
@@ -68,8 +68,7 @@ class StepSettings(NamedTuple):
     Attributes:
         attack: the attack, with an epsilon.
         ratio: share of the batch that is replaced.
-        objective: ``"loss"`` or ``"trades"``.
-        beta: weight of the divergence in TRADES.
+        objective: what is attacked and trained on.
         epsilon_factor: function of the training steps done, a factor for epsilon.
         gradient_hardness: hardness of the surrogate gradients, or None for own gradients.
         attacked_input: key or position of the images among several inputs, or None.
@@ -79,8 +78,7 @@ class StepSettings(NamedTuple):
 
     attack: GradientAttack
     ratio: float
-    objective: str
-    beta: float
+    objective: TrainingObjective
     epsilon_factor: Callable[[Tensor], Any]
     gradient_hardness: float | None
     attacked_input: str | int | None
@@ -98,8 +96,8 @@ class AdversarialStep:
         choices = [] if hardness is None else surrogate_choices(find_defenses(model), [hardness])
         # The surrogate gradients that the attack follows, none for the defences' own.
         self.surrogates = choices[0] if choices else {}
-        # None if neither the graph nor the user says it, which TRADES alone does not accept.
-        read = output_kind if settings.objective == "trades" else known_kind
+        # None if neither the graph nor the user says it, where no probabilities are compared.
+        read = output_kind if settings.objective.compares_probabilities else known_kind
         self.output_kind = read(model, settings.outputs)
         # Bound before the replacement: a custom train_step is used like Keras' own.
         self.train_step = model.train_step
@@ -115,7 +113,7 @@ class AdversarialStep:
         """The model's step, loss and metrics replaced on the instance, for one call."""
         replaced = {
             "train_step": self.stateless_step if backend().passes_state else self.step,
-            "compute_loss": self.trades_loss,
+            "compute_loss": self.objective_loss,
             "compute_metrics": self.observed_metrics,
         }
         before = {name: vars(self.model).get(name) for name in replaced}
@@ -160,8 +158,8 @@ class AdversarialStep:
         float_images(images)
         size = ops.shape(images)[0]
         count = _part(size, settings.ratio)
-        head = _rows(None, count)
-        part_x, part_y = _map(head, x), _map(head, y)
+        head = rows(None, count)
+        part_x, part_y = map_tensors(head, x), map_tensors(head, y)
         factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
         adversarial = perturbed.images
         if takes_whole_numbers:
@@ -171,16 +169,11 @@ class AdversarialStep:
             )
         adversarial = ops.cast(adversarial, given.dtype)
         images = given
-        local.count, local.size, local.outputs = count, size, None
-        if settings.objective == "trades":
-            both = ops.concatenate([images, adversarial])
-            x = put_back(_map(_twice, x), both)
-            y, weights = _map(_twice, y), _map(_twice, weights)
-            local.count = size
-        elif settings.ratio < 1:
-            x = put_back(x, ops.concatenate([adversarial, images[count:]]))
-        else:
-            x = put_back(x, adversarial)
+        part = count if settings.ratio < 1 else None
+        batch = Batch(x, y, weights, images, adversarial, part, put_back)
+        x, y, weights, first_part = settings.objective.trained_on(batch)
+        local.count = count if first_part is None else first_part
+        local.size, local.outputs = size, None
         extra = {
             "epsilon": ops.cast(settings.attack.epsilon * factor, "float32"),
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
@@ -201,12 +194,9 @@ class AdversarialStep:
         with keras.StatelessScope(state_mapping=mapping):
             steps_done = micro_steps(self.model.optimizer)
         factor = settings.epsilon_factor(steps_done)
-        size = ops.cast(ops.shape(images)[0], "float32")
-        reference = None
-        if settings.objective == "trades":
-            reference = ops.stop_gradient(self.log_probabilities(self.forward(x, mapping)))
+        # What training lowers, and not the log-odds of an evaluation.
+        raised = settings.objective.raised(self, x, y, mapping)
 
-        # The compiled loss, which training lowers, and not the log-odds of an evaluation.
         def objective(moved: Tensor) -> tuple[Tensor, Any]:
             # A scope of its own for each differentiation: what it assigns must not leave it.
             with (
@@ -215,20 +205,10 @@ class AdversarialStep:
             ):
                 inputs = put_back(x, moved)
                 outputs = self.called(inputs)
-                if reference is not None:
-                    return ops.sum(_divergence(reference, self.log_probabilities(outputs))), outputs
-                loss = self.compute_loss(
-                    x=inputs, y=y, y_pred=outputs, sample_weight=None, training=False
-                )
-                # The sum over the batch: gradients of the mean underflow in float16.
-                # A loss without reduction is one number an image.
-                return ops.mean(ops.cast(loss, "float32")) * size, outputs
+                return raised(inputs, outputs), outputs
 
         state = ops.stack([ops.cast(settings.seed % 2**31, "int32"), ops.cast(steps_done, "int32")])
-        # TRADES starts beside the clean image: on it the divergence has no gradient.
-        start = None
-        if reference is not None and not attack.random_start:
-            start = images + 1e-3 * noise(images, state)
+        start = None if attack.random_start else settings.objective.start(images, state)
         perturbed = attack.perturb(
             lambda moved: backend().input_gradient(objective, moved),
             images,
@@ -318,7 +298,7 @@ class AdversarialStep:
 
     # The model's own methods, observed while its step runs.
 
-    def trades_loss(
+    def objective_loss(
         self,
         x: Any = None,
         y: Any = None,
@@ -326,28 +306,9 @@ class AdversarialStep:
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """`compute_loss` of the model, or TRADES on the clean and the adversarial half."""
-        if self.settings.objective != "trades":
-            return self.compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-            )
-        half = self.local.size
-        clean, attacked = _rows(None, half), _rows(half, None)
-        loss = self.compute_loss(
-            x=_map(clean, x),
-            y=_map(clean, y),
-            y_pred=_map(clean, y_pred),
-            sample_weight=_map(clean, sample_weight),
-            training=training,
-        )
-        divergence = _divergence(
-            self.log_probabilities(clean(y_pred)), self.log_probabilities(attacked(y_pred))
-        )
-        if sample_weight is not None:
-            weight = ops.cast(clean(sample_weight), divergence.dtype)
-            # As Keras' losses do: a column is one weight an image.
-            divergence = divergence * ops.reshape(weight, ops.shape(divergence))
-        return ops.mean(loss) + self.settings.beta * ops.cast(ops.mean(divergence), loss.dtype)
+        """What is minimized, in place of the model's `compute_loss`."""
+        objective, size = self.settings.objective, self.local.size
+        return objective.loss(self, x, y, y_pred, sample_weight, training, size)
 
     def observed_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """`compute_metrics` of the model; keeps the predictions of the training pass."""
@@ -369,18 +330,9 @@ class AdversarialStep:
         self.local.outputs = None
         parts: dict[str, tuple[Any, Any, Any]] = {}
         if outputs is not None:
-            trained = (*data, _map(ops.stop_gradient, outputs))
-            head, tail = (
-                tuple(_map(_rows(*ends), part) for part in trained)
-                for ends in ((None, count), (count, None))
-            )
-            if self.settings.objective == "trades":
-                parts = {"clean": head, "adversarial": tail}
-            else:
-                parts["adversarial"] = head
-                # A last batch of a single image has no clean part.
-                if self.settings.ratio < 1 and not (isinstance(size, int) and count == size):
-                    parts["clean"] = tail
+            trained = (*data, map_tensors(ops.stop_gradient, outputs))
+            ratio = self.settings.ratio
+            parts = self.settings.objective.parts(trained, count, size, ratio)
         if "clean" not in parts and first is not None and self.settings.ratio == 1:
             parts["clean"] = (*clean, first)
         logs = {}
@@ -393,8 +345,8 @@ class AdversarialStep:
             accuracy = self.accuracy(labels, predictions)
             if accuracy is not None:
                 logs[f"{name}_accuracy"] = accuracy
-            rows = ops.shape(keras.tree.flatten(predictions)[0])[0]
-            logs[_COUNTS[name]] = ops.cast(rows, "float32")
+            number = ops.shape(keras.tree.flatten(predictions)[0])[0]
+            logs[_COUNTS[name]] = ops.cast(number, "float32")
         return logs
 
 
@@ -530,20 +482,6 @@ def micro_steps(optimizer: keras.optimizers.Optimizer) -> Tensor:
     return optimizer.iterations * (inner.gradient_accumulation_steps or 1)
 
 
-def _map(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
-    if structure is None:
-        return None
-    return keras.tree.map_structure(lambda t: None if t is None else function(t), structure)
-
-
-def _rows(start: Any, stop: Any) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: tensor[start:stop]
-
-
-def _twice(tensor: Tensor) -> Tensor:
-    return ops.concatenate([tensor, tensor])
-
-
 def _part(size: Any, ratio: float) -> Any:
     """Number of rows to attack of a batch: at least one, and all of them for ratio 1."""
     if ratio == 1:
@@ -631,8 +569,3 @@ def _whole(adversarial: Tensor, x: Tensor, norm: norms.Norm, epsilon: Tensor) ->
         inside = ops.cast(ops.reshape(norm.length(whole) <= limit, shape), change.dtype)
         result = inside * whole + (1.0 - inside) * result
     return x + result
-
-
-def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of q from p, one number a sample."""
-    return ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1)
