@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 from pixel_models import FEATURES, LABEL_0, linear, predictions, run
 
-from keras_qusec.attacks import JSMA
+from keras_qusec.attacks import JSMA, AttackedModel, Goal
 
 
 class TestJSMA:
@@ -100,3 +101,18 @@ class TestJSMA:
     def test_bad_settings(self, bad):
         with pytest.raises(ValueError, match="Expected"):
             JSMA(**bad)
+
+
+def test_a_step_is_theta():
+    """A feature goes up or down by theta, once; behind several steps a multiple of it."""
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, use_bias=False)])
+    weights = np.array([3, -3, 0.1, 0.1, -0.1, 0.1], "float32")
+    model.set_weights([np.stack([0 * weights, weights], 1)])
+    x = np.full((1, 6), 0.5, "float32")
+    x[0, 1] = 0.55  # of class 0 until the heaviest features change
+    goal = Goal(np.array([0]))
+    attacked = AttackedModel(model)
+    assert not attacked.is_adversarial(x, goal).any()
+    images = JSMA(theta=0.1).run(attacked, x, goal, epsilon=None, seed=0)
+    assert attacked.is_adversarial(images, goal).all()
+    np.testing.assert_allclose(images - x, [[0.1, -0.1, 0, 0, 0, 0]], atol=1e-6)

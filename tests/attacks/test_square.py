@@ -9,7 +9,7 @@ from helpers import IMAGES, predicted, small_cnn
 
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel, Goal, Square
-from keras_qusec.attacks.square import square_size
+from keras_qusec.attacks.square import _L2Squares, square_size
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +91,24 @@ def test_the_same_seed_gives_the_same_images(attacked):
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+def test_a_square_in_l2_moves_length_and_leaves_the_rest():
+    """Two odd squares change; together they have the length that they had."""
+    rng = np.random.default_rng(0)
+    clean = np.full((6, 12, 12, 1), 0.5, "float32")
+    squares = _L2Squares(np.float32(0.4), (0.0, 1.0), rng)
+    sizes, patch = [], squares.patch
+    squares.patch = lambda size: (sizes.append(size), patch(size))[1]
+    best = squares.start(clean)
+    assert (best != clean).mean() > 0.5
+    sizes.clear()
+    for share in (0.05, 0.1, 0.2, 0.3):
+        moved = squares.changed(clean, best, share)
+        (size,), _ = set(sizes), sizes.clear()
+        assert size % 2 == 1
+        apart = (np.abs(moved - best) > 1e-6).reshape(len(clean), -1).sum(axis=1)
+        assert 0 < apart.max() <= 2 * size**2
+        length = np.sqrt(np.square(moved - clean).sum(axis=(1, 2, 3)))
+        np.testing.assert_allclose(length, 0.4, rtol=1e-5)
+        best = moved

@@ -96,3 +96,15 @@ class TestVerification:
         flat = np.full((1, FEATURES), 0.123, "float32")
         honest = (predicted(linear, flat)[0] == Y).mean()
         assert report.robust_accuracy("Liar", norm="l2", epsilon=100.0) == pytest.approx(honest)
+
+
+def test_an_image_of_zeros_is_how_foolbox_says_that_it_failed(linear):
+    """From an attack that minimizes; one in a ball may return black images."""
+    attacked = AttackedModel(linear)
+    for candidates, counts in ((np.zeros_like(X), False), (np.ones_like(X), True)):
+        goal = Goal(1 - attacked.predictions(candidates))
+        assert attacked.is_adversarial(candidates, goal).all()
+        _, distances = verified(attacked, X, candidates, goal, "linf", None)
+        assert (np.isfinite(distances["linf"]) == counts).all()
+        _, distances = verified(attacked, X, candidates, goal, "linf", 1.0)
+        assert np.isfinite(distances["linf"]).all()

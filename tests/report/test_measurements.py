@@ -132,3 +132,16 @@ def test_small_differences_are_magnified_alike(gaps, factor):
         return Example("m", "fgsm", "white-box", 0, 1, 2, {"linf": abs(gap)}, np.stack(images))
 
     assert magnification([example(gap) for gap in gaps], (0, 255)) == factor
+
+
+def test_classes_as_a_reader_sees_them():
+    def shown(label, prediction, names=()):
+        example = Example(
+            "m", "pgd", "white-box", 0, label, prediction, {}, np.zeros((2, 1)), names
+        )
+        return example.shown_classes
+
+    assert shown(0, 3) == ("0", "3")
+    assert shown(3, 0) == ("3", "0")
+    assert shown(3, -2) == ("3", "no class (NaN)")
+    assert shown(0, 1, ("cat", "dog")) == ("cat", "dog")

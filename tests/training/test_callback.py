@@ -864,3 +864,27 @@ def test_a_schedule_needs_to_know_the_steps():
         endless(), steps_per_epoch=3, epochs=2, verbose=0, shuffle=False, callbacks=[callback]
     )
     assert logs.history["epsilon"][-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("words_first", [True, False])
+def test_the_attacked_one_of_several_inputs_by_name(words_first):
+    """A float input beside one of whole numbers is not rounded, whichever comes first."""
+    image, words = keras.Input((4,), name="image"), keras.Input((2,), dtype="int32", name="words")
+    joined = keras.layers.Concatenate()([image, keras.layers.Rescaling(0.1)(words)])
+    inputs = {"words": words, "image": image} if words_first else {"image": image, "words": words}
+    model = keras.Model(inputs, keras.layers.Dense(2)(joined))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    rng = np.random.default_rng(0)
+    x = {
+        "image": rng.uniform(0.3, 0.7, (16, 4)).astype("float32"),
+        "words": rng.integers(0, 5, (16, 2)).astype("int32"),
+    }
+    y = rng.integers(0, 2, 16)
+    clean = float(model.evaluate(x, y, verbose=0))
+    callback = AdversarialTraining("fgsm", epsilon=0.2, attacked_input="image")
+    history = model.fit(x, y, verbose=0, callbacks=[callback]).history
+    # Rounded to 0 or 1 nothing would be left of the step.
+    weights = model.get_weights()[0][:4].astype("float64")
+    rise = 0.2 * np.abs(weights[:, 0] - weights[:, 1]).sum()
+    assert history["adversarial_loss"][0] > clean + 0.2 * rise
