@@ -356,6 +356,24 @@ def log_odds_against(classes: Tensor, logits: Tensor) -> Tensor:
     return others - ops.sum(logits * own, axis=-1)
 
 
+def log_odds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same as `log_odds_against` in NumPy and float64, for figures and not for gradients.
+
+    Args:
+        logits: ``(n, classes)``.
+        labels: ``(n,)`` integers.
+
+    Returns:
+        ``(n,)`` float64.
+    """
+    logits = logits.astype("float64")
+    rows = np.arange(len(logits))
+    own = logits[rows, labels].copy()
+    logits[rows, labels] = -np.inf
+    largest = logits.max(axis=1)
+    return largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)) - own
+
+
 def check_logits(logits: np.ndarray, name: str) -> None:
     """Raise a ValueError for outputs on clean images that are no logits of a classifier."""
     if logits.ndim != 2:

@@ -25,7 +25,7 @@ EPSILONS = (0.1, 0.2, EPSILON)
 SEED = 0
 
 
-class Contender(NamedTuple):
+class DemoModel(NamedTuple):
     """A model of the demo, and the callback that trains it adversarially or None."""
 
     model: keras.Model
@@ -50,7 +50,7 @@ class DemoResult(NamedTuple):
     text: str
 
 
-def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, Contender]:
+def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, DemoModel]:
     """The models that the demo compares, by the name shown in its table.
 
     Those trained on FGSM are the paper's Fig. 5; `x` and `y` are the images of its curve.
@@ -64,14 +64,14 @@ def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, Contender]:
         "pgd", epsilon=EPSILON, steps=4, step_size=EPSILON / 2, gradient_hardness=10.0
     )
     return {
-        "undefended": Contender(paper_cnn(seed=SEED)),
-        "constant quantizer": Contender(paper_cnn(QuSecQuantization(2), seed=SEED)),
-        "trainable quantizer": Contender(paper_cnn(TrainableQuSecQuantization(2), seed=SEED)),
-        "FGSM training": Contender(paper_cnn(seed=SEED), fgsm()),
-        "trainable + FGSM training": Contender(
+        "undefended": DemoModel(paper_cnn(seed=SEED)),
+        "constant quantizer": DemoModel(paper_cnn(QuSecQuantization(2), seed=SEED)),
+        "trainable quantizer": DemoModel(paper_cnn(TrainableQuSecQuantization(2), seed=SEED)),
+        "FGSM training": DemoModel(paper_cnn(seed=SEED), fgsm()),
+        "trainable + FGSM training": DemoModel(
             paper_cnn(TrainableQuSecQuantization(2), seed=SEED), fgsm()
         ),
-        "constant + PGD training": Contender(paper_cnn(QuSecQuantization(2), seed=SEED), pgd),
+        "constant + PGD training": DemoModel(paper_cnn(QuSecQuantization(2), seed=SEED), pgd),
     }
 
 
@@ -138,7 +138,7 @@ def run_demo(
 
 
 def _train(
-    contender: Contender, data: datasets.Dataset, epochs: int, progress: Progress
+    contender: DemoModel, data: datasets.Dataset, epochs: int, progress: Progress
 ) -> list[float]:
     """Train a model; return its accuracy under FGSM by epoch, if it is trained on FGSM."""
     contender.model.compile(

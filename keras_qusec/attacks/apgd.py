@@ -30,11 +30,11 @@ class Climb(NamedTuple):
         gradient: at the present images.
         best: images where the objective was highest.
         best_gradient: gradient there.
-        height: present value of the objective, ``(n,)``.
-        best_height: its highest value.
+        value: present value of the objective, ``(n,)``.
+        best_value: its highest value.
         size: step size.
         rises: steps since the last checkpoint that raised the objective.
-        standing: 0 where the image is adversarial, which then stays, else 1.
+        unbroken: 0 where the image is adversarial, which then stays, else 1.
         last_best: highest value at the last checkpoint; for L1 the number of changed values.
         memory: whether the size was halved at the last checkpoint; for L1 the share of the
             values that a step changes.
@@ -45,11 +45,11 @@ class Climb(NamedTuple):
     gradient: Any
     best: Any
     best_gradient: Any
-    height: Any
-    best_height: Any
+    value: Any
+    best_value: Any
     size: Any
     rises: Any
-    standing: Any
+    unbroken: Any
     last_best: Any
     memory: Any
 
@@ -80,11 +80,11 @@ class Momentum:
 
     def check(self, climb: Climb, x: np.ndarray, epsilon: float, steps: int) -> Climb:
         """Halve the sizes of images that rose in few steps or not at all, back at their best."""
-        stalled = (climb.memory == 0) & (climb.last_best >= climb.best_height)
+        stalled = (climb.memory == 0) & (climb.last_best >= climb.best_value)
         halved = (climb.rises <= 0.75 * steps) | stalled
         return _back_to_best(climb, halved)._replace(
             size=np.where(halved, climb.size / 2, climb.size).astype("float32"),
-            last_best=climb.best_height.copy(),
+            last_best=climb.best_value.copy(),
             memory=halved.astype("float32"),
         )
 
@@ -129,7 +129,7 @@ class Sparse:
 
 def _back_to_best(climb: Climb, rows: np.ndarray) -> Climb:
     """The climb with some rows at their best images, as the gradient there; all count anew."""
-    rows = rows & (climb.standing > 0)
+    rows = rows & (climb.unbroken > 0)
     mask = column(rows, climb.images)
     return climb._replace(
         images=np.where(mask, climb.best, climb.images),
@@ -214,27 +214,27 @@ class APGD(Attack):
             if len(warm):
                 scale = column((radius / radii[warm]).astype("float32"), x)
                 ends[warm] = np.clip(x[warm] + (ends[warm] - x[warm]) * scale, *model.value_range)
-            standing = rows
+            unbroken = rows
             if len(warm) and not goal.transfer:
                 fooled = warm[model.is_adversarial(ends[warm], goal.take(warm))]
-                standing = rows[~np.isin(rows, fooled)]
+                unbroken = rows[~np.isin(rows, fooled)]
             radii[rows] = radius
             if self.targets is None or goal.targeted:
-                starts = self._starts(model, x[standing], radius, seed)
-                again = np.isin(standing, warm)
-                starts[again] = ends[standing[again]]
-                ends[standing] = self._climb(
-                    model, x[standing], goal.take(standing), None, radius, starts
+                starts = self._starts(model, x[unbroken], radius, seed)
+                again = np.isin(unbroken, warm)
+                starts[again] = ends[unbroken[again]]
+                ends[unbroken] = self._climb(
+                    model, x[unbroken], goal.take(unbroken), None, radius, starts
                 )
                 return ends[rows]
-            new = np.array([row for row in standing if row not in aims], int)
+            new = np.array([row for row in unbroken if row not in aims], int)
             if len(new):
                 order = target_order(
                     model, x[new], goal.labels[new], self.targets, self.order, self.norm
                 )
                 aims.update(zip(new.tolist(), order, strict=True))
             for place in range(self.targets):
-                left = standing[[place < len(aims[row]) for row in standing]]
+                left = unbroken[[place < len(aims[row]) for row in unbroken]]
                 if not len(left):
                     break
                 starts = self._starts(model, x[left], radius, seed + place)
@@ -242,7 +242,7 @@ class APGD(Attack):
                 part = goal.take(left)
                 ends[left] = self._climb(model, x[left], part, aim, radius, starts)
                 if not goal.transfer:
-                    standing = left[~model.is_adversarial(ends[left], part)]
+                    unbroken = left[~model.is_adversarial(ends[left], part)]
             return ends[rows]
 
         return search
@@ -268,12 +268,12 @@ class APGD(Attack):
         aims = goal.classes if aims is None else aims.astype(goal.classes.dtype)
         look, advance = self._compiled(model, objective, goal.transfer)
         model.counter.count(len(x))
-        gradient, height, standing = model.on_rows(look, images, goal.labels, aims)
+        gradient, value, unbroken = model.on_rows(look, images, goal.labels, aims)
         last_best, memory = self._rule.memory(x)
         full = np.full(len(x), self._rule.first_size * epsilon, "float32")
         climb = Climb(
-            images, images, gradient, images, gradient, height, height, full,
-            np.zeros_like(full), standing, np.full_like(full, last_best),
+            images, images, gradient, images, gradient, value, value, full,
+            np.zeros_like(full), unbroken, np.full_like(full, last_best),
             np.full_like(full, memory),
         )  # fmt: skip
         climb = Climb(*(np.array(part) for part in climb))
@@ -294,7 +294,7 @@ class APGD(Attack):
             climb = self._rule.check(climb, x, epsilon, length)
         if goal.transfer:
             return climb.best
-        return np.where(column(climb.standing > 0, x), climb.best, climb.images)
+        return np.where(column(climb.unbroken > 0, x), climb.best, climb.images)
 
     def _compiled(
         self, model: AttackedModel, objective: Objective, transfer: bool
@@ -303,7 +303,7 @@ class APGD(Attack):
 
         def seen(mapping: Any, images: Tensor, labels: Tensor, aims: Tensor) -> tuple[Tensor, ...]:
             ascent = model.traced_ascent(mapping, images, labels, aims, objective)
-            return ops.nan_to_num(ascent.gradient), ascent.height, ascent.standing
+            return ops.nan_to_num(ascent.gradient), ascent.value, ascent.unbroken
 
         def look(mapping: Any, images: Tensor, labels: Tensor, aims: Tensor) -> Any:
             return seen(mapping, images, labels, aims)
@@ -315,12 +315,12 @@ class APGD(Attack):
 
             def step(_: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 climb = Climb(*parts)
-                moves = ops.ones_like(climb.size) if transfer else climb.standing
+                moves = ops.ones_like(climb.size) if transfer else climb.unbroken
                 moves = ops.reshape(moves, shape)
                 there = self._rule.step(climb, ball, ops.reshape(climb.size, shape), share)
                 images = climb.images + moves * (there - climb.images)
-                gradient, height, standing = seen(mapping, images, labels, aims)
-                higher = height > climb.best_height
+                gradient, value, unbroken = seen(mapping, images, labels, aims)
+                higher = value > climb.best_value
                 mask = ops.reshape(higher, shape)
                 climb = Climb(
                     images=images,
@@ -328,11 +328,11 @@ class APGD(Attack):
                     gradient=gradient,
                     best=ops.where(mask, images, climb.best),
                     best_gradient=ops.where(mask, gradient, climb.best_gradient),
-                    height=height,
-                    best_height=ops.where(higher, height, climb.best_height),
+                    value=value,
+                    best_value=ops.where(higher, value, climb.best_value),
                     size=climb.size,
-                    rises=climb.rises + ops.cast(height > climb.height, height.dtype),
-                    standing=standing,
+                    rises=climb.rises + ops.cast(value > climb.value, value.dtype),
+                    unbroken=unbroken,
                     last_best=climb.last_best,
                     memory=climb.memory,
                 )
@@ -351,4 +351,4 @@ def _moving(climb: Climb, transfer: bool) -> np.ndarray:
     """Which images a step can still change: those that stand, but for a gradient of zero."""
     axes = tuple(range(1, climb.images.ndim))
     still = (climb.gradient == 0).all(axis=axes) & (climb.images == climb.before).all(axis=axes)
-    return ~still if transfer else ~still & (climb.standing > 0)
+    return ~still if transfer else ~still & (climb.unbroken > 0)

@@ -50,13 +50,13 @@ class Ascent(NamedTuple):
 
     Attributes:
         gradient: of the objective, ``(n, ...)``.
-        height: the objective, ``(n,)``.
-        standing: ``(n,)`` floats, 0 where the image is adversarial, else 1.
+        value: of the objective, ``(n,)``.
+        unbroken: ``(n,)`` floats, 0 where the image is adversarial, else 1.
     """
 
     gradient: Tensor
-    height: Tensor
-    standing: Tensor
+    value: Tensor
+    unbroken: Tensor
 
 
 class AttackedModel(Classifier):
@@ -395,21 +395,21 @@ class AttackedModel(Classifier):
 
         def raised(images: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             logits = self.traced_logits(mapping, images)
-            height = objective.height(labels, aims, logits)
+            value = objective.value(labels, aims, logits)
             fooled = objective.reached(labels, aims, logits)
             if self.rejects:
                 rejection = self._traced_rejection(mapping, images)
                 if self._number:
-                    share = ops.stop_gradient(ops.cast(fooled, height.dtype))
-                    height = (1.0 - share) * height - share * ops.cast(rejection, height.dtype)
+                    share = ops.stop_gradient(ops.cast(fooled, value.dtype))
+                    value = (1.0 - share) * value - share * ops.cast(rejection, value.dtype)
                 fooled = ops.logical_and(fooled, rejection <= 0)
-            standing = 1.0 - ops.cast(fooled, images.dtype)
-            return ops.sum(height), (height, standing)
+            unbroken = 1.0 - ops.cast(fooled, images.dtype)
+            return ops.sum(value), (value, unbroken)
 
-        gradient, (height, standing) = backend().input_gradient(raised, images)
-        return Ascent(gradient, ops.cast(height, images.dtype), standing)
+        gradient, (value, unbroken) = backend().input_gradient(raised, images)
+        return Ascent(gradient, ops.cast(value, images.dtype), unbroken)
 
-    def traced_standing(
+    def traced_unbroken(
         self, mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, objective: Objective
     ) -> Tensor:
         """Which images are not adversarial, ``(n,)`` floats, by a forward pass alone."""

@@ -6,9 +6,9 @@ import numpy as np
 
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
-from keras_qusec.attacks.front_quantizer import FrontQuantizer, front_quantizer
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.attacks.reachable_levels import checked_front
+from keras_qusec.attacks.input_quantizer import InputQuantizer, input_quantizer
+from keras_qusec.attacks.reachable_levels import checked_quantizer
 from keras_qusec.checks import one_of, whole_number
 
 # Numbers of values that are changed or put back at once.
@@ -53,18 +53,18 @@ class CheapestLevels(Attack):
         self.cost = "a gradient and 9 queries a round, some 20 rounds"
 
     def applies_to(self, model: AttackedModel, x: np.ndarray) -> bool:
-        return front_quantizer(model, x) is not None
+        return input_quantizer(model, x) is not None
 
     def run(
         self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
-        levels = _Levels(checked_front(model, x), x, goal, self.norm)
+        levels = _Levels(checked_quantizer(model, x), x, goal, self.norm)
         rows = np.arange(len(x))
         for _ in range(self.rounds):
             if not len(rows):
                 break
             rows = levels.forward(rows)
-        rows = np.flatnonzero(levels.heights > 0)
+        rows = np.flatnonzero(levels.margins > 0)
         for _ in range(self.rounds):
             if not len(rows):
                 break
@@ -76,21 +76,21 @@ class _Levels:
     """The outputs that images have now, what they cost, and moves among them.
 
     Args:
-        front: the quantizer.
+        quantizer: through which all of an image passes.
         x: clean images.
         goal: what the images must reach.
         norm: ``"l2"`` or ``"l0"``.
     """
 
-    def __init__(self, front: FrontQuantizer, x: np.ndarray, goal: Goal, norm: str) -> None:
-        self.front, self.x, self.goal, self.norm = front, x, goal, norm
-        low, high = front.model.value_range
+    def __init__(self, quantizer: InputQuantizer, x: np.ndarray, goal: Goal, norm: str) -> None:
+        self.quantizer, self.x, self.goal, self.norm = quantizer, x, goal, norm
+        low, high = quantizer.model.value_range
         self.dark, self.bright = np.full_like(x, low), np.full_like(x, high)
-        self.own = front.outputs(x)
-        self.lowest, self.highest = front.outputs(self.dark), front.outputs(self.bright)
-        self.step = np.float32(front.grid[1] if front.grid else _SOFT_STEP)
+        self.own = quantizer.outputs(x)
+        self.lowest, self.highest = quantizer.outputs(self.dark), quantizer.outputs(self.bright)
+        self.step = np.float32(quantizer.grid[1] if quantizer.grid else _SOFT_STEP)
         self.now = self.own.copy()
-        self.heights = front.model.margins(self.now, goal)
+        self.margins = quantizer.model.margins(self.now, goal)
 
     def images(self) -> np.ndarray:
         """The nearest images with the present outputs."""
@@ -98,7 +98,7 @@ class _Levels:
 
     def _images(self, rows: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         ends = np.where(outputs > self.own[rows], self.bright[rows], self.dark[rows])
-        return self.front.images(self.x[rows], ends, outputs)
+        return self.quantizer.images(self.x[rows], ends, outputs)
 
     def _cost(self, rows: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """What each value adds to the squared distance, or to the number of changed values."""
@@ -108,7 +108,7 @@ class _Levels:
 
     def _gradient(self, rows: np.ndarray) -> np.ndarray:
         goal = self.goal.take(rows)
-        return np.nan_to_num(self.front.model.ascent(self.now[rows], goal, "margin"))
+        return np.nan_to_num(self.quantizer.model.ascent(self.now[rows], goal, "margin"))
 
     def forward(self, rows: np.ndarray) -> np.ndarray:
         """Move the values that gain most for their cost; the rows that go on."""
@@ -123,14 +123,14 @@ class _Levels:
         ).astype("float32")
         gain = gradient * (target - now)
         added = np.maximum(self._cost(rows, target) - cost, 1e-6)
-        moved, heights = self._tried(rows, target, gain / added)
-        reached = heights > 0
-        # The fewest values that suffice, else as many as raise the height most.
-        best = np.where(reached.any(axis=1), reached.argmax(axis=1), heights.argmax(axis=1))
-        chosen = np.take_along_axis(heights, best[:, None], axis=1)[:, 0]
-        higher = chosen > self.heights[rows]
+        moved, margins = self._tried(rows, target, gain / added)
+        reached = margins > 0
+        # The fewest values that suffice, else as many as raise the margin most.
+        best = np.where(reached.any(axis=1), reached.argmax(axis=1), margins.argmax(axis=1))
+        chosen = np.take_along_axis(margins, best[:, None], axis=1)[:, 0]
+        higher = chosen > self.margins[rows]
         self.now[rows[higher]] = moved[higher, best[higher]]
-        self.heights[rows[higher]] = chosen[higher]
+        self.margins[rows[higher]] = chosen[higher]
         return rows[higher & (chosen <= 0)]
 
     def back(self, rows: np.ndarray) -> np.ndarray:
@@ -140,23 +140,23 @@ class _Levels:
         least = 1e-6 * np.abs(loss).max(axis=tuple(range(1, loss.ndim)), keepdims=True)
         loss = np.maximum(loss, np.maximum(least, 1e-37))
         saved = self._cost(rows, now)
-        moved, heights = self._tried(rows, own, np.where(now != own, saved / loss, 0.0))
-        changed = (moved != now[:, None]).reshape(*heights.shape, -1).any(axis=2)
-        stays = (heights > 0) & changed
+        moved, margins = self._tried(rows, own, np.where(now != own, saved / loss, 0.0))
+        changed = (moved != now[:, None]).reshape(*margins.shape, -1).any(axis=2)
+        stays = (margins > 0) & changed
         # The most values that can be put back.
         best = stays.shape[1] - 1 - stays[:, ::-1].argmax(axis=1)
         some = stays.any(axis=1)
         self.now[rows[some]] = moved[some, best[some]]
-        self.heights[rows[some]] = heights[some, best[some]]
+        self.margins[rows[some]] = margins[some, best[some]]
         return rows[some]
 
     def _tried(
         self, rows: np.ndarray, target: np.ndarray, worth: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The present outputs with the worthiest values moved to their targets, and the heights.
+        """The present outputs with the worthiest values moved to their targets, and the margins.
 
         Returns:
-            Outputs ``(n, choices, ...)``, heights ``(n, choices)``.
+            Outputs ``(n, choices, ...)``, margins ``(n, choices)``.
         """
         flat, aim = self.now[rows].reshape(len(rows), -1), target.reshape(len(rows), -1)
         worth = worth.reshape(len(rows), -1)
@@ -174,5 +174,7 @@ class _Levels:
             np.put_along_axis(choices[:, place], group, values, axis=1)
         shape = self.x.shape[1:]
         repeated = np.repeat(rows, len(counts))
-        heights = self.front.model.margins(choices.reshape(-1, *shape), self.goal.take(repeated))
-        return choices.reshape(len(rows), len(counts), *shape), heights.reshape(len(rows), -1)
+        margins = self.quantizer.model.margins(
+            choices.reshape(-1, *shape), self.goal.take(repeated)
+        )
+        return choices.reshape(len(rows), len(counts), *shape), margins.reshape(len(rows), -1)

@@ -1,4 +1,4 @@
-"""Attacks one after the other, each on the images that still stand; AutoAttack and ours."""
+"""Attacks one after the other, each on the images that are not broken; AutoAttack and ours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NORMS = ("linf", "l2", "l1")
 
 
 class Ensemble(Attack):
-    """Attacks in an order, cheap ones first; each attacks only the images that still stand.
+    """Attacks in an order, cheap ones first; each attacks only the images that are not broken.
 
     An evaluation plays the parts under each threat model, largest radius first, and reports
     what each one found. A model with defences hides its gradient, so with surrogate gradients to
@@ -34,7 +34,7 @@ class Ensemble(Attack):
     Args:
         parts: attacks by name, of one norm, none of them an ensemble.
         first: names of the parts that are also made where a defence hides the gradient.
-        skip_smaller: an image that stood at a radius is not attacked by the same part at
+        skip_smaller: an image that withstood a part at a radius is not attacked by it at
             smaller ones, whose balls lie inside.
         evidence: class of the evidence, one of ``"quick"``, ``"standard"``, ``"strong"``.
         draws: how many draws of a random model are averaged unless the user says.

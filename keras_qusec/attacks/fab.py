@@ -72,7 +72,7 @@ class FAB(MinimumNormAttack):
         best, distance, images = state
         norm = norms.get(self.norm)
         seen = view.look(images)
-        slope, gap = seen.gradient, -seen.height
+        slope, gap = seen.gradient, -seen.value
         axes = tuple(range(1, len(x.shape)))
         gap_of_clean = gap + ops.sum(slope * (images - x), axis=axes)
         from_image = norm.to_hyperplane(images, slope, gap, values) - images
@@ -82,9 +82,9 @@ class FAB(MinimumNormAttack):
         weight = columns(ops.minimum(far / (far + near), _ALPHA), x)
         there = (1.0 - weight) * (images + _ETA * from_image) + weight * (x + _ETA * from_clean)
         there = ops.clip(there, *values)
-        standing = view.standing(there)
-        best, distance = keep_closer(self.norm, x, there, standing, best, distance)
-        back = columns(standing + (1.0 - standing) * _BETA, x)
+        unbroken = view.unbroken(there)
+        best, distance = keep_closer(self.norm, x, there, unbroken, best, distance)
+        back = columns(unbroken + (1.0 - unbroken) * _BETA, x)
         return best, distance, x + back * (there - x)
 
     def run(

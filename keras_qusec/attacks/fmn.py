@@ -73,9 +73,9 @@ class FMN(MinimumNormAttack):
         gamma = self.gamma * (0.02 + 0.98 * falling)
         seen = view.look(images)
         gradient = _inward(seen.gradient, images, values)
-        fooled = seen.standing == 0
-        best, distance = keep_closer(self.norm, x, images, seen.standing, best, distance)
-        reached = ops.maximum(reached, 1.0 - seen.standing)
+        fooled = seen.unbroken == 0
+        best, distance = keep_closer(self.norm, x, images, seen.unbroken, best, distance)
+        reached = ops.maximum(reached, 1.0 - seen.unbroken)
         worst = norm.length(ops.maximum(x - values[0], values[1] - x))
         nearest = ops.minimum(distance, worst)
         if self.norm == "l0":
@@ -83,7 +83,7 @@ class FMN(MinimumNormAttack):
             more = ops.maximum(radius + 1.0, ops.floor(radius * (1.0 + gamma)))
             radius = ops.maximum(ops.where(fooled, ops.minimum(fewer, nearest), more), 0.0)
         else:
-            gap = ops.absolute(seen.height)
+            gap = ops.absolute(seen.value)
             # The distance to the boundary, or to the farthest image if that is nearer.
             slope = ops.maximum(ops.maximum(norm.dual(gradient), gap / worst), 1e-37)
             boundary = norm.length(images - x) + gap / slope

@@ -250,15 +250,15 @@ class GradientAttack(Attack):
         def search(rows: np.ndarray, epsilon: float | None, seed: int) -> np.ndarray:
             nonlocal last
             radius = epsilon or 0.0
-            standing = rows
+            unbroken = rows
             if not goal.transfer and 0 < last < radius:
                 larger = x[rows] + (ends[rows] - x[rows]) * np.float32(radius / last)
                 ends[rows] = np.clip(larger, *model.value_range)
-                standing = rows[~model.is_adversarial(ends[rows], goal.take(rows))]
+                unbroken = rows[~model.is_adversarial(ends[rows], goal.take(rows))]
             last = radius
-            if len(standing):
-                ends[standing] = self._search(
-                    model, x[standing], goal.take(standing), radius, seed_state(seed, 0)
+            if len(unbroken):
+                ends[unbroken] = self._search(
+                    model, x[unbroken], goal.take(unbroken), radius, seed_state(seed, 0)
                 )
             return ends[rows]
 
@@ -304,7 +304,7 @@ class GradientAttack(Attack):
         ) -> tuple[Tensor, Tensor]:  # fmt: skip
             def gradient(images: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
                 ascent = model.traced_ascent(mapping, images, labels, aims, objective)
-                return ascent.gradient, moving if transfer else moving * ascent.standing
+                return ascent.gradient, moving if transfer else moving * ascent.unbroken
 
             moving = ops.ones_like(ops.cast(labels, x.dtype))
             ball = ball_around(x, epsilon, self.norm, model.value_range)

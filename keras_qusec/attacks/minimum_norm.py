@@ -21,13 +21,13 @@ class View(NamedTuple):
     """What a step may ask of the model, inside compiled code.
 
     Attributes:
-        look: function of images that returns the gradient and height of the objective, and which
+        look: function of images that returns the gradient and value of the objective, and which
             images are not adversarial.
-        standing: function of images that returns the last alone, without a gradient.
+        unbroken: function of images that returns the last alone, without a gradient.
     """
 
     look: Callable[[Tensor], Ascent]
-    standing: Callable[[Tensor], Tensor]
+    unbroken: Callable[[Tensor], Tensor]
 
 
 # A distance that no image has, in compiled code. An infinite one would stop the tools by which
@@ -98,12 +98,12 @@ class MinimumNormAttack(Attack):
                 seen = model.traced_ascent(mapping, images, labels, aims, objective)
                 return seen._replace(gradient=ops.nan_to_num(seen.gradient))
 
-            def standing(images: Tensor) -> Tensor:
-                return model.traced_standing(mapping, images, labels, aims, objective)
+            def unbroken(images: Tensor) -> Tensor:
+                return model.traced_unbroken(mapping, images, labels, aims, objective)
 
             def step(place: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 number = first + ops.cast(place, "float32")
-                return self.step(View(look, standing), x, state, number, model.value_range)
+                return self.step(View(look, unbroken), x, state, number, model.value_range)
 
             return ops.fori_loop(0, steps, step, tuple(state))
 
@@ -139,11 +139,11 @@ class MinimumNormAttack(Attack):
 
 
 def keep_closer(
-    norm: str, x: Tensor, images: Tensor, standing: Tensor, best: Tensor, distance: Tensor
+    norm: str, x: Tensor, images: Tensor, unbroken: Tensor, best: Tensor, distance: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The closest images and their distances, with new ones taken up where they are closer."""
     size = norms.get(norm).length(images - x)
-    closer = ops.logical_and(standing == 0, size < distance)
+    closer = ops.logical_and(unbroken == 0, size < distance)
     mask = ops.reshape(closer, (-1, *([1] * (len(x.shape) - 1))))
     return ops.where(mask, images, best), ops.where(closer, size, distance)
 

@@ -97,7 +97,7 @@ class Objective(NamedTuple):
     aimed: bool = False
     targeted: bool = False
 
-    def height(self, labels: Tensor, aims: Tensor, logits: Tensor) -> Tensor:
+    def value(self, labels: Tensor, aims: Tensor, logits: Tensor) -> Tensor:
         """The loss of each image, ``(n,)``; `aims` are the targets."""
         loss = LOSSES[self.loss]
         return loss.towards(labels, aims, logits) if self.aimed else loss.away(labels, logits)

@@ -106,9 +106,9 @@ class Pointwise(Attack):
         clean, flat = x.reshape(len(x), -1), images.reshape(len(images), -1)
         orders = [rng.permutation(np.flatnonzero(flat[row] != clean[row])) for row in rows]
         improved = np.zeros(len(rows), bool)
-        for turn in range(max(map(len, orders))):
-            places = np.flatnonzero([len(order) > turn for order in orders])
-            features = np.array([orders[place][turn] for place in places])
+        for number in range(max(map(len, orders))):
+            places = np.flatnonzero([len(order) > number for order in orders])
+            features = np.array([orders[place][number] for place in places])
             trial = flat[rows[places]]
             trial[np.arange(len(places)), features] = clean[rows[places], features]
             won = model.is_adversarial(trial.reshape(-1, *x.shape[1:]), goal.take(rows[places]))

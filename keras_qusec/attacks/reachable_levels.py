@@ -11,9 +11,9 @@ from keras import ops
 from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
-from keras_qusec.attacks.front_quantizer import FrontQuantizer, front_quantizer
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.gradient_attack import rounds
+from keras_qusec.attacks.input_quantizer import InputQuantizer, input_quantizer
 from keras_qusec.attacks.objective import Objective
 from keras_qusec.attacks.target_order import target_order
 from keras_qusec.checks import whole_number
@@ -45,7 +45,7 @@ class ReachableLevels(Attack):
 
     Args:
         steps: gradient steps of a round.
-        rounds: number of rounds, on the images that still stand.
+        rounds: number of rounds, on the images that are not broken.
         restarts: how often an evaluation runs it on each image.
 
     Raises:
@@ -75,68 +75,68 @@ class ReachableLevels(Attack):
         self.cost = f"{steps} gradients and some 100 queries a round, {rounds} rounds"
 
     def applies_to(self, model: AttackedModel, x: np.ndarray) -> bool:
-        return front_quantizer(model, x) is not None
+        return input_quantizer(model, x) is not None
 
     def run(
         self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
-        front = checked_front(model, x)
+        quantizer = checked_quantizer(model, x)
         radius, norm = np.float32(epsilon or 0.0), norms.get("linf")
         low, high = (np.clip(x + side * radius, *model.value_range) for side in (-1, 1))
         low, high = (norm.into_ball(x, end, float(radius)) for end in (low, high))
-        box = _Box(front, goal, front.outputs(low), front.outputs(high))
-        own = front.outputs(x)
+        box = _Box(quantizer, goal, quantizer.outputs(low), quantizer.outputs(high))
+        own = quantizer.outputs(x)
         outputs = own.copy()
-        heights = np.full(len(x), -np.inf, "float32")
+        margins = np.full(len(x), -np.inf, "float32")
         generator = np.random.default_rng(seed)
         targets = np.zeros((len(x), 0), int)
-        for turn in range(self.rounds):
-            rows = np.flatnonzero(heights <= 0)
+        for number in range(self.rounds):
+            rows = np.flatnonzero(margins <= 0)
             if not len(rows):
                 break
-            aimed = turn >= 2 and not goal.targeted
+            aimed = number >= 2 and not goal.targeted
             if aimed and not targets.shape[1]:
                 count = self.rounds - 2
-                targets = target_order(front.model, outputs, goal.labels, count, "malt", "linf")
+                targets = target_order(quantizer.model, outputs, goal.labels, count, "malt", "linf")
             aims = goal.classes[rows]
             if aimed:
-                aims = targets[rows, (turn - 2) % targets.shape[1]].astype(aims.dtype)
-            loss = "log-odds" if turn == 0 else "margin"
+                aims = targets[rows, (number - 2) % targets.shape[1]].astype(aims.dtype)
+            loss = "log-odds" if number == 0 else "margin"
             objective = goal.objective(loss, aimed=aimed)
             shares = generator.random((len(rows), *x.shape[1:]), dtype="float32")
             found, reached = box.relaxed(rows, objective, aims, shares, self.steps)
             found, reached = box.flipped(rows, found, reached)
-            higher = reached > heights[rows]
-            outputs[rows[higher]], heights[rows[higher]] = found[higher], reached[higher]
+            higher = reached > margins[rows]
+            outputs[rows[higher]], margins[rows[higher]] = found[higher], reached[higher]
         ends = np.where(outputs > own, high, low)
-        return front.images(x, ends, outputs)
+        return quantizer.images(x, ends, outputs)
 
 
 class _Box:
     """The outputs that images can reach, and searches among them for some rows.
 
     Args:
-        front: the quantizer.
+        quantizer: through which all of an image passes.
         goal: what the images must reach.
         low: smallest reachable outputs, ``(n, ...)``.
         high: largest reachable outputs.
     """
 
     def __init__(
-        self, front: FrontQuantizer, goal: Goal, low: np.ndarray, high: np.ndarray
+        self, quantizer: InputQuantizer, goal: Goal, low: np.ndarray, high: np.ndarray
     ) -> None:
-        self.front, self.model, self.goal = front, front.model, goal
+        self.quantizer, self.model, self.goal = quantizer, quantizer.model, goal
         self.low, self.high = low, high
 
-    def heights(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def margins(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """How far each output is on the wrong side, ``(n,)``: above 0 where it is adversarial."""
         return self.model.margins(outputs, self.goal.take(rows))
 
     def rounded(self, outputs: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The nearest levels; a quantizer without steps reaches all outputs."""
-        if self.front.grid is None:
+        if self.quantizer.grid is None:
             return outputs
-        first, step = self.front.grid
+        first, step = self.quantizer.grid
         levels = (first + np.round((outputs - first) / step) * step).astype("float32")
         return np.clip(levels, self.low[rows], self.high[rows])
 
@@ -148,7 +148,7 @@ class _Box:
         shares: np.ndarray,
         steps: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gradient steps between the ends, rounded: the best outputs and their heights.
+        """Gradient steps between the ends, rounded: the best outputs and their margins.
 
         Args:
             rows: images.
@@ -176,7 +176,7 @@ class _Box:
 
         compiled = self.model.compiled(("reachable", objective, len(shape)), run, batches=5)
         best = np.zeros_like(shares)
-        heights = np.full(len(rows), -np.inf, "float32")
+        margins = np.full(len(rows), -np.inf, "float32")
         left, done = np.arange(len(rows)), 0
         for count in rounds(steps):
             part = rows[left]
@@ -188,19 +188,19 @@ class _Box:
             )  # fmt: skip
             done += count
             outputs = self.rounded(self.low[part] + width * shares[left], part)
-            reached = self.heights(outputs, part)
-            higher = reached > heights[left]
-            best[left[higher]], heights[left[higher]] = outputs[higher], reached[higher]
+            reached = self.margins(outputs, part)
+            higher = reached > margins[left]
+            best[left[higher]], margins[left[higher]] = outputs[higher], reached[higher]
             left = left[reached <= 0]
             if not len(left):
                 break
-        return best, heights
+        return best, margins
 
     def flipped(
-        self, rows: np.ndarray, outputs: np.ndarray, heights: np.ndarray
+        self, rows: np.ndarray, outputs: np.ndarray, margins: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Move the values of largest first-order gain as long as that raises the height."""
-        left = np.flatnonzero(heights <= 0)
+        """Move the values of largest first-order gain as long as that raises the margin."""
+        left = np.flatnonzero(margins <= 0)
         for _ in range(_MOST_FLIPS):
             if not len(left):
                 break
@@ -208,23 +208,23 @@ class _Box:
             gradient = np.nan_to_num(self.model.ascent(present, self.goal.take(part), "margin"))
             choices = self._choices(part, present, gradient)
             count = choices.shape[1]
-            repeated = self.heights(
+            repeated = self.margins(
                 choices.reshape(-1, *present.shape[1:]), np.repeat(part, count)
             ).reshape(-1, count)
             best = repeated.argmax(axis=1)
             reached = np.take_along_axis(repeated, best[:, None], axis=1)[:, 0]
-            higher = reached > heights[left]
+            higher = reached > margins[left]
             outputs[left[higher]] = choices[higher, best[higher]]
-            heights[left[higher]] = reached[higher]
+            margins[left[higher]] = reached[higher]
             left = left[higher & (reached <= 0)]
-        return outputs, heights
+        return outputs, margins
 
     def _choices(self, rows: np.ndarray, outputs: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """Outputs to try next, ``(n, choices, ...)``: moves to the ends, and by one level."""
         ends = _moves(outputs, gradient, self.low[rows], self.high[rows])
-        if self.front.grid is None or np.isclose(self.front.grid[1], 1.0):
+        if self.quantizer.grid is None or np.isclose(self.quantizer.grid[1], 1.0):
             return ends
-        step = np.float32(self.front.grid[1])
+        step = np.float32(self.quantizer.grid[1])
         low, high = (self.rounded(outputs + side * step, rows) for side in (-1, 1))
         return np.concatenate([ends, _moves(outputs, gradient, low, high)], axis=1)
 
@@ -248,17 +248,17 @@ def _moves(
     return choices.reshape(len(outputs), len(groups), *outputs.shape[1:])
 
 
-def checked_front(model: AttackedModel, x: np.ndarray) -> FrontQuantizer:
+def checked_quantizer(model: AttackedModel, x: np.ndarray) -> InputQuantizer:
     """The quantizer in front of a model.
 
     Raises:
         ValueError: if there is none.
     """
-    front = front_quantizer(model, x)
-    if front is None:
+    quantizer = input_quantizer(model, x)
+    if quantizer is None:
         raise ValueError(
             "Expected a model with a quantizer in front, which all of the image passes. Received: "
             f"{model.model.name!r}. Attack it with surrogate gradients: "
             'threat_models=["white-box", "adaptive"].'
         )
-    return front
+    return quantizer

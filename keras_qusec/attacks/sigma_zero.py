@@ -78,12 +78,12 @@ class SigmaZero(MinimumNormAttack):
         best, distance, images, first, second, threshold = state
         norm, width = norms.L0(), values[1] - values[0]
         seen = view.look(images)
-        best, distance = keep_closer(self.norm, x, images, seen.standing, best, distance)
+        best, distance = keep_closer(self.norm, x, images, seen.unbroken, best, distance)
         # All in shares of the value range.
         change = (images - x) / width
         # In shares of its largest part: behind a steep quantizer the gradient is much smaller than
         # that of the sparsity, which alone would move nothing towards another class.
-        uphill, _ = norms.in_shares(-seen.gradient * columns(ops.cast(seen.height < 0, x.dtype), x))
+        uphill, _ = norms.in_shares(-seen.gradient * columns(ops.cast(seen.value < 0, x.dtype), x))
         square = change * change
         count = math.prod(x.shape[1:])
         uphill = uphill + 2.0 * self.sigma * change / (square + self.sigma) ** 2 / count
@@ -95,7 +95,7 @@ class SigmaZero(MinimumNormAttack):
         spread = ops.sqrt(second / (1.0 - _BETA_2 ** (place + 1.0))) + 1e-8
         moved = ops.clip(x + width * (change - rate * mean / spread), *values)
         rate = self.step_size * _annealed(place, self.steps)
-        threshold = ops.clip(threshold + 0.01 * rate * (1.0 - 2.0 * seen.standing), 0.0, 1.0)
+        threshold = ops.clip(threshold + 0.01 * rate * (1.0 - 2.0 * seen.unbroken), 0.0, 1.0)
         kept = norm.pixel_sizes(moved - x) >= width * threshold[:, None]
         mask = norm.of_pixels(ops.cast(kept, x.dtype), x)
         return best, distance, x + mask * (moved - x), first, second, threshold

@@ -71,21 +71,21 @@ class Square(Attack):
         search = _LinfSquares if self.norm == "linf" else _L2Squares
         squares = search(radius, model.value_range, random)
 
-        def heights(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def margins(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
             return model.margins(images.reshape(-1, *x.shape[1:]), goal.take(rows))
 
         best = squares.start(clean)
         rows = np.arange(len(x))
-        reached = heights(best, rows)
+        reached = margins(best, rows)
         for query in range(1, self.queries):
             rows = rows[reached[rows] <= 0] if not goal.transfer else rows
             if not len(rows):
                 break
             share = self.share_at(query)
             tried = squares.changed(clean[rows], best[rows], share)
-            height = heights(tried, rows)
-            higher = height > reached[rows]
-            best[rows[higher]], reached[rows[higher]] = tried[higher], height[higher]
+            margin = margins(tried, rows)
+            higher = margin > reached[rows]
+            best[rows[higher]], reached[rows[higher]] = tried[higher], margin[higher]
         return best.reshape(x.shape)
 
     def share_at(self, query: int) -> float:

@@ -19,7 +19,7 @@ from keras_qusec.audit.evidence import BUDGETS, HARDNESSES, JUDGED, TARGETED, Bu
 from keras_qusec.audit.random_outputs import CALLED, LIMIT, difference_between_calls
 from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
-from keras_qusec.audit.surrogate_gradients import through_front
+from keras_qusec.audit.surrogate_gradients import with_identity
 from keras_qusec.audit.transfer import substitute
 from keras_qusec.backends import with_gradients
 from keras_qusec.datasets import arrays_of, spread_rows
@@ -147,22 +147,25 @@ def audit_robustness(
     sources = only_keras(models_of(source_model, "source_model")) if source_model else {}
     if not sources and budget.substitute:
         sources = {"substitute": substitute(attacked, last, epsilon, seed)}
-    front = {f"identity for {n}": m for n, m in through_front(attacked).items()}
+    identities = {f"identity for {n}": m for n, m in with_identity(attacked).items()}
     needs = {c.identifier: c.attacks(epsilon, pixels[1] - pixels[0], budget) for c in CHECKS}
     with shown(progress, "audit") as tell:
         evaluate = _evaluator(net, images, y, epsilon, {**settings, "draws": draws}, resume_dir)
-        evaluation, knowing = _attacked(evaluate, attacked, judged, needs.values(), budget, tell)
+        evaluation, adaptive_report = _attacked(
+            evaluate, attacked, judged, needs.values(), budget, tell
+        )
         transfers = None
-        if front or sources:
+        if identities or sources:
             transfers = evaluate(
                 "transfer", {JUDGED: PGD()}, _part(tell, 0.8, 0.85),
-                threat_models=("black-box",), source_model={**front, **sources},
+                threat_models=("black-box",), source_model={**identities, **sources},
             )  # fmt: skip
         adaptive = attacked.with_surrogates(HARDNESSES) if _ADAPTIVE in judged else []
         evidence = Evidence(
             model=attacked, followed=[attacked, *adaptive], x=last, labels=labels, correct=correct,
             epsilon=epsilon, threat_models=judged, budget=budget, seed=seed,
-            evaluation=evaluation, knowing=knowing, transfers=transfers, front=tuple(front),
+            evaluation=evaluation, adaptive_report=adaptive_report, transfers=transfers,
+            identities=tuple(identities),
         )  # fmt: skip
         results = []
         for place, check in enumerate(CHECKS):
@@ -204,12 +207,12 @@ def _attacked(
     if not defended:
         return evaluation, None
     beyond = _MORE_HARDNESSES if _ADAPTIVE in judged else (*HARDNESSES, *_MORE_HARDNESSES)
-    knowing = evaluate(
+    adaptive_report = evaluate(
         "adaptive", {JUDGED: PGD()} | standard, _part(tell, 0.6, 0.8),
         threat_models=(_WHITE_BOX, _ADAPTIVE) if standard else (_ADAPTIVE,),
         surrogate_hardnesses=beyond,
     )  # fmt: skip
-    return evaluation, knowing
+    return evaluation, adaptive_report
 
 
 def _judge(check: Check, evidence: Evidence, attacks: Mapping[str, Attack]) -> CheckResult:
@@ -301,7 +304,8 @@ def _of_random_model(
     evidence = Evidence(
         model=model, followed=[model], x=x, labels=labels,
         correct=model.predictions(x) == labels, epsilon=epsilon, threat_models=judged,
-        budget=budget, seed=seed, evaluation=None, knowing=None, transfers=None, front=(),
+        budget=budget, seed=seed, evaluation=None, adaptive_report=None, transfers=None,
+        identities=(),
     )  # fmt: skip
     unknown = Finding(NOT_RUN, "the model is random; judge the mean of its draws: draws=20")
     results = [

@@ -69,17 +69,17 @@ def line_distances(evidence: Evidence) -> np.ndarray:
             # Many are as far as the value range goes: then the closest on average.
             means = np.abs(flat[other] - flat[place]).mean(axis=1)
             nearest[place] = other[np.lexsort((means, gaps))[0]]
-    standing = np.flatnonzero(nearest >= 0)
+    unbroken = np.flatnonzero(nearest >= 0)
     for step in range(1, _PLACES + 1):
-        if not len(standing):
+        if not len(unbroken):
             break
         share = np.float32(step / _PLACES)
-        clean, end = x[rows[standing]], x[rows[nearest[standing]]]
+        clean, end = x[rows[unbroken]], x[rows[nearest[unbroken]]]
         moved = clean + share * (end - clean)
-        fell = model.is_adversarial(moved, evidence.goal(rows[standing]))
-        size = np.abs(moved - clean).reshape(len(standing), -1).max(axis=1)
-        distances[standing[fell]] = size[fell]
-        standing = standing[~fell]
+        fell = model.is_adversarial(moved, evidence.goal(rows[unbroken]))
+        size = np.abs(moved - clean).reshape(len(unbroken), -1).max(axis=1)
+        distances[unbroken[fell]] = size[fell]
+        unbroken = unbroken[~fell]
     return distances
 
 

@@ -95,10 +95,10 @@ class Evidence:
         seed: of all that is random.
         evaluation: what the judged attack and the attacks of the checks found; None if nothing
             was attacked.
-        knowing: what an adversary found who knows the defences and follows other surrogate
-            gradients than the judged attack, or None.
+        adaptive_report: what an adversary found who knows the defences and follows other
+            surrogate gradients than the judged attack, or None.
         transfers: what examples of other models found, or None.
-        front: names of the sources that are the model itself with the identity's gradient for
+        identities: names of the sources that are the model itself with the identity's gradient for
             layers in front.
     """
 
@@ -115,17 +115,21 @@ class Evidence:
         budget: Budget,
         seed: int,
         evaluation: RobustnessReport | None,
-        knowing: RobustnessReport | None,
+        adaptive_report: RobustnessReport | None,
         transfers: RobustnessReport | None,
-        front: Sequence[str],
+        identities: Sequence[str],
     ) -> None:
         self.model, self.followed = model, list(followed)
         self.x, self.labels, self.correct = x, labels, correct
         self.rows = np.flatnonzero(correct)
         self.epsilon, self.threat_models = epsilon, tuple(threat_models)
         self.budget, self.seed = budget, seed
-        self._evaluation, self.knowing, self.transfers = evaluation, knowing, transfers
-        self.front = tuple(front)
+        self._evaluation, self.adaptive_report, self.transfers = (
+            evaluation,
+            adaptive_report,
+            transfers,
+        )
+        self.identities = tuple(identities)
 
     @property
     def has_evaluation(self) -> bool:
@@ -181,7 +185,7 @@ class Evidence:
     @functools.cached_property
     def worst(self) -> np.ndarray:
         """Which images anything at all broke within epsilon, ``(n,)`` bool."""
-        reports = (self.evaluation, self.knowing, self.transfers)
+        reports = (self.evaluation, self.adaptive_report, self.transfers)
         return np.any([self._broken(report) for report in reports], axis=0)
 
     @property
@@ -190,7 +194,7 @@ class Evidence:
         if self.transfers is None:
             return ()
         named = {str(result.source) for result in self.transfers.results}
-        return tuple(sorted(named - set(self.front)))
+        return tuple(sorted(named - set(self.identities)))
 
     def transferred(self, sources: Sequence[str]) -> np.ndarray:
         """Which images the examples of some sources broke within epsilon, ``(n,)`` bool."""
@@ -204,7 +208,7 @@ class Evidence:
     @property
     def known_defense(self) -> np.ndarray:
         """Which images an adversary broke who knows the defences, ``(n,)`` bool."""
-        return self._broken(self.knowing)
+        return self._broken(self.adaptive_report)
 
     def found(self, attack: str, radius: float | None = None) -> np.ndarray:
         """Which images an attack broke within a radius, by default epsilon, ``(n,)`` bool."""
@@ -236,13 +240,3 @@ class Evidence:
                 within = self.epsilon if radius is None else radius
                 broken |= norms.within(result.distances["linf"], within)
         return broken & self.correct
-
-
-def log_odds(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The log-odds against each label, ``(n,)`` float64: what attacks here climb."""
-    logits = logits.astype("float64")
-    rows = np.arange(len(logits))
-    own = logits[rows, labels].copy()
-    logits[rows, labels] = -np.inf
-    largest = logits.max(axis=1)
-    return largest + np.log(np.exp(logits - largest[:, None]).sum(axis=1)) - own

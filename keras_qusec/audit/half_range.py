@@ -7,7 +7,7 @@ import numpy as np
 from keras_qusec.attacks import Attack
 from keras_qusec.audit.check import Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import Budget, Evidence
-from keras_qusec.audit.rising_accuracy import standing_at, sweep
+from keras_qusec.audit.rising_accuracy import sweep, unbroken_at
 
 
 class HalfRange(Check):
@@ -24,13 +24,13 @@ class HalfRange(Check):
         return sweep(epsilon, width)
 
     def judge(self, evidence: Evidence) -> Finding:
-        standing = standing_at(evidence, evidence.width / 2)
+        unbroken = unbroken_at(evidence, evidence.width / 2)
         _, frequent = np.unique(evidence.labels[evidence.rows], return_counts=True)
         # A grey image may have the most frequent class.
         chance = float(frequent.max() / len(evidence.rows))
         return passed_or_raised(
-            standing.low > chance,
-            f"{standing.words}; the most frequent class has {100 * chance:.1f} %",
-            numbers={"standing": standing.share, "chance": chance},
-            images=tuple(standing.images.tolist()),
+            unbroken.low > chance,
+            f"{unbroken.words}; the most frequent class has {100 * chance:.1f} %",
+            numbers={"unbroken": unbroken.share, "chance": chance},
+            images=tuple(unbroken.images.tolist()),
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
-from keras_qusec.audit.evidence import Evidence, log_odds
+from keras_qusec.audit.evidence import Evidence
+from keras_qusec.classifiers import log_odds
 
 _STEPS = 40
 
@@ -32,11 +33,11 @@ class LossPath(Check):
                 NOT_RUN, "the judged attack follows surrogate gradients, not those of the loss"
             )
         rows = evidence.looked_at(evidence.budget.looked_at)
-        heights = path(evidence, rows)
-        steps = np.diff(heights, axis=0)
-        gained = heights.max(axis=0) - heights[0]
+        values = path(evidence, rows)
+        steps = np.diff(values, axis=0)
+        gained = values.max(axis=0) - values[0]
         fallen = -np.minimum(steps, 0).sum(axis=0)
-        late = heights.max(axis=0) - heights[: 3 * _STEPS // 4].max(axis=0)
+        late = values.max(axis=0) - values[: 3 * _STEPS // 4].max(axis=0)
         scale = np.maximum(gained, 1e-12)
         moved = gained > 0
         down = float(np.median(np.where(moved, fallen / scale, np.inf)))
@@ -56,11 +57,11 @@ def path(evidence: Evidence, rows: np.ndarray) -> np.ndarray:
     model, goal, epsilon = evidence.model, evidence.goal(rows), evidence.epsilon
     clean = evidence.x[rows]
     images = clean
-    heights = [log_odds(model.logits(images), goal.labels)]
+    values = [log_odds(model.logits(images), goal.labels)]
     for step in range(_STEPS):
         size = epsilon / 5 * (1 + np.cos(np.pi * step / _STEPS)) / 2
         moved = images + np.float32(size) * np.sign(model.ascent(images, goal))
         moved = np.clip(moved, clean - epsilon, clean + epsilon)
         images = np.clip(moved, *model.value_range).astype("float32")
-        heights.append(log_odds(model.logits(images), goal.labels))
-    return np.stack(heights)
+        values.append(log_odds(model.logits(images), goal.labels))
+    return np.stack(values)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.audit.evidence import JUDGED, Evidence, log_odds
+from keras_qusec.audit.evidence import JUDGED, Evidence
+from keras_qusec.classifiers import log_odds
 from keras_qusec.plots import CURVE_COLOUR, THRESHOLD_COLOUR, pyplot
 
 _GRID = 21
@@ -24,8 +25,8 @@ def audit_figure(evidence: Evidence) -> Any:
 
 def _loss_surface(axis: Any, evidence: Evidence) -> None:
     """The loss of one image along its gradient and a random direction."""
-    standing = np.flatnonzero(evidence.correct & ~evidence.judged)
-    row = int((standing if len(standing) else evidence.rows)[0])
+    unbroken = np.flatnonzero(evidence.correct & ~evidence.judged)
+    row = int((unbroken if len(unbroken) else evidence.rows)[0])
     clean, epsilon = evidence.x[row], evidence.epsilon
     gradient = evidence.model.ascent(clean[None], evidence.goal(np.array([row])))[0]
     along = np.sign(gradient)

@@ -148,7 +148,9 @@ class AuditReport:
         }
         others = {
             "an adaptive attack": evidence.known_defense,
-            "a transferred example": evidence.transferred((*evidence.sources, *evidence.front)),
+            "a transferred example": evidence.transferred(
+                (*evidence.sources, *evidence.identities)
+            ),
         }
         found |= {name: int((rows & ~evidence.judged).sum()) for name, rows in others.items()}
         return max(found, key=lambda name: found[name])

@@ -29,7 +29,7 @@ def sweep(epsilon: float, width: float) -> dict[str, Attack]:
     return {name: AtRadius(pgd, r) for name, r in radii_of(epsilon, width).items()}
 
 
-class Standing(NamedTuple):
+class Unbroken(NamedTuple):
     """What stands against PGD at a radius: which images, their share's interval, in words."""
 
     images: np.ndarray
@@ -38,16 +38,16 @@ class Standing(NamedTuple):
     words: str
 
 
-def standing_at(evidence: Evidence, radius: float) -> Standing:
+def unbroken_at(evidence: Evidence, radius: float) -> Unbroken:
     """What stands at a radius of the sweep."""
-    standing = evidence.correct & ~evidence.found(_name(radius), radius)
-    count, n = int(standing.sum()), len(evidence.rows)
+    unbroken = evidence.correct & ~evidence.found(_name(radius), radius)
+    count, n = int(unbroken.sum()), len(evidence.rows)
     low, high = wilson_interval(count, n)
     words = (
         f"{count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) stand against PGD with "
         f"epsilon {radius:g}"
     )
-    return Standing(np.flatnonzero(standing), count / n, low, words)
+    return Unbroken(np.flatnonzero(unbroken), count / n, low, words)
 
 
 class RisingAccuracy(Check):

@@ -32,23 +32,25 @@ class SurrogateGradients(Check):
     remedy = 'Judge adaptively: threat_models=("white-box", "adaptive").'
 
     def own_results(self, evidence: Evidence) -> list[Result]:
-        knowing = [] if evidence.knowing is None else evidence.knowing.results
-        return [*knowing, *evidence.results_of(evidence.front)]
+        adaptive_report = (
+            [] if evidence.adaptive_report is None else evidence.adaptive_report.results
+        )
+        return [*adaptive_report, *evidence.results_of(evidence.identities)]
 
     def judge(self, evidence: Evidence) -> Finding:
-        if evidence.knowing is None and not evidence.front:
+        if evidence.adaptive_report is None and not evidence.identities:
             return Finding(NOT_RUN, "no layer offers a surrogate gradient or stands in front")
-        found = evidence.transferred(evidence.front) | evidence.known_defense
+        found = evidence.transferred(evidence.identities) | evidence.known_defense
         ways = []
-        if evidence.knowing is not None:
-            hardnesses = evidence.knowing.provenance["identity"]["surrogate hardnesses"]
+        if evidence.adaptive_report is not None:
+            hardnesses = evidence.adaptive_report.provenance["identity"]["surrogate hardnesses"]
             listed = ", ".join(f"{z:g}" for z in hardnesses)
-            own = evidence.knowing.provenance["identity"]["joined attacks"]
+            own = evidence.adaptive_report.provenance["identity"]["joined attacks"]
             ways.append(
                 " and ".join([f"PGD through surrogates of hardness {listed}", *sorted(own)])
             )
-        if evidence.front:
-            ways.append(f"PGD with the {' and the '.join(evidence.front)}")
+        if evidence.identities:
+            ways.append(f"PGD with the {' and the '.join(evidence.identities)}")
         # Who follows surrogates already has an attack that is a little weaker or stronger at each.
         limit = 0.02 if evidence.follows_surrogates else 0.005
         return more_found(evidence, found, "; ".join(ways), limit)
@@ -56,7 +58,7 @@ class SurrogateGradients(Check):
 
 @keras.saving.register_keras_serializable("keras_qusec")
 class ThroughIdentity(keras.Model):
-    """A classifier whose front has the gradient of the identity.
+    """A classifier whose first layers have the gradient of the identity.
 
     Args:
         head: from images to a tensor of their shape.
@@ -84,7 +86,7 @@ class ThroughIdentity(keras.Model):
         return cls(**parts, **config)
 
 
-def through_front(attacked: AttackedModel) -> dict[str, keras.Model]:
+def with_identity(attacked: AttackedModel) -> dict[str, keras.Model]:
     """A model with the identity's gradient for the layers in front that keep an image's shape.
 
     By the names of the layers; none for a model without a graph.

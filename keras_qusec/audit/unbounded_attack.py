@@ -5,7 +5,7 @@ from __future__ import annotations
 from keras_qusec.attacks import Attack
 from keras_qusec.audit.check import Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import Budget, Evidence
-from keras_qusec.audit.rising_accuracy import standing_at, sweep
+from keras_qusec.audit.rising_accuracy import sweep, unbroken_at
 
 
 class UnboundedAttack(Check):
@@ -22,10 +22,10 @@ class UnboundedAttack(Check):
         return sweep(epsilon, width)
 
     def judge(self, evidence: Evidence) -> Finding:
-        standing = standing_at(evidence, evidence.width)
+        unbroken = unbroken_at(evidence, evidence.width)
         return passed_or_raised(
-            standing.low > 0.005,
-            f"{standing.words}, the whole value range",
-            numbers={"standing": standing.share},
-            images=tuple(standing.images.tolist()),
+            unbroken.low > 0.005,
+            f"{unbroken.words}, the whole value range",
+            numbers={"unbroken": unbroken.share},
+            images=tuple(unbroken.images.tolist()),
         )

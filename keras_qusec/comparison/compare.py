@@ -136,9 +136,9 @@ def compare(
         known = tuple(threats.get(name) for name in threat_models)
         calls = [(name, settings, contenders.get(name), loaded, known) for name in chosen]
         if parallel.is_parallel(n_jobs):
-            outcomes = parallel.called(run_unit, calls, n_jobs)
+            outcomes = parallel.called(compared, calls, n_jobs)
         else:
-            outcomes = (run_unit(*call) for call in calls)
+            outcomes = (compared(*call) for call in calls)
         report(chosen[0], 1 / (2 + len(chosen)))
         for one in outcomes:
             measured[one.name] = one
@@ -154,7 +154,7 @@ def compare(
     return Comparison([measured[name] for name in chosen], made_with)
 
 
-def run_unit(
+def compared(
     name: str,
     settings: Settings,
     contender: contenders.Contender,

@@ -52,11 +52,11 @@ class Training(NamedTuple):
     seed: int
     backup: str = ""
 
-    def network(self, front: Any = None, **settings: Any) -> keras.Model:
+    def network(self, layer: Any = None, **settings: Any) -> keras.Model:
         """The paper's network behind a layer, not trained."""
         shape = self.data.x_train.shape[1:]
         classes = int(self.data.y_train.max()) + 1
-        return paper_cnn(front, input_shape=shape, classes=classes, seed=self.seed, **settings)
+        return paper_cnn(layer, input_shape=shape, classes=classes, seed=self.seed, **settings)
 
     def fitted(self, model: keras.Model, *callbacks: Any) -> keras.Model:
         """A classifier that ends in logits, trained."""
@@ -67,7 +67,7 @@ class Training(NamedTuple):
         model.fit(x, y, batch_size=128, epochs=self.epochs, verbose=0, callbacks=list(callbacks))
         return model
 
-    def in_front(self, layer: keras.layers.Layer, classifier: keras.Model) -> keras.Model:
+    def behind(self, layer: keras.layers.Layer, classifier: keras.Model) -> keras.Model:
         """A layer in front of a classifier, as one model."""
         return keras.Sequential([keras.Input(self.data.x_train.shape[1:]), layer, classifier])
 
@@ -125,7 +125,7 @@ def _ape_gan(training: Training) -> keras.Model:
     gan.compile(keras.optimizers.Adam(0.002))
     pairs = np.concatenate([adversarial, x]), np.concatenate([x, x])
     gan.fit(*pairs, batch_size=64, epochs=training.epochs, verbose=0)
-    return training.in_front(Purifier(gan.generator), classifier)
+    return training.behind(Purifier(gan.generator), classifier)
 
 
 def _defense_gan(training: Training) -> keras.Model:
@@ -140,7 +140,7 @@ def _defense_gan(training: Training) -> keras.Model:
     gan.compile(keras.optimizers.Adam(3e-4, beta_1=0.5, beta_2=0.9))
     gan.fit(training.data.x_train, batch_size=64, epochs=6 * training.epochs, verbose=0)
     layer = DefenseGAN(gan.generator, steps=30, restarts=2, seed=training.seed)
-    return training.in_front(layer, classifier)
+    return training.behind(layer, classifier)
 
 
 def fgsm_callback(training: Training, **settings: Any) -> AdversarialTraining:

@@ -117,8 +117,8 @@ def surrogate_choices(defenses: Sequence[Any], hardnesses: Sequence[float]) -> l
     offers = {defense: offer for defense, offer in offers.items() if offer}
     count = max(map(len, offers.values()), default=0)
     return [
-        {defense: offer[min(turn, len(offer) - 1)] for defense, offer in offers.items()}
-        for turn in range(count)
+        {defense: offer[min(number, len(offer) - 1)] for defense, offer in offers.items()}
+        for number in range(count)
     ]
 
 

@@ -57,9 +57,9 @@ def attack_with_parts(
             run.run_part(name, part, followed, model, attack.skip_smaller or part.minimizes)
             if kept is not None:
                 kept.save(key, [r.result(t, None, keep_all=True) for t, r in runs.items()])
-    played = [part for run in runs.values() for part in run.parts]
-    if played and all(part.failure for part in played):
-        raise ValueError(f"{played[0].attack}: {played[0].failure}")
+    finished = [part for run in runs.values() for part in run.parts]
+    if finished and all(part.failure for part in finished):
+        raise ValueError(f"{finished[0].attack}: {finished[0].failure}")
     if kept is not None:
         kept.remove(key)
     return [run.result(threat, None) for threat, run in runs.items()]
@@ -90,13 +90,13 @@ def _parts_run(
             continue
         if waits and name not in attack.first:
             continue
-        played = continued and (name in attack.first or not hidden)
+        ran_before = continued and (name in attack.first or not hidden)
         if not part.uses_gradients:
-            followed = [] if played else [model]
+            followed = [] if ran_before else [model]
         elif continued and not hidden:
             followed = []  # nothing to see through
         else:
-            followed = threat.models(model, part, plan.hardnesses, played)
+            followed = threat.models(model, part, plan.hardnesses, ran_before)
             if own and threat.follows_surrogates and attack.skip_smaller:
                 followed = followed[-1:]
         if followed:

@@ -1,4 +1,4 @@
-"""A few broken images of each model, with what stands behind its defence."""
+"""A few broken images of each model, with what its defence makes of them."""
 
 from __future__ import annotations
 

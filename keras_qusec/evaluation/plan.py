@@ -62,7 +62,7 @@ class Plan:
     Attributes:
         attacks: by name.
         radii: of each attack, in rising order, or ``(None,)``: as close as can be.
-        threat_models: in the order in which they are played.
+        threat_models: in the order in which they run.
         hardnesses: of the surrogate gradients.
         value_range: smallest and largest pixel value.
         x: clean images, ``(n, ...)`` float32.

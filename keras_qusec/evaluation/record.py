@@ -88,20 +88,20 @@ class Record:
         model: Classifier,
         skip_smaller: bool,
     ) -> None:
-        """Make one attack of an ensemble on what stands, at the largest radius first.
+        """Make one attack of an ensemble on what is not broken, at the largest radius first.
 
         Args:
             name: name of the part.
             part: the attack.
             followed: models whose gradients it follows in call.
             model: the attacked model.
-            skip_smaller: what stood at a radius is not attacked at smaller ones.
+            skip_smaller: what withstood it at a radius is not attacked at smaller ones.
         """
         closest, costs = self.closest, (self.gradients, self.queries, self.seconds)
         before = [cost.copy() for cost in costs]
         tried, broken = (np.zeros(len(self.radii), "int64") for _ in range(2))
         words = int.from_bytes(name.encode()[:8].ljust(8), "big")
-        stood = np.zeros(len(closest.x), bool)
+        survived = np.zeros(len(closest.x), bool)
         self.called = self.acted = False
         failure = ""
         try:
@@ -110,7 +110,7 @@ class Record:
             for place in reversed(range(len(self.radii))):
                 epsilon = self.radii[place]
                 rows = closest.left(epsilon)
-                rows = rows[~stood[rows]]
+                rows = rows[~survived[rows]]
                 tried[place] = len(rows)
                 repeated = [search for search in searches for _ in range(part.restarts)]
                 for number, search in enumerate(repeated):
@@ -126,7 +126,7 @@ class Record:
                 left = rows[np.isin(rows, closest.left(epsilon))]
                 broken[place] = len(rows) - len(left)
                 if skip_smaller:
-                    stood[left] = True
+                    survived[left] = True
             self.check_that_it_acted()
         except Exception as error:  # noqa: BLE001  attacks raise anything
             failure = in_words(error)

@@ -47,7 +47,7 @@ class ThreatModel:
             model: the attacked model, or the source if `uses_source`.
             attack: the attack.
             hardnesses: of the surrogate gradients.
-            continued: whether the threat model that this one continues was played before.
+            continued: whether the threat model that this one continues ran before.
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method models.")
 
@@ -104,7 +104,7 @@ _THREAT_MODELS: Registry[ThreatModel] = Registry(
 def register(threat_model: ThreatModel) -> ThreatModel:
     """Make a threat model known by its name; one of the same name is replaced.
 
-    Threat models are played in the order in which they were registered.
+    Threat models run in the order in which they were registered.
 
     Example:
 
@@ -131,7 +131,7 @@ def get(name: str) -> ThreatModel:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all threat models, in the order in which they are played."""
+    """The names of all threat models, in the order in which they run."""
     return _THREAT_MODELS.names()
 
 

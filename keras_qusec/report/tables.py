@@ -208,7 +208,7 @@ GLOSSARY = (
 EVIDENCE = {
     "quick": 'Accuracy under AutoAttack is often some points lower; ask for attacks="standard".',
     "standard": 'In our measurements as low as AutoAttack; attacks="strong" contains it.',
-    "strong": "AutoAttack and every attack of this package that fits, on what still stood.",
+    "strong": "AutoAttack and every attack of this package that fits, on what was not broken.",
 }
 
 

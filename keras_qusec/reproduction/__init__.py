@@ -1,8 +1,8 @@
 """The paper, measured again: one figure a file, the worst case beside each number."""
 
 from keras_qusec.reproduction.claims import CLAIMS, Claim, Verdict, judged
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.page import best_page, claims_page, figures_page
 from keras_qusec.reproduction.plots import picture, pictures
 from keras_qusec.reproduction.recipes import Recipe
@@ -14,8 +14,8 @@ __all__ = [
     "CLAIMS",
     "FIGURES",
     "Claim",
+    "Experiment",
     "Figure",
-    "Laboratory",
     "Recipe",
     "Reproduction",
     "Row",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
 from keras_qusec.reproduction.figure_10 import L2, cw_report
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import defended, report
 from keras_qusec.reproduction.results import Row
 
@@ -28,34 +28,34 @@ class Abstract(Figure):
         "Where the undefended network keeps much, as under transferred CW, little can be gained."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
-        reports = {series: report(laboratory, *network) for series, network in defended().items()}
-        cw = {series: cw_report(laboratory, *network) for series, network in defended().items()}
+    def rows(self, experiment: Experiment) -> list[Row]:
+        reports = {series: report(experiment, *network) for series, network in defended().items()}
+        cw = {series: cw_report(experiment, *network) for series, network in defended().items()}
         rows = []
         for series in ("CQ", "VQ"):
             for threat in ("white-box", "black-box"):
                 fgsm, none = (
-                    laboratory.row(
+                    experiment.row(
                         reports[name], name, "fgsm", measure=f"FGSM, {threat}", threat_model=threat
                     )
                     for name in (series, "none")
                 )
                 rows.append(_gain(fgsm, none))
                 weak, none = (
-                    laboratory.at_any_distance(
+                    experiment.at_any_distance(
                         cw[name], name, "cw-paper", f"CW of the paper, {threat}", threat
                     )
                     for name in (series, "none")
                 )
                 rows.append(_gain(weak, none))
             near, none = (
-                laboratory.worst_case(reports[name], name, "linf", laboratory.epsilon)
+                experiment.worst_case(reports[name], name, "linf", experiment.epsilon)
                 for name in (series, "none")
             )
             rows.append(_gain(near, none)._replace(measure="worst case within L-infinity epsilon"))
             for radius in L2:
                 near, none = (
-                    laboratory.worst_case(cw[name], name, "l2", radius) for name in (series, "none")
+                    experiment.worst_case(cw[name], name, "l2", radius) for name in (series, "none")
                 )
                 rows.append(_gain(near, none)._replace(measure="worst case within L2 epsilon"))
         return rows

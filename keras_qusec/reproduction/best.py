@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import Make
 from keras_qusec.reproduction.recipes import CIFAR10, MNIST, Recipe
 from keras_qusec.reproduction.results import Row
@@ -34,40 +34,40 @@ class Best(Figure):
         "of training are of the first seed, too."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
-        for recipe in recipes(laboratory):
-            images = laboratory.images if laboratory.quick else recipe.images
-            images = min(images, len(laboratory.data.x_test))
-            model = laboratory.model(recipe.name, making(recipe), **_settings(recipe, laboratory))
-            standard = laboratory.attacked(
+        for recipe in recipes(experiment):
+            images = experiment.images if experiment.quick else recipe.images
+            images = min(images, len(experiment.data.x_test))
+            model = experiment.model(recipe.name, making(recipe), **_settings(recipe, experiment))
+            standard = experiment.attacked(
                 recipe.name, model, {"standard": "standard"}, images=images, spread=True,
                 epsilons=[recipe.epsilon],
             )  # fmt: skip
-            rows.append(laboratory.share(
+            rows.append(experiment.share(
                 recipe.title, 0.0, "clean", standard.clean_accuracy(), images
             ))  # fmt: skip
-            row = laboratory.worst_case(standard, recipe.title, "linf", recipe.epsilon)
+            row = experiment.worst_case(standard, recipe.title, "linf", recipe.epsilon)
             rows.append(row._replace(measure="robust accuracy"))
-            if laboratory.first:
-                rows += laboratory.strong(
+            if experiment.first:
+                rows += experiment.strong(
                     recipe.name, model, recipe.title, standard, epsilon=recipe.epsilon, spread=True
                 )
         return rows
 
-    def settings(self, laboratory: Laboratory) -> dict[str, Any]:
-        listed = {recipe.title: recipe.settings() for recipe in recipes(laboratory)}
-        compare = _COLOUR if laboratory.data.is_colour else _MNIST
+    def settings(self, experiment: Experiment) -> dict[str, Any]:
+        listed = {recipe.title: recipe.settings() for recipe in recipes(experiment)}
+        compare = _COLOUR if experiment.data.is_colour else _MNIST
         return {**listed, "to compare": compare}
 
-    def logs(self, laboratory: Laboratory) -> dict[str, dict[str, list[float]]]:
-        return {recipe.title: laboratory.log(recipe.name) for recipe in recipes(laboratory)}
+    def logs(self, experiment: Experiment) -> dict[str, dict[str, list[float]]]:
+        return {recipe.title: experiment.log(recipe.name) for recipe in recipes(experiment)}
 
 
-def recipes(laboratory: Laboratory) -> tuple[Recipe, ...]:
+def recipes(experiment: Experiment) -> tuple[Recipe, ...]:
     """The recipes for a data set; the last of them if quick."""
-    listed = CIFAR10 if laboratory.data.is_colour else MNIST
-    return listed[-1:] if laboratory.quick else listed
+    listed = CIFAR10 if experiment.data.is_colour else MNIST
+    return listed[-1:] if experiment.quick else listed
 
 
 def making(recipe: Recipe) -> Make:
@@ -75,6 +75,6 @@ def making(recipe: Recipe) -> Make:
     return lambda training: recipe.trained(training)
 
 
-def _settings(recipe: Recipe, laboratory: Laboratory) -> dict[str, float]:
-    epochs = 1 if laboratory.quick else recipe.epochs
+def _settings(recipe: Recipe, experiment: Experiment) -> dict[str, float]:
+    epochs = 1 if experiment.quick else recipe.epochs
     return {"epsilon": recipe.epsilon, "epochs": epochs}

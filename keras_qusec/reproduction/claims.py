@@ -48,7 +48,7 @@ class Claim(NamedTuple):
     data: str | None = None
 
 
-class Measured(NamedTuple):
+class Reading(NamedTuple):
     """A number of a figure, over all seeds.
 
     Attributes:
@@ -64,7 +64,7 @@ class Measured(NamedTuple):
 
 def measured(
     figure: Reproduction, series: str, measure: str, value: float | None = None
-) -> Measured:
+) -> Reading:
     """The number of a series of a figure, the last one if there are several values.
 
     Args:
@@ -85,9 +85,7 @@ def measured(
     last = max(row.value for row in rows)
     rows = [row for row in rows if row.value == last]
     worst = [row.worst for row in rows if row.worst is not None]
-    return Measured(
-        fmean(row.ours for row in rows), fmean(worst) if worst else None, rows[0].images
-    )
+    return Reading(fmean(row.ours for row in rows), fmean(worst) if worst else None, rows[0].images)
 
 
 def higher(share: float, other: float, images: int) -> bool:

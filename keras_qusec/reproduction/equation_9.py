@@ -7,8 +7,8 @@ import numpy as np
 
 from keras_qusec.defenses import find_quantizers
 from keras_qusec.quantization import equal_thresholds
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import input_gradients, trainable
 from keras_qusec.reproduction.results import Row
 
@@ -27,20 +27,20 @@ class Equation9(Figure):
         "derives gradient descent on the squared error."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
-        hardnesses = (1.0, 5.0, 100.0) if laboratory.quick else _HARDNESSES
+    def rows(self, experiment: Experiment) -> list[Row]:
+        hardnesses = (1.0, 5.0, 100.0) if experiment.quick else _HARDNESSES
         rows = []
         for z in hardnesses:
-            model = laboratory.model("vq" if z == 5 else f"vq-z{z:g}", trainable(hardness=z))
+            model = experiment.model("vq" if z == 5 else f"vq-z{z:g}", trainable(hardness=z))
             moved = _movement(model)
-            size = float(np.abs(input_gradients(model, laboratory)).mean())
-            report = laboratory.attacked(f"equation-9-z{z:g}", model)
+            size = float(np.abs(input_gradients(model, experiment)).mean())
+            report = experiment.attacked(f"equation-9-z{z:g}", model)
             clean = report.clean_accuracy()
             rows += [
-                laboratory.number("VQ, n = 2", z, "thresholds moved by", moved),
-                laboratory.number("VQ, n = 2", z, "mean gradient", size),
-                laboratory.share("VQ, n = 2", z, "clean", clean, laboratory.images),
-                laboratory.row(report, "VQ, n = 2", "fgsm", measure="FGSM, white-box")._replace(
+                experiment.number("VQ, n = 2", z, "thresholds moved by", moved),
+                experiment.number("VQ, n = 2", z, "mean gradient", size),
+                experiment.share("VQ, n = 2", z, "clean", clean, experiment.images),
+                experiment.row(report, "VQ, n = 2", "fgsm", measure="FGSM, white-box")._replace(
                     value=z
                 ),
             ]

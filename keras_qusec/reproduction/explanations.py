@@ -6,8 +6,8 @@ import keras
 
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
     Make,
     constant,
@@ -41,8 +41,8 @@ class Explanations(Figure):
         "number to be explained, which on CIFAR-10 may be black-box (figure-1)."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
-        colour = laboratory.data.is_colour
+    def rows(self, experiment: Experiment) -> list[Row]:
+        colour = experiment.data.is_colour
         paper = _PAPER[colour]
         networks: dict[str, tuple[str, Make]] = {
             "as we read the paper": ("n2", constant(2)),
@@ -55,13 +55,13 @@ class Explanations(Figure):
             "trained on Eq. 2": ("n2-equation-2", _brier),
             "trained on FGSM": trained_on_fgsm()["CQ, FGSM training"],
         }
-        if laboratory.quick:
+        if experiment.quick:
             networks = {s: networks[s] for s in ("as we read the paper", "authors' code, n = 2")}
         rows = []
         for series, (name, make) in networks.items():
-            attacked = explained(laboratory, name, make)
+            attacked = explained(experiment, name, make)
             for attack, measure in (("fgsm", "log-odds"), ("cross-entropy", "cross-entropy")):
-                rows.append(laboratory.row(
+                rows.append(experiment.row(
                     attacked, series, attack, measure=f"FGSM on the {measure}",
                     paper=_THREE_LEVELS[colour] if series == "three levels" else paper,
                 ))  # fmt: skip
@@ -70,19 +70,19 @@ class Explanations(Figure):
             ("half of epsilon", networks["as we read the paper"], paper),
             ("half of epsilon, undefended", ("noquantization", undefended), _UNDEFENDED[colour]),
         ]
-        for series, (name, make), number in half[: 1 if laboratory.quick else 2]:
-            rows.append(laboratory.row(
-                explained(laboratory, name, make, share=0.5), series, "fgsm",
-                value=laboratory.epsilon / 2, measure="FGSM on the log-odds", paper=number,
+        for series, (name, make), number in half[: 1 if experiment.quick else 2]:
+            rows.append(experiment.row(
+                explained(experiment, name, make, share=0.5), series, "fgsm",
+                value=experiment.epsilon / 2, measure="FGSM on the log-odds", paper=number,
             ))  # fmt: skip
-        seen = report(laboratory, *networks["as we read the paper"])
-        rows.append(laboratory.row(
+        seen = report(experiment, *networks["as we read the paper"])
+        rows.append(experiment.row(
             seen, "examples of an undefended CNN", "fgsm", measure="FGSM on the log-odds",
             threat_model="black-box", paper=paper,
         ))  # fmt: skip
-        clean = laboratory.share(
-            "no attack at all", laboratory.epsilon, "FGSM on the log-odds", seen.clean_accuracy(),
-            laboratory.images,
+        clean = experiment.share(
+            "no attack at all", experiment.epsilon, "FGSM on the log-odds", seen.clean_accuracy(),
+            experiment.images,
         )  # fmt: skip
         return [*rows, clean._replace(paper=paper)]
 
@@ -94,13 +94,13 @@ def authors(levels: int) -> Make:
         # The last is a hair inside the range, as the layer wants it.
         thresholds = [min(k / levels, 1 - 1e-6) for k in range(1, levels + 1)]
         # n thresholds give n + 1 levels, whose outputs the code divides by n - 1.
-        front = keras.Sequential([
+        layer = keras.Sequential([
             keras.Input(training.data.x_train.shape[1:]),
             QuSecQuantization(levels + 1, thresholds=thresholds),
             keras.layers.Rescaling(levels / (levels - 1)),
             keras.layers.ReLU(max_value=1.0),
         ])  # fmt: skip
-        return training.fitted(training.network(front))
+        return training.fitted(training.network(layer))
 
     return make
 

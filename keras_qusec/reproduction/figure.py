@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.results import Row
 from keras_qusec.results import Example
 
@@ -30,18 +30,18 @@ class Figure:
     remarks: str = ""
     evidence: str = "FGSM and the standard evaluation"
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         """Train, attack and measure."""
         raise NotImplementedError(f"{type(self).__name__} needs a method rows.")
 
-    def settings(self, laboratory: Laboratory) -> dict[str, Any]:
+    def settings(self, experiment: Experiment) -> dict[str, Any]:
         """How the networks were trained, for the reader."""
-        return {"epochs": laboratory.epochs}
+        return {"epochs": experiment.epochs}
 
-    def gallery(self, laboratory: Laboratory) -> list[Example]:
+    def gallery(self, experiment: Experiment) -> list[Example]:
         """Adversarial examples to be shown; called after `rows`, whose attacks are kept."""
         return []
 
-    def logs(self, laboratory: Laboratory) -> dict[str, dict[str, list[float]]]:
+    def logs(self, experiment: Experiment) -> dict[str, dict[str, list[float]]]:
         """Training logs to be shown, by series and quantity; called after `rows`."""
         return {}

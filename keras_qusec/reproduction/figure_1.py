@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
     Make,
     constant,
@@ -36,28 +36,28 @@ class Figure1(Figure):
         "White-box is beside it, on the log-odds and on the cross-entropy."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
         for series, (name, make) in _NETWORKS.items():
-            paper = _PAPER[series] if laboratory.data.is_colour else None
-            attacked = report(laboratory, name, make)
-            model = laboratory.model(name, make)
-            rows.append(laboratory.share(
-                series, 0.0, "clean", attacked.clean_accuracy(), laboratory.images
+            paper = _PAPER[series] if experiment.data.is_colour else None
+            attacked = report(experiment, name, make)
+            model = experiment.model(name, make)
+            rows.append(experiment.share(
+                series, 0.0, "clean", attacked.clean_accuracy(), experiment.images
             ))  # fmt: skip
             rows += [
-                laboratory.row(
+                experiment.row(
                     attacked, series, "fgsm", measure=f"FGSM, {threat}", threat_model=threat,
                     paper=paper,
                 )
                 for threat in ("black-box", "white-box")
             ]  # fmt: skip
-            rows.append(laboratory.row(
-                explained(laboratory, name, make), series, "cross-entropy",
+            rows.append(experiment.row(
+                explained(experiment, name, make), series, "cross-entropy",
                 measure="FGSM on the cross-entropy, white-box", paper=paper,
             ))  # fmt: skip
-            rows += laboratory.strong(name, model, series, attacked)
+            rows += experiment.strong(name, model, series, attacked)
         return rows
 
-    def gallery(self, laboratory: Laboratory) -> list[Example]:
-        return shown({s: report(laboratory, *network) for s, network in _NETWORKS.items()})
+    def gallery(self, experiment: Experiment) -> list[Example]:
+        return shown({s: report(experiment, *network) for s, network in _NETWORKS.items()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from keras_qusec.report import RobustnessReport
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import Make, defended, source
 from keras_qusec.reproduction.results import Row
 
@@ -32,40 +32,40 @@ class Figure10(Figure):
     )
     evidence = "both CW and the standard evaluation in L2"
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
-        colour, rows = laboratory.data.is_colour, []
+    def rows(self, experiment: Experiment) -> list[Row]:
+        colour, rows = experiment.data.is_colour, []
         for series, (name, make) in defended().items():
             for targets in (None, "next"):
                 kind = "untargeted" if targets is None else "targeted"
-                report = cw_report(laboratory, name, make, targets)
+                report = cw_report(experiment, name, make, targets)
                 for threat, known in (("white-box", _PAPER), ("black-box", _BLACK_BOX)):
                     for attack in ("cw-paper", "cw"):
                         same = attack == "cw-paper" and targets is None and series in known
-                        rows.append(laboratory.at_any_distance(
+                        rows.append(experiment.at_any_distance(
                             report, series, attack, f"{attack}, {kind}, {threat}", threat,
                             known[series][colour] if same else None,
                         ))  # fmt: skip
                 if targets is None:
-                    rows += [laboratory.worst_case(report, series, "l2", r) for r in L2]
+                    rows += [experiment.worst_case(report, series, "l2", r) for r in L2]
         return rows
 
 
 def cw_report(
-    laboratory: Laboratory, name: str, make: Make, targets: str | None = None
+    experiment: Experiment, name: str, make: Make, targets: str | None = None
 ) -> RobustnessReport:
     """CW-L2 with the paper's settings and strong ones, and the standard evaluation in L2.
 
     Args:
-        laboratory: that keeps it.
+        experiment: that keeps it.
         name: file of the network.
         make: how it is trained.
         targets: None for untargeted, ``"next"`` for the class after the true one.
     """
-    strong = ("cw", {"steps": 30, "binary_search_steps": 2}) if laboratory.quick else "cw"
-    return laboratory.attacked(
-        f"{name}-cw-{targets or 'untargeted'}", laboratory.model(name, make),
+    strong = ("cw", {"steps": 30, "binary_search_steps": 2}) if experiment.quick else "cw"
+    return experiment.attacked(
+        f"{name}-cw-{targets or 'untargeted'}", experiment.model(name, make),
         {"cw-paper": "cw-paper", "cw": strong, "standard-l2": "standard-l2"},
-        epsilons={"l2": L2}, images=10 if targets else min(100, laboratory.images),
+        epsilons={"l2": L2}, images=10 if targets else min(100, experiment.images),
         threat_models=["white-box", "adaptive", "black-box"], targets=targets,
-        source_model={"undefended": source(laboratory)},
+        source_model={"undefended": source(experiment)},
     )  # fmt: skip

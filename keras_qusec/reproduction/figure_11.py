@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import defended
 from keras_qusec.reproduction.results import Row
 
@@ -26,18 +26,18 @@ class Figure11(Figure):
         "that it failed. What counts is the worst case within a radius."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
         for series, (name, make) in defended().items():
-            report = laboratory.attacked(
-                f"figure-11-{name}", laboratory.model(name, make),
+            report = experiment.attacked(
+                f"figure-11-{name}", experiment.model(name, make),
                 {"jsma-paper": "jsma-paper", "sigma-zero": "sigma-zero"},
-                epsilons={"l0": [_PIXELS]}, images=min(10 if laboratory.quick else 100,
-                                                       laboratory.images), targets="next",
+                epsilons={"l0": [_PIXELS]}, images=min(10 if experiment.quick else 100,
+                                                       experiment.images), targets="next",
             )  # fmt: skip
             rows += [
-                laboratory.at_any_distance(report, series, "jsma-paper", "JSMA, targeted"),
-                laboratory.row(
+                experiment.at_any_distance(report, series, "jsma-paper", "JSMA, targeted"),
+                experiment.row(
                     report, series, "jsma-paper", value=_PIXELS,
                     measure="JSMA, targeted, within 20 pixels", norm="l0",
                 ),

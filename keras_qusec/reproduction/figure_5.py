@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import report, trained_on_fgsm
 from keras_qusec.reproduction.results import Row
 
@@ -21,20 +21,20 @@ class Figure5(Figure):
         "classes 10 % are chance: on CIFAR-10, where epsilon is 0.1, six epochs hardly get beyond."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
         for series, (name, make) in trained_on_fgsm().items():
-            attacked = report(laboratory, name, make)
-            images = min(1000, len(laboratory.data.x_test))
+            attacked = report(experiment, name, make)
+            images = min(1000, len(experiment.data.x_test))
             rows += [
-                laboratory.share(series, epoch, "accuracy on FGSM images", accuracy, images)
+                experiment.share(series, epoch, "accuracy on FGSM images", accuracy, images)
                 for epoch, accuracy in enumerate(
-                    laboratory.log(name)["val_adversarial_accuracy"], start=1
+                    experiment.log(name)["val_adversarial_accuracy"], start=1
                 )
             ]
-            clean = laboratory.share(
-                series, rows[-1].value, "clean", attacked.clean_accuracy(), laboratory.images
+            clean = experiment.share(
+                series, rows[-1].value, "clean", attacked.clean_accuracy(), experiment.images
             )
-            last = laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box")
+            last = experiment.row(attacked, series, "fgsm", measure="FGSM, white-box")
             rows += [clean, last._replace(value=clean.value)]
         return rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import (
     Make,
     constant,
@@ -38,11 +38,11 @@ class Figure6(Figure):
         "with a straight-through gradient, which the worst case includes, it is not."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
         for series, (name, make) in _NETWORKS.items():
-            model = laboratory.model(name, make)
-            sizes = np.abs(input_gradients(model, laboratory))
+            model = experiment.model(name, make)
+            sizes = np.abs(input_gradients(model, experiment))
             zeros = float((sizes == 0).mean())
             small = float((sizes < 1e-6 * sizes.max()).mean()) if sizes.any() else 1.0
             shares = {
@@ -50,17 +50,17 @@ class Figure6(Figure):
             }  # fmt: skip
             # Shares of gradients, not of images, so without an interval.
             rows += [
-                laboratory.number(series, laboratory.epsilon, measure, share)._replace(
+                experiment.number(series, experiment.epsilon, measure, share)._replace(
                     low=share, high=share
                 )
                 for measure, share in shares.items()
             ]
-            attacked = report(laboratory, name, make)
-            rows.append(laboratory.share(
-                series, laboratory.epsilon, "clean", attacked.clean_accuracy(), laboratory.images
+            attacked = report(experiment, name, make)
+            rows.append(experiment.share(
+                series, experiment.epsilon, "clean", attacked.clean_accuracy(), experiment.images
             ))  # fmt: skip
-            rows.append(laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box"))
+            rows.append(experiment.row(attacked, series, "fgsm", measure="FGSM, white-box"))
         return rows
 
-    def gallery(self, laboratory: Laboratory) -> list[Example]:
-        return shown({s: report(laboratory, *network) for s, network in _NETWORKS.items()})
+    def gallery(self, experiment: Experiment) -> list[Example]:
+        return shown({s: report(experiment, *network) for s, network in _NETWORKS.items()})

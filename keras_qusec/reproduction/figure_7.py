@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import Make, constant, undefended
 from keras_qusec.reproduction.results import Row
 
@@ -23,16 +23,16 @@ class Figure7(Figure):
         "which leaves nothing of any network."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
-        levels = (2, 4) if laboratory.quick else _LEVELS
-        epsilons = (0.1, 0.3) if laboratory.quick else _EPSILONS[laboratory.data.is_colour]
+    def rows(self, experiment: Experiment) -> list[Row]:
+        levels = (2, 4) if experiment.quick else _LEVELS
+        epsilons = (0.1, 0.3) if experiment.quick else _EPSILONS[experiment.data.is_colour]
         networks: dict[str, tuple[str, Make]] = {"CNN": ("noquantization", undefended)}
         networks |= {f"CQ, n = {n}": (f"n{n}", constant(n)) for n in levels}
         rows = []
         for series, (name, make) in networks.items():
-            report = laboratory.attacked(
-                f"figure-7-{name}", laboratory.model(name, make), epsilons=epsilons,
-                images=min(200, laboratory.images),
+            report = experiment.attacked(
+                f"figure-7-{name}", experiment.model(name, make), epsilons=epsilons,
+                images=min(200, experiment.images),
             )  # fmt: skip
-            rows += [laboratory.row(report, series, "fgsm", value=e) for e in epsilons]
+            rows += [experiment.row(report, series, "fgsm", value=e) for e in epsilons]
         return rows

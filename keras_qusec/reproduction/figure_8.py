@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import closest, of_the_paper, shown
 from keras_qusec.reproduction.results import Row
 from keras_qusec.results import Example
@@ -23,16 +23,16 @@ class Figure8(Figure):
         "whose order need not be that of the medians."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
         for series, (name, make) in of_the_paper().items():
-            report = closest(laboratory, name, make)
+            report = closest(experiment, name, make)
             median = report.worst_case(report.models[0], "l2", None).median["l2"]
             if median is not None:
                 images = len(next(iter(report.correct.values())))
-                row = laboratory.number(series, float("inf"), "median L2 distance", median)
+                row = experiment.number(series, float("inf"), "median L2 distance", median)
                 rows.append(row._replace(images=images))
         return rows
 
-    def gallery(self, laboratory: Laboratory) -> list[Example]:
-        return shown({s: closest(laboratory, *network) for s, network in of_the_paper().items()})
+    def gallery(self, experiment: Experiment) -> list[Example]:
+        return shown({s: closest(experiment, *network) for s, network in of_the_paper().items()})

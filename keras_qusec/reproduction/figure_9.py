@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import every_defence, of_the_paper, report, trained_as
 from keras_qusec.reproduction.results import Row
 
@@ -28,19 +28,19 @@ class Figure9(Figure):
         "network do better than a network's own gradient, that gradient is masked or trained away."
     )
 
-    def settings(self, laboratory: Laboratory) -> dict[str, str]:
-        return trained_as(laboratory)
+    def settings(self, experiment: Experiment) -> dict[str, str]:
+        return trained_as(experiment)
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         own, rows = of_the_paper(), []
-        for series, (name, make) in every_defence(laboratory).items():
-            attacked = report(laboratory, name, make)
-            paper = None if laboratory.data.is_colour else _PAPER.get(series)
-            white = laboratory.row(attacked, series, "fgsm", measure="FGSM, white-box", paper=paper)
-            black = laboratory.row(
+        for series, (name, make) in every_defence(experiment).items():
+            attacked = report(experiment, name, make)
+            paper = None if experiment.data.is_colour else _PAPER.get(series)
+            white = experiment.row(attacked, series, "fgsm", measure="FGSM, white-box", paper=paper)
+            black = experiment.row(
                 attacked, series, "fgsm", measure="FGSM, black-box", threat_model="black-box"
             )
             rows += [white, black]
             if series in own:
-                rows += laboratory.strong(name, laboratory.model(name, make), series, attacked)
+                rows += experiment.strong(name, experiment.model(name, make), series, attacked)
         return rows

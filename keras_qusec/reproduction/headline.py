@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import defended
 from keras_qusec.reproduction.results import Row
 
@@ -22,19 +22,19 @@ class Headline(Figure):
         "FGSM follows the log-odds here; `explanations` has it on the cross-entropy."
     )
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
         for series in _PAPER:
             name, make = defended()[series]
-            model = laboratory.model(name, make)
-            attacked = laboratory.attacked(f"headline-{name}", model)
+            model = experiment.model(name, make)
+            attacked = experiment.attacked(f"headline-{name}", model)
             rows += [
-                laboratory.share(
-                    series, 0.0, "clean", attacked.clean_accuracy(), laboratory.images
+                experiment.share(
+                    series, 0.0, "clean", attacked.clean_accuracy(), experiment.images
                 ),
-                laboratory.row(
+                experiment.row(
                     attacked, series, "fgsm", measure="FGSM, white-box",
-                    paper=None if laboratory.data.is_colour else _PAPER[series],
+                    paper=None if experiment.data.is_colour else _PAPER[series],
                 ),
             ]  # fmt: skip
         return rows

@@ -14,7 +14,7 @@ from keras_qusec.comparison import contenders
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.report import RobustnessReport
-from keras_qusec.reproduction.laboratory import FGSM, Laboratory
+from keras_qusec.reproduction.experiment import FGSM, Experiment
 from keras_qusec.results import Example
 
 Make = Callable[[Training], keras.Model]
@@ -49,14 +49,14 @@ def defended() -> dict[str, tuple[str, Make]]:
     }
 
 
-def on_fgsm(front: Callable[[], Any] | None) -> Make:
+def on_fgsm(layer: Callable[[], Any] | None) -> Make:
     """The CNN behind a layer, trained on FGSM examples; its log has the accuracy by epoch."""
 
     def make(training: Training) -> keras.Model:
-        layer = None if front is None else front()
+        made = None if layer is None else layer()
         test = training.data.x_test[:1000], training.data.y_test[:1000]
         callback = contenders.fgsm_callback(training, validation_data=test)
-        return training.fitted(training.network(layer), callback)
+        return training.fitted(training.network(made), callback)
 
     return make
 
@@ -82,52 +82,52 @@ _OTHERS = {
 }  # fmt: skip
 
 
-def every_defence(laboratory: Laboratory) -> dict[str, tuple[str, Make]]:
+def every_defence(experiment: Experiment) -> dict[str, tuple[str, Make]]:
     """The paper's networks and the other defences of the comparison; one of them if quick."""
-    others = ["BReLU + GDA"] if laboratory.quick else list(_OTHERS)
+    others = ["BReLU + GDA"] if experiment.quick else list(_OTHERS)
     return {
         **of_the_paper(),
         **{name: (f"other-{_OTHERS[name]}", contenders.get(_OTHERS[name]).make) for name in others},
     }
 
 
-def trained_as(laboratory: Laboratory) -> dict[str, str]:
+def trained_as(experiment: Experiment) -> dict[str, str]:
     """How the networks of `every_defence` are trained, for the reader."""
     others = {
         name: contenders.get(_OTHERS[name]).settings
-        for name in every_defence(laboratory)
+        for name in every_defence(experiment)
         if name in _OTHERS
     }
-    return {"epochs": f"{laboratory.epochs} of each network", **others}
+    return {"epochs": f"{experiment.epochs} of each network", **others}
 
 
-def input_gradients(model: keras.Model, laboratory: Laboratory) -> np.ndarray:
+def input_gradients(model: keras.Model, experiment: Experiment) -> np.ndarray:
     """The gradients that attacks climb at the test images, ``(n, ...)``."""
-    x, y = laboratory.test()
+    x, y = experiment.test()
     return AttackedModel(model).ascent(x, Goal(y))
 
 
-def report(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
+def report(experiment: Experiment, name: str, make: Make) -> RobustnessReport:
     """FGSM and the standard evaluation of a network, white-box, adaptive and black-box.
 
     Args:
-        laboratory: that keeps it; figures share it.
+        experiment: that keeps it; figures share it.
         name: file of the network.
         make: how it is trained.
     """
-    return laboratory.attacked(
-        name, laboratory.model(name, make), threat_models=["white-box", "adaptive", "black-box"],
-        source_model={"undefended": source(laboratory)},
+    return experiment.attacked(
+        name, experiment.model(name, make), threat_models=["white-box", "adaptive", "black-box"],
+        source_model={"undefended": source(experiment)},
     )  # fmt: skip
 
 
 def explained(
-    laboratory: Laboratory, name: str, make: Make, *, share: float = 1.0
+    experiment: Experiment, name: str, make: Make, *, share: float = 1.0
 ) -> RobustnessReport:
     """FGSM on the log-odds and on the cross-entropy, and the standard evaluation.
 
     Args:
-        laboratory: that keeps it.
+        experiment: that keeps it.
         name: file of the network.
         make: how it is trained.
         share: of the paper's epsilon.
@@ -135,25 +135,25 @@ def explained(
     import foolbox
 
     attacks = {**FGSM, "cross-entropy": foolbox.attacks.FGSM()}
-    return laboratory.attacked(
+    return experiment.attacked(
         f"explained-{name}" if share == 1 else f"explained-{name}-{share:g}",
-        laboratory.model(name, make), attacks, epsilons=[share * laboratory.epsilon],
+        experiment.model(name, make), attacks, epsilons=[share * experiment.epsilon],
         # Enough to tell 84 from 97 %.
-        images=min(500, laboratory.images),
+        images=min(500, experiment.images),
     )  # fmt: skip
 
 
-def closest(laboratory: Laboratory, name: str, make: Make) -> RobustnessReport:
+def closest(experiment: Experiment, name: str, make: Make) -> RobustnessReport:
     """The closest adversarial examples of a network in L2.
 
     Args:
-        laboratory: that keeps it.
+        experiment: that keeps it.
         name: file of the network.
         make: how it is trained.
     """
-    return laboratory.attacked(
-        f"{name}-closest", laboratory.model(name, make), {"fmn-l2": "fmn-l2"},
-        epsilons={"l2": [1.0]}, images=min(200, laboratory.images),
+    return experiment.attacked(
+        f"{name}-closest", experiment.model(name, make), {"fmn-l2": "fmn-l2"},
+        epsilons={"l2": [1.0]}, images=min(200, experiment.images),
     )  # fmt: skip
 
 
@@ -177,6 +177,6 @@ def shown(reports: Mapping[str, RobustnessReport]) -> list[Example]:
     ]
 
 
-def source(laboratory: Laboratory) -> keras.Model:
+def source(experiment: Experiment) -> keras.Model:
     """The network that black-box examples are made on: undefended, of another seed."""
-    return laboratory.model("source", undefended, seed=laboratory.seed + 1000)
+    return experiment.model("source", undefended, seed=experiment.seed + 1000)

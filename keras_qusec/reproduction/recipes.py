@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
 
     name: str
     title: str
-    front: Callable[[], Any] | None
+    layer: Callable[[], Any] | None
     epsilon: float
     epochs: int
     steps: int
@@ -94,7 +94,7 @@ class Recipe(NamedTuple):
             objective=self.objective, seed=training.seed,
         )  # fmt: skip
         with _precision("mixed_bfloat16"):
-            model = training.network(self.front and self.front())
+            model = training.network(self.layer and self.layer())
             rate = keras.optimizers.schedules.CosineDecay(self.rate, epochs * len(data))
             model.compile(
                 keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.999),
@@ -105,7 +105,7 @@ class Recipe(NamedTuple):
                 data, epochs=epochs, verbose=0,
                 callbacks=[attack, keras.callbacks.BackupAndRestore(training.backup)],
             )  # fmt: skip
-        precise = training.network(self.front and self.front())
+        precise = training.network(self.layer and self.layer())
         precise.set_weights(model.get_weights())
         precise.history = model.history
         return precise

@@ -12,7 +12,7 @@ from keras_qusec import datasets
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.checks import one_of, whole_number
 from keras_qusec.progress import Progress, shown
-from keras_qusec.reproduction.laboratory import Laboratory
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.registry import FIGURES
 from keras_qusec.reproduction.results import Reproduction, Row
 from keras_qusec.results import Example
@@ -70,13 +70,13 @@ def reproduce(
             def part(text: str, _: float, place: int = place) -> None:
                 tell(f"{figure}: {text}", place / len(listed))
 
-            laboratory = Laboratory(
+            experiment = Experiment(
                 loaded, str(folder or temporary), seed, quick, part, first=place == 0
             )
-            rows += one.rows(laboratory)
-            gallery = gallery or one.gallery(laboratory)
-            logs = logs or one.logs(laboratory)
-            backends |= laboratory.backends
+            rows += one.rows(experiment)
+            gallery = gallery or one.gallery(experiment)
+            logs = logs or one.logs(experiment)
+            backends |= experiment.backends
     return Reproduction(
         figure=figure,
         title=one.title,
@@ -87,7 +87,7 @@ def reproduce(
             "data": loaded.name,
             "training images": len(loaded.x_train),
             "test images attacked": ", ".join(map(str, sorted({row.images for row in rows}))),
-            **one.settings(laboratory),
+            **one.settings(experiment),
             "seeds": ", ".join(map(str, listed)),
             "worst case": one.evidence,
             "keras-qusec": __version__,

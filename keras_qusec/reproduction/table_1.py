@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.reproduction.networks import every_defence, report, trained_as
 from keras_qusec.reproduction.results import Row
 
@@ -23,19 +23,19 @@ class Table1(Figure):
         "count."
     )
 
-    def settings(self, laboratory: Laboratory) -> dict[str, str]:
-        return trained_as(laboratory)
+    def settings(self, experiment: Experiment) -> dict[str, str]:
+        return trained_as(experiment)
 
-    def rows(self, laboratory: Laboratory) -> list[Row]:
+    def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
-        for series, (name, make) in every_defence(laboratory).items():
-            attacked = report(laboratory, name, make)
-            images, epsilon = laboratory.images, laboratory.epsilon
-            rows.append(laboratory.share(
+        for series, (name, make) in every_defence(experiment).items():
+            attacked = report(experiment, name, make)
+            images, epsilon = experiment.images, experiment.epsilon
+            rows.append(experiment.share(
                 series, 0.0, "clean", attacked.clean_accuracy(), images
             ))  # fmt: skip
             for threat in attacked.threat_models:
                 share = attacked.robust_accuracy(epsilon=epsilon, norm="linf", threat_model=threat)
-                row = laboratory.share(series, epsilon, f"worst case, {threat}", share, images)
+                row = experiment.share(series, epsilon, f"worst case, {threat}", share, images)
                 rows.append(row._replace(worst=attacked.robust_accuracy()))
         return rows

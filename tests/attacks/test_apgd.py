@@ -166,8 +166,8 @@ def test_a_sparse_step_has_the_length_asked_for():
     gradient = np.array([[4, -3, 2, 1], [-1, 2, 3, -4]], "float32")
     ones = np.ones(2, "float32")
     climb = Climb(
-        images=x, before=x, gradient=gradient, best=x, best_gradient=gradient, height=ones,
-        best_height=ones, size=ones, rises=ones, standing=ones, last_best=ones,
+        images=x, before=x, gradient=gradient, best=x, best_gradient=gradient, value=ones,
+        best_value=ones, size=ones, rises=ones, unbroken=ones, last_best=ones,
         memory=np.full(2, 0.5, "float32"),
     )  # fmt: skip
     ball = Ball(ops.convert_to_tensor(x), 5.0, norms.get("l1"), (0.0, 1.0))
@@ -192,9 +192,9 @@ def test_a_checkpoint_starts_to_count_anew():
     x = np.full((n, 3), 0.5, "float32")
     ones = np.ones(n, "float32")
     climb = Climb(
-        images=x + 0.1, before=x, gradient=x, best=x + 0.2, best_gradient=2 * x, height=ones,
-        best_height=np.array([1, 2, 3, 4], "float32"), size=ones,
-        rises=np.array([0, 9, 7, 8], "float32"), standing=np.array([1, 1, 1, 0], "float32"),
+        images=x + 0.1, before=x, gradient=x, best=x + 0.2, best_gradient=2 * x, value=ones,
+        best_value=np.array([1, 2, 3, 4], "float32"), size=ones,
+        rises=np.array([0, 9, 7, 8], "float32"), unbroken=np.array([1, 1, 1, 0], "float32"),
         last_best=np.array([0, 1, 3, 0], "float32"), memory=np.array([1, 0, 0, 0], "float32"),
     )  # fmt: skip
     after = Momentum().check(climb, x, 0.1, 10)
@@ -205,10 +205,10 @@ def test_a_checkpoint_starts_to_count_anew():
     assert after.last_best.tolist() == [1, 2, 3, 4]
     np.testing.assert_allclose(after.images[[0, 2]], x[[0, 2]] + 0.2)
     np.testing.assert_allclose(after.images[[1, 3]], x[[1, 3]] + 0.1)
-    climb.best_height[:] = 100
+    climb.best_value[:] = 100
     assert after.last_best.tolist() == [1, 2, 3, 4]
     stalled = climb._replace(
-        best_height=np.array([1, 2, 3, 4], "float32"), rises=9 * ones, memory=0 * ones,
-        last_best=np.array([1, 1, 3, 0], "float32"), standing=ones,
+        best_value=np.array([1, 2, 3, 4], "float32"), rises=9 * ones, memory=0 * ones,
+        last_best=np.array([1, 1, 3, 0], "float32"), unbroken=ones,
     )  # fmt: skip
     assert Momentum().check(stalled, x, 0.1, 10).size.tolist() == [0.5, 1.0, 0.5, 1.0]

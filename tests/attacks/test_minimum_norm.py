@@ -175,11 +175,11 @@ class TestOneStep:
         return np.random.default_rng(5)
 
     @staticmethod
-    def view(gradient, height):
-        standing = (height < 0).astype("float32")
-        tensors = [ops.convert_to_tensor(part.astype("float32")) for part in (gradient, height)]
-        seen = Ascent(*tensors, ops.convert_to_tensor(standing))
-        return View(lambda images: seen, lambda images: ops.ones(len(height)))
+    def view(gradient, value):
+        unbroken = (value < 0).astype("float32")
+        tensors = [ops.convert_to_tensor(part.astype("float32")) for part in (gradient, value)]
+        seen = Ascent(*tensors, ops.convert_to_tensor(unbroken))
+        return View(lambda images: seen, lambda images: ops.ones(len(value)))
 
     def stepped(self, attack, view, x, state, place, values=(0.0, 1.0)):
         tensors = [ops.convert_to_tensor(np.asarray(part, "float32")) for part in state]
@@ -191,13 +191,13 @@ class TestOneStep:
         x = rng.uniform(0.45, 0.55, (self.N, self.D)).astype("float32")
         images = (x + 0.05 * rng.normal(size=x.shape)).astype("float32")
         gradient = rng.normal(size=x.shape)
-        height = -np.array([1e-4, 1e-3, 5e-3, 0.02, 0.1, 0.2])
+        value = -np.array([1e-4, 1e-3, 5e-3, 0.02, 0.1, 0.2])
         state = (x, np.full(self.N, FAR), images)
-        moved = self.stepped(FAB(norm="l2"), self.view(gradient, height), x, state, 0.0)[2]
+        moved = self.stepped(FAB(norm="l2"), self.view(gradient, value), x, state, 0.0)[2]
 
         def towards(points):
             # From the linear model of the boundary at the image.
-            gap = -height - (gradient * (points - images)).sum(axis=1)
+            gap = -value - (gradient * (points - images)).sum(axis=1)
             return (gap / (gradient**2).sum(axis=1))[:, None] * gradient
 
         x, images = x.astype("float64"), images.astype("float64")
@@ -213,14 +213,14 @@ class TestOneStep:
         x = rng.uniform(0.3, 0.7, (self.N, 100)).astype("float32")
         radius = np.array([1, 10, 40, 60, 80, 3], "float32")
         distance = np.array([FAR, FAR, FAR, 50, 60, FAR], "float32")
-        height = np.array([-1, -1, 1, 1, 1, 1.0])
+        value = np.array([-1, -1, 1, 1, 1, 1.0])
         state = (x, distance, x, radius, np.zeros(self.N))
         attack = FMN(norm="l0", steps=100, gamma=0.05)
-        after = self.stepped(attack, self.view(0 * x + 1, height), x, state, 0.0)
+        after = self.stepped(attack, self.view(0 * x + 1, value), x, state, 0.0)
         assert after[3].tolist() == [2, 11, 0, 0, 0, 0]  # the image itself is adversarial, at 0
         far = x + 0.1
         state = (x, distance, far, radius, np.zeros(self.N))
-        after = self.stepped(attack, self.view(0 * x + 1, height), x, state, 0.0)
+        after = self.stepped(attack, self.view(0 * x + 1, value), x, state, 0.0)
         assert after[3].tolist() == [2, 11, 38, 50, 60, 2]
 
     @pytest.mark.parametrize("values", [(0.0, 1.0), (0.0, 255.0)])
@@ -231,14 +231,14 @@ class TestOneStep:
         first, second = rng.normal(0, 0.1, x.shape), rng.uniform(0, 0.1, x.shape)
         threshold = np.full(self.N, 0.02)
         gradient = rng.normal(size=x.shape)
-        height = np.array([-1, -0.5, 0.5, -2, 1, -0.1])
+        value = np.array([-1, -0.5, 0.5, -2, 1, -0.1])
         state = (width * x, np.full(self.N, FAR), width * images, first, second, threshold)
         after = self.stepped(
-            attack, self.view(gradient, height), (width * x).astype("float32"), state, place, values
+            attack, self.view(gradient, value), (width * x).astype("float32"), state, place, values
         )
-        standing = height < 0
+        unbroken = value < 0
         change = images - x
-        uphill = -gradient / np.abs(gradient).max(axis=1, keepdims=True) * standing[:, None]
+        uphill = -gradient / np.abs(gradient).max(axis=1, keepdims=True) * unbroken[:, None]
         uphill = uphill + 2 * 0.001 * change / (change**2 + 0.001) ** 2 / self.D
         uphill = uphill / np.abs(uphill).max(axis=1, keepdims=True)
         first = 0.9 * first + 0.1 * uphill
@@ -246,7 +246,7 @@ class TestOneStep:
         falling = [0.1 + 0.45 * (1 + np.cos(np.pi * number / 50)) for number in (6, 7)]
         mean, spread = first / (1 - 0.9**8), np.sqrt(second / (1 - 0.999**8)) + 1e-8
         moved = np.clip(x + change - falling[0] * mean / spread, 0, 1)
-        threshold = np.clip(threshold + 0.01 * falling[1] * np.where(standing, -1, 1), 0, 1)
+        threshold = np.clip(threshold + 0.01 * falling[1] * np.where(unbroken, -1, 1), 0, 1)
         kept = np.abs(moved - x) >= threshold[:, None]
         np.testing.assert_allclose(after[5], threshold, atol=1e-6)
         np.testing.assert_allclose(after[2] / width, np.where(kept, moved, x), atol=1e-4, rtol=1e-4)

@@ -49,7 +49,7 @@ def test_formulas(name, targets):
     objective = Goal(LABELS, targets).objective(name)
     aims = LABELS if targets is None else targets
     tensors = [ops.convert_to_tensor(part) for part in (LABELS, aims, LOGITS)]
-    found = ops.convert_to_numpy(objective.height(*tensors))
+    found = ops.convert_to_numpy(objective.value(*tensors))
     np.testing.assert_allclose(found, expected(name, targets), rtol=1e-4, atol=1e-5)
     reached = ops.convert_to_numpy(objective.reached(*tensors))
     predicted = LOGITS.argmax(axis=1)

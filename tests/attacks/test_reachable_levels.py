@@ -16,7 +16,7 @@ from keras_qusec import (
     norms,
 )
 from keras_qusec.attacks import AttackedModel, CheapestLevels, Goal, ReachableLevels
-from keras_qusec.attacks.front_quantizer import front_quantizer
+from keras_qusec.attacks.input_quantizer import input_quantizer
 from keras_qusec.attacks.reachable_levels import _Box
 from keras_qusec.defenses import BitDepthReduction, GivenThresholds
 
@@ -61,7 +61,7 @@ QUANTIZERS = {
 
 def reachable_patterns(model, x, epsilon):
     """The outputs of all level patterns within epsilon of an image, by trying many pixel values."""
-    front = front_quantizer(AttackedModel(model), x[None])
+    front = input_quantizer(AttackedModel(model), x[None])
     low, high = np.clip(x - epsilon, 0, 1), np.clip(x + epsilon, 0, 1)
     values = low + np.linspace(0, 1, 401).reshape(-1, 1, 1, 1).astype("float32") * (high - low)
     outputs = front.outputs(values.astype("float32")).reshape(401, -1)
@@ -103,7 +103,7 @@ def test_rounding_ends_at_what_is_reachable():
     """Between two levels of which only one can be reached, the other may be nearer."""
     model = network(QuSecQuantization(5, hard=True))
     attacked = AttackedModel(model)
-    front = front_quantizer(attacked, X)
+    front = input_quantizer(attacked, X)
     own = front.outputs(X)
     goal = Goal(attacked.predictions(X))
     box = _Box(front, goal, own, own)
@@ -119,7 +119,7 @@ def test_a_soft_quantizer_reaches_what_lies_between():
     model = network(QuSecQuantization(2, hardness=20.0))
     attacked = AttackedModel(model)
     labels = attacked.predictions(X)
-    front = front_quantizer(attacked, X)
+    front = input_quantizer(attacked, X)
     assert front.grid is None
     wanted = 0.7 * front.outputs(X) + 0.3 * front.outputs(X + 0.1)
     images = front.images(X, X + 0.1, wanted)
@@ -134,7 +134,7 @@ def test_a_soft_quantizer_reaches_what_lies_between():
 def test_pixels_go_no_farther_than_the_level_asks():
     """The nearest image with given levels: the first float32 beyond each threshold."""
     model = network(QuSecQuantization(3, hard=True, thresholds=[0.3, 0.6]))
-    front = front_quantizer(AttackedModel(model), X)
+    front = input_quantizer(AttackedModel(model), X)
     up = front.images(X, np.ones_like(X), np.ones_like(X))
     np.testing.assert_allclose(up, np.maximum(X, 0.6), atol=1e-6)
     assert (front.outputs(up) == 1).all()
@@ -150,7 +150,7 @@ class TestInFront:
             QuSecQuantization(2, hard=True), before=[keras.layers.Rescaling(1 / 255, 0.0)]
         )
         attacked = AttackedModel(model, (0.0, 255.0))
-        assert front_quantizer(attacked, X * 255) is not None
+        assert input_quantizer(attacked, X * 255) is not None
         goal = Goal(attacked.predictions(X * 255))
         images = ReachableLevels().run(attacked, X * 255, goal, epsilon=25.5, seed=0)
         plain = AttackedModel(network(QuSecQuantization(2, hard=True)))
@@ -180,7 +180,7 @@ class TestInFront:
     )
     def test_what_is_no_scale_is_no_front(self, before):
         attacked = AttackedModel(network(QuSecQuantization(2, hard=True), before=before))
-        assert front_quantizer(attacked, X) is None
+        assert input_quantizer(attacked, X) is None
         with pytest.raises(ValueError, match="quantizer in front"):
             ReachableLevels().run(attacked, X, Goal(np.zeros(40, int)), epsilon=0.1, seed=0)
 
@@ -188,13 +188,13 @@ class TestInFront:
         image = keras.Input((SIDE, SIDE, 1))
         both = keras.layers.Add()([QuSecQuantization(2, hard=True)(image), image])
         output = keras.layers.Dense(3)(keras.layers.Flatten()(both))
-        assert front_quantizer(AttackedModel(keras.Model(image, output)), X) is None
+        assert input_quantizer(AttackedModel(keras.Model(image, output)), X) is None
 
     def test_a_quantizer_used_twice_is_none(self):
         image, quantizer = keras.Input((SIDE, SIDE, 1)), QuSecQuantization(2, hard=True)
         both = keras.layers.Add()([quantizer(image), quantizer(1 - image)])
         output = keras.layers.Dense(3)(keras.layers.Flatten()(both))
-        assert front_quantizer(AttackedModel(keras.Model(image, output)), X) is None
+        assert input_quantizer(AttackedModel(keras.Model(image, output)), X) is None
 
     def test_the_model_is_as_it_was(self):
         model = network(QuSecQuantization(2, hard=True))

@@ -40,8 +40,8 @@ class Layer(keras.layers.Layer):
         return self.function(x)
 
 
-def model_of(*front, scale=1.0, behind=()):
-    layers = [Layer(function) for function in front]
+def model_of(*identities, scale=1.0, behind=()):
+    layers = [Layer(function) for function in identities]
     dense = keras.layers.Dense(2, use_bias=False)
     ends = [Layer(function) for function in behind]
     model = keras.Sequential([keras.Input((FEATURES,)), *layers, dense, *ends])
@@ -75,11 +75,11 @@ def evidence_of(
     model=None,
     found=None,
     *,
-    knowing=None,
+    adaptive_report=None,
     transfers=None,
     wrong=(),
     outputs="logits",
-    front=(),
+    identities=(),
     surrogates=False,
 ):
     attacked = AttackedModel(model or model_of(), outputs=outputs)
@@ -91,8 +91,8 @@ def evidence_of(
         model=attacked, followed=[attacked, attacked] if surrogates else [attacked], x=X,
         labels=labels, correct=correct, epsilon=EPSILON, threat_models=("white-box",),
         budget=BUDGETS["quick"], seed=0, evaluation=report_of(found, correct),
-        knowing=None if knowing is None else report_of(knowing, correct),
-        transfers=None if transfers is None else report_of(transfers, correct), front=front,
+        adaptive_report=None if adaptive_report is None else report_of(adaptive_report, correct),
+        transfers=None if transfers is None else report_of(transfers, correct), identities=identities,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ RAISE = {
     "noise": lambda: evidence_of(found={"noise": NEAR}),
     "gradient-free": lambda: evidence_of(found={"square": NEAR}),
     "transfer": lambda: evidence_of(transfers={"pgd from other": NEAR}),
-    "surrogates": lambda: evidence_of(knowing={"pgd": NEAR}),
+    "surrogates": lambda: evidence_of(adaptive_report={"pgd": NEAR}),
     "loss-path": lambda: evidence_of(model_of(mirrored)),
     "distances": lambda: evidence_of(found={"fmn-linf": FAR, **WITHIN}),
     "finite-differences": lambda: evidence_of(model_of(mirrored)),
@@ -132,7 +132,9 @@ GOOD = {
 
 
 def good(**more):
-    return evidence_of(found=GOOD, transfers={"pgd from other": FAR}, knowing={"pgd": FAR}, **more)
+    return evidence_of(
+        found=GOOD, transfers={"pgd from other": FAR}, adaptive_report={"pgd": FAR}, **more
+    )
 
 
 @pytest.mark.parametrize("identifier", RAISE)
@@ -232,7 +234,7 @@ def test_the_worst_case_is_over_all_that_was_found():
     for place, part in enumerate(parts):
         part[10 * place : 10 * place + 5] = 0.05
     evidence = evidence_of(
-        found={"square": parts[0]}, knowing={"pgd": parts[1]},
+        found={"square": parts[0]}, adaptive_report={"pgd": parts[1]},
         transfers={"pgd from other": parts[2]},
     )  # fmt: skip
     expected = np.zeros(COUNT, bool)

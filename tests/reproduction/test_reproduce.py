@@ -12,8 +12,8 @@ import keras_qusec_cli as cli
 from keras_qusec.datasets import Dataset
 from keras_qusec.models import paper_cnn
 from keras_qusec.reproduction import FIGURES, Reproduction, Row, picture, pictures, reproduce
+from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.laboratory import Laboratory
 from keras_qusec.results import Example
 
 FOLDER = "work"
@@ -123,9 +123,9 @@ def test_table_shows_means_and_spread_of_seeds():
 
 
 def test_settings_of_the_paper():
-    grey = Laboratory(_data((28, 28, 1)), FOLDER, 0, quick=False, tell=print)
+    grey = Experiment(_data((28, 28, 1)), FOLDER, 0, quick=False, tell=print)
     assert (grey.epochs, grey.images, grey.epsilon) == (6, 1000, 0.3)
-    colour = Laboratory(_data((32, 32, 3)), FOLDER, 0, quick=True, tell=print)
+    colour = Experiment(_data((32, 32, 3)), FOLDER, 0, quick=True, tell=print)
     assert (colour.epochs, colour.images, colour.epsilon) == (1, 20, 0.1)
 
 
@@ -160,9 +160,9 @@ def test_networks_of_another_backend_are_said(tmp_path, monkeypatch):
     class OneNetwork(Figure):
         name, title, claim = "one", "a title", "a claim."
 
-        def rows(self, laboratory):
-            laboratory.model("small", lambda _: paper_cnn())
-            return [ROW._replace(seed=laboratory.seed, images=int(laboratory.first))]
+        def rows(self, experiment):
+            experiment.model("small", lambda _: paper_cnn())
+            return [ROW._replace(seed=experiment.seed, images=int(experiment.first))]
 
     monkeypatch.setitem(FIGURES, "figure-1", OneNetwork())
 

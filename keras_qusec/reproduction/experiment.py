@@ -28,7 +28,7 @@ FGSM = {"fgsm": "fgsm", "standard": "standard"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Laboratory:
+class Experiment:
     """The settings of a reproduction, and what is finished.
 
     Attributes:
@@ -70,7 +70,7 @@ class Laboratory:
         """Test images and their labels.
 
         Args:
-            images: how many; default `Laboratory.images`.
+            images: how many; default `Experiment.images`.
             spread: evenly over the test set, not the first ones.
         """
         count = images or self.images
@@ -126,7 +126,7 @@ class Laboratory:
             attacks: by name, as for `evaluate_robustness`; default FGSM and the standard
                 evaluation.
             epsilons: default the paper's.
-            images: default `Laboratory.images`.
+            images: default `Experiment.images`.
             spread: as in `test`.
             **settings: of `evaluate_robustness`.
         """

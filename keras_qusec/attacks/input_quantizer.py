@@ -17,8 +17,8 @@ Tensor = Any
 _HALVINGS = 32
 
 
-class FrontQuantizer:
-    """A quantizer in front of a model, known by trying: see `front_quantizer`.
+class InputQuantizer:
+    """A quantizer in front of a model, known by trying: see `input_quantizer`.
 
     Attributes:
         layer: the quantizer.
@@ -81,7 +81,7 @@ class FrontQuantizer:
         return ops.moveaxis(outputs, 1, -1) if self._whole.channels_first else outputs
 
 
-def front_quantizer(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | None:
+def input_quantizer(model: AttackedModel, x: np.ndarray) -> InputQuantizer | None:
     """The quantizer in front of a model, or None.
 
     It must receive the image, or each of its values scaled and shifted; return the same shape;
@@ -94,7 +94,7 @@ def front_quantizer(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | Non
     return model.kept(("front quantizer", x.shape[1:]), lambda: _find(model, x[:1]))
 
 
-def _find(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | None:
+def _find(model: AttackedModel, x: np.ndarray) -> InputQuantizer | None:
     low, high = model.value_range
     random = np.random.default_rng(0).uniform(low, high, x.shape).astype("float32")
     if model.takes_whole_numbers:
@@ -112,7 +112,7 @@ def _find(model: AttackedModel, x: np.ndarray) -> FrontQuantizer | None:
         if not (brightest > darkest).all() or np.abs(between - expected).max() > 1e-5 * size:
             continue
         if _output_given(model, layer, x, x) == _output_given(model, layer, random, x):
-            return FrontQuantizer(model, layer, darkest[0], brightest[0])
+            return InputQuantizer(model, layer, darkest[0], brightest[0])
     return None
 
 
