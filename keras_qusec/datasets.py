@@ -314,7 +314,7 @@ def stratified_sample(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarr
     random = np.random.default_rng(seed)
     classes, sizes = np.unique(labels, return_counts=True)
     exact = count * sizes / len(labels)
-    # Of the classes whose share was cut most, each has one more.
+    # The classes whose share was cut most have one more each.
     shares = np.floor(exact).astype(int)
     order = np.argsort(shares - exact, kind="stable")
     shares[order[: count - shares.sum()]] += 1

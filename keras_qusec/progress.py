@@ -48,7 +48,7 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
     if progress is None and not console.is_terminal:
         yield _Lines(sys.stderr)
         return
-    # Of fixed width, so that nothing moves sideways.
+    # The width is fixed, so that nothing moves sideways.
     columns = (
         TextColumn("{task.description:<36.36}"),
         BarColumn(14),

@@ -241,7 +241,7 @@ def suggest_quantizer(
         choices.append(_judged(equal, "equal", values, shares, reach))
         chosen = _chosen(equal, (low, high), values, shares, reach)
         choices.append(_judged(chosen, "chosen", values, shares, reach))
-    # Of equals the first: fewer levels, and equal thresholds.
+    # The first of equals has fewer levels, and equal thresholds.
     best = max(choices, key=lambda choice: round(choice.bits, 3))
     pixels = int(np.prod(images.shape[1:]))
     return QuantizerSuggestion(best, choices, radius, (low, high), values, shares, pixels)

@@ -41,7 +41,7 @@ from keras_qusec.sublayers import inside
 
 Tensor = Any
 
-# Of the surrogate gradients of the other defences of a model that is attacked behind one.
+# The other defences of a model that is attacked behind one have surrogates this hard.
 _SURROGATE_HARDNESS = 10.0
 
 

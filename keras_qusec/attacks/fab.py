@@ -16,7 +16,7 @@ from keras_qusec.checks import one_of, whole_number
 
 Tensor = Any
 
-# Of the published attack: the most that the clean image weighs, how far a step goes beyond the
+# The published constants: the most that the clean image weighs, how far a step goes beyond the
 # boundary, and how far an adversarial image goes back towards the clean one.
 _ALPHA, _ETA, _BETA = 0.1, 1.05, 0.9
 

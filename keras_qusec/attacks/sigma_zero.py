@@ -14,7 +14,7 @@ from keras_qusec.checks import number, whole_number
 
 Tensor = Any
 
-# Of Adam.
+# These are Adam's usual rates.
 _BETA_1, _BETA_2 = 0.9, 0.999
 
 

@@ -30,7 +30,7 @@ from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Result
 
-# Of the surrogate gradients that are tried beyond those of the judged adaptive attack.
+# These hardnesses are tried beyond those of the judged adaptive attack.
 _MORE_HARDNESSES = (1.0, 30.0)
 _WHITE_BOX, _ADAPTIVE = "white-box", "adaptive"
 

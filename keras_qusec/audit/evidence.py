@@ -17,7 +17,7 @@ from keras_qusec.results import Result
 # The attack whose success is judged, and a second one along gradients, towards targets: what both
 # miss is no matter of the loss.
 JUDGED, TARGETED = "pgd", "apgd-t"
-# Of the surrogate gradients that the judged adaptive attack follows.
+# The judged adaptive attack follows surrogate gradients of these hardnesses.
 HARDNESSES = (3.0, 10.0)
 
 

@@ -78,8 +78,8 @@ class RisingAccuracy(Check):
             if lost > max(won, worst):
                 worst, place = lost, (small, large)
         low, _ = wilson_interval(worst, n)
-        figures = ", ".join(f"{100 * a:.1f} % at {r:g}" for r, a in accuracy.items())
-        seen = f"accuracy by PGD at each radius alone: {figures}"
+        shares = ", ".join(f"{100 * a:.1f} % at {r:g}" for r, a in accuracy.items())
+        seen = f"accuracy by PGD at each radius alone: {shares}"
         if place is not None:
             seen += f"; from {place[0]:g} to {place[1]:g} {worst} of {n} images come back"
         return passed_or_raised(

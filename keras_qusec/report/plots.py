@@ -15,7 +15,7 @@ from keras_qusec.report.measurements import Measurement, Measurements
 from keras_qusec.report.tables import sorted_by_worst_case
 from keras_qusec.results import Example
 
-# Of reports that do not say how the curves of their threat models are drawn.
+# Older reports do not say how the curves of their threat models are drawn.
 _LINE_STYLES = {"white-box": ":", "adaptive": "--", "black-box": "-."}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.networks import every_defence, of_the_paper, report, trained_as
+from keras_qusec.reproduction.networks import every_defense, of_the_paper, report, trained_as
 from keras_qusec.reproduction.results import Row
 
 # On MNIST at 0.3, white-box.
@@ -33,7 +33,7 @@ class Figure9(Figure):
 
     def rows(self, experiment: Experiment) -> list[Row]:
         own, rows = of_the_paper(), []
-        for series, (name, make) in every_defence(experiment).items():
+        for series, (name, make) in every_defense(experiment).items():
             attacked = report(experiment, name, make)
             paper = None if experiment.data.is_colour else _PAPER.get(series)
             white = experiment.row(attacked, series, "fgsm", measure="FGSM, white-box", paper=paper)

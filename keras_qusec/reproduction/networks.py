@@ -82,7 +82,7 @@ _OTHERS = {
 }  # fmt: skip
 
 
-def every_defence(experiment: Experiment) -> dict[str, tuple[str, Make]]:
+def every_defense(experiment: Experiment) -> dict[str, tuple[str, Make]]:
     """The paper's networks and the other defences of the comparison; one of them if quick."""
     others = ["BReLU + GDA"] if experiment.quick else list(_OTHERS)
     return {
@@ -95,7 +95,7 @@ def trained_as(experiment: Experiment) -> dict[str, str]:
     """How the networks of `every_defence` are trained, for the reader."""
     others = {
         name: contenders.get(_OTHERS[name]).settings
-        for name in every_defence(experiment)
+        for name in every_defense(experiment)
         if name in _OTHERS
     }
     return {"epochs": f"{experiment.epochs} of each network", **others}
@@ -168,7 +168,7 @@ def shown(reports: Mapping[str, RobustnessReport]) -> list[Example]:
         number for gallery in galleries.values()
         for number in {example.number for example in gallery}
     )  # fmt: skip
-    # Of the same image the closest one.
+    # The closest example of an image is shown.
     return [
         max(gallery, key=lambda one: (numbers[one.number], -one.distances["l2"]))._replace(
             model=name

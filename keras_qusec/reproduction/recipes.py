@@ -20,7 +20,7 @@ class Recipe(NamedTuple):
     Attributes:
         name: file of the network.
         title: what the table calls it.
-        front: function that makes the quantizer, or None for none.
+        layer: function that makes the quantizer, or None for none.
         epsilon: radius, L-infinity.
         epochs: epochs; the learning rate falls to 0 as a cosine.
         steps: of PGD, from a random start.

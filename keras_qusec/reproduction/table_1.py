@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from keras_qusec.reproduction.experiment import Experiment
 from keras_qusec.reproduction.figure import Figure
-from keras_qusec.reproduction.networks import every_defence, report, trained_as
+from keras_qusec.reproduction.networks import every_defense, report, trained_as
 from keras_qusec.reproduction.results import Row
 
 
@@ -28,7 +28,7 @@ class Table1(Figure):
 
     def rows(self, experiment: Experiment) -> list[Row]:
         rows = []
-        for series, (name, make) in every_defence(experiment).items():
+        for series, (name, make) in every_defense(experiment).items():
             attacked = report(experiment, name, make)
             images, epsilon = experiment.images, experiment.epsilon
             rows.append(experiment.share(

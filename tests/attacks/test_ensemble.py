@@ -179,7 +179,7 @@ def test_an_interrupted_ensemble_goes_on_in_the_middle(models, labels, tmp_path)
     (tmp_path / "stop").touch()
     with pytest.raises(Interrupted):
         once(folder)
-    (partial,) = (folder / "units").glob("*-partial.npz")
+    (partial,) = (folder / "units").glob("*-partial.json")
     (tmp_path / "stop").unlink()
     again = once(folder)
     assert not partial.exists()
