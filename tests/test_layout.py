@@ -122,3 +122,8 @@ def test_only_one_module_knows_the_backends():
         if any(f"import {kind}" in path.read_text() for kind in ("tensorflow", "jax", "torch"))
     }
     assert knowing == {"keras_qusec.backends", "keras_qusec.attacks.foolbox"}
+
+
+def test_nothing_imports_the_command_line():
+    above = [name for name, path in NAMES.items() if "keras_qusec_cli" in path.read_text()]
+    assert above == ["keras_qusec.__main__"]

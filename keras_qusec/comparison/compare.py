@@ -28,8 +28,6 @@ from keras_qusec.version import __version__
 
 # Under which defences are attacked.
 THREAT_MODELS = ("white-box", "adaptive", "black-box")
-# What a file beside a trained network is.
-DESCRIPTION = "the description of a trained network"
 
 # Rounds of the timing of `predict`, in which both models take turns.
 _ROUNDS = 7
@@ -211,7 +209,7 @@ def trained(
         "code": "" if name == "source" else code_digest(make),
     }
     if path.exists() and description.exists():
-        earlier = files.read(description, DESCRIPTION)
+        earlier = description_of(description)
         if earlier["identity"] == identity:
             return keras.saving.load_model(path, compile=False), float(earlier["seconds"])
         different = [
@@ -237,6 +235,22 @@ def trained(
     )  # fmt: skip
     # As it will be after a restart: what is evaluated is what was saved.
     return keras.saving.load_model(path, compile=False), seconds
+
+
+def description_of(path: Path) -> dict[str, Any]:
+    """What a trained network of a folder was made with, how long it took, and its log.
+
+    Raises:
+        ValueError: for a file that is missing, damaged or of another kind.
+    """
+    expected = "the description of a trained network"
+    content = files.read(path, expected)
+    if not isinstance(content, dict) or not {"identity", "seconds", "log"} <= set(content):
+        raise ValueError(
+            f"Expected {expected}. Received: {path}, which has other content. Delete it and the "
+            ".keras file beside it; the network is then trained again."
+        )
+    return content
 
 
 def _inference_ratio(model: keras.Model, floor: keras.Model, x: np.ndarray) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from keras_qusec import files
 from keras_qusec.norms import radius_text
 from keras_qusec.report import RobustnessReport
 from keras_qusec.report.page import html_page
-from keras_qusec.report.tables import WIDTH, Table, markdown_table, text_table
+from keras_qusec.report.tables import Table, as_markdown, as_text
 
 # Heads of the columns of threat models; others have their names.
 _HEADS = {"white-box": "white", "adaptive": "adapt.", "black-box": "black"}
@@ -109,16 +108,11 @@ class Comparison:
         return list(dict.fromkeys(note for one in self.measured for note in one.report.notes))
 
     def __str__(self) -> str:
-        tables = "\n\n".join(map(text_table, self.tables()))
-        lines = [*(f"NOTE: {note}" for note in self.notes()), *self.remarks()]
-        return f"{tables}\n\n" + "\n".join(textwrap.fill(line, WIDTH) for line in lines)
+        return as_text(self.tables(), self.notes(), [], self.remarks())
 
     def to_markdown(self) -> str:
         """The tables in Markdown."""
-        tables = [markdown_table(table) for table in self.tables()]
-        notes = "\n".join(f"> {note}" for note in self.notes())
-        remarks = "\n".join(f"- {remark}" for remark in self.remarks())
-        return "\n\n".join(block for block in (*tables, notes, remarks) if block) + "\n"
+        return as_markdown(self.tables(), self.notes(), [], self.remarks())
 
     def report(self) -> RobustnessReport:
         """The evaluations of all defences as one report."""

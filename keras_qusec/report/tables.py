@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from keras_qusec.norms import radius_text, symbol
@@ -233,18 +234,40 @@ def remarks(report: Measurements) -> list[str]:
 
 def plain_text(report: Measurements) -> str:
     """The whole report as text of at most 80 columns."""
-    first, *rest = ("\n\n".join(text_table(table) for table in part) for part in _parts(report))
-    notes = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in report.notes)
-    lines = "\n".join(textwrap.fill(remark, WIDTH) for remark in remarks(report))
-    return "\n\n".join(block for block in (first, notes, *rest, lines) if block)
+    first, rest = _parts(report)
+    return as_text(first, report.notes, rest, remarks(report))
 
 
 def markdown(report: Measurements) -> str:
     """The whole report in Markdown."""
     first, rest = _parts(report)
-    notes = "\n".join(f"> {note}" for note in report.notes)
-    lines = "\n".join(f"- {remark}" for remark in remarks(report))
-    blocks = [*map(markdown_table, first), notes, *map(markdown_table, rest), lines]
+    return as_markdown(first, report.notes, rest, remarks(report))
+
+
+def as_text(
+    first: Sequence[Table], notes: Sequence[str], rest: Sequence[Table], lines: Sequence[str]
+) -> str:
+    """Tables, what must be known before the others, these, and remarks, in 80 columns.
+
+    Args:
+        first: tables on top.
+        notes: what a reader must know.
+        rest: further tables.
+        lines: remarks.
+    """
+    noted = "\n".join(textwrap.fill(f"NOTE: {note}", WIDTH) for note in notes)
+    remarked = "\n".join(textwrap.fill(line, WIDTH) for line in lines)
+    blocks = ["\n\n".join(map(text_table, part)) for part in (first, rest)]
+    return "\n\n".join(block for block in (blocks[0], noted, blocks[1], remarked) if block)
+
+
+def as_markdown(
+    first: Sequence[Table], notes: Sequence[str], rest: Sequence[Table], lines: Sequence[str]
+) -> str:
+    """The same as `as_text` in Markdown."""
+    noted = "\n".join(f"> {note}" for note in notes)
+    remarked = "\n".join(f"- {line}" for line in lines)
+    blocks = [*map(markdown_table, first), noted, *map(markdown_table, rest), remarked]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qusec import files
-from keras_qusec.comparison.compare import DESCRIPTION, trained
+from keras_qusec.comparison.compare import description_of, trained
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.datasets import Dataset
 from keras_qusec.evaluation import evaluate_robustness
@@ -97,15 +96,13 @@ class Experiment:
         folder = Path(self.folder) / f"seed-{training.seed}"
         training = training._replace(backup=str(folder / f"{name}-backup"))
         model, _ = trained(name, str(folder), training, make)
-        self.backends.add(
-            str(files.read(folder / f"{name}.json", DESCRIPTION).get("backend", "unknown"))
-        )
+        self.backends.add(str(description_of(folder / f"{name}.json").get("backend", "unknown")))
         return model
 
     def log(self, name: str) -> dict[str, list[float]]:
         """What `fit` measured after each epoch of a network of `model`."""
         path = Path(self.folder) / f"seed-{self.seed}" / f"{name}.json"
-        return dict(files.read(path, DESCRIPTION)["log"])
+        return dict(description_of(path)["log"])
 
     def attacked(
         self,

@@ -101,6 +101,18 @@ def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
         comparison.compare(data, ["small"], folder=tmp_path / "run", **{**SETTINGS, "epochs": 2})
 
 
+@pytest.mark.once
+@pytest.mark.usefixtures("small")
+def test_a_damaged_file_says_what_it_is(data, tmp_path):
+    settings = {**SETTINGS, "images": 4, "epsilons": (0.1,)}
+    comparison.compare(data, ["small"], folder=tmp_path / "run", **settings)
+    description = tmp_path / "run" / "small.json"
+    for content, message in (("{", "small.json .*Check the path"), ("{}", "has other content")):
+        description.write_text(content)
+        with pytest.raises(ValueError, match=f"description of a trained network.*{message}"):
+            comparison.compare(data, ["small"], folder=tmp_path / "run", **settings)
+
+
 # All on the users' default; elsewhere a sample, since the defences have tests of their own there.
 SAMPLE = ["constant", "dqa", "brelu-gda"]
 ALL = [name for name in comparison.names() if name != "defense-gan"]
