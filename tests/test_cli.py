@@ -59,13 +59,18 @@ class TestCommandLine:
         table = out.split("Written")[0]
         assert max(map(len, table.splitlines())) <= 80
 
-    def test_the_standard_evaluation(self, files, capsys):
+    def test_the_standard_evaluation(self, files, tmp_path, capsys):
         status = cli.main(
             ["evaluate", str(files / "quantized.keras"), "--data", str(files / "few.npz"),
-             "--attacks", "standard", "--epsilons", "0.1", "--l2-epsilons", "0.5", "--images", "6"]
+             "--attacks", "standard", "--epsilons", "0.1", "--l2-epsilons", "0.5", "--images", "6",
+             "--examples", str(tmp_path / "kept.npz")]
         )  # fmt: skip
         out = capsys.readouterr().out
         assert status == 0
+        with np.load(tmp_path / "kept.npz") as kept:
+            numbers, examples = kept["quantized linf numbers"], kept["quantized linf images"]
+        assert 0 < len(numbers) == len(examples) <= 6
+        assert examples.shape[1:] == (28, 28, 1)
         assert "standard evidence" in out
         assert "adaptive standard-l2" in out
         assert "adaptive reachable-levels" in out

@@ -63,11 +63,11 @@ class Classifier(ABC):
         input_shape: of one image, channels last; None if images of any shape may come.
         has_gradients: whether attacks can follow its gradients.
         gives_scores: whether its outputs say more than the class.
-        takes_whole_numbers: whether it can be given whole numbers alone.
         rejects: whether it may reject an image.
         draws: how many draws of a random model are averaged.
         defenses: layers that offer surrogate gradients.
-        channels_first: whether it has the channels of images on axis 1.
+        channels_first: whether it has the channels of images on axis 1; attacks, `logits` and
+            `rejected` have them last all the same.
         counter: how often it was asked.
 
     Example:
@@ -188,6 +188,8 @@ class FunctionClassifier(Classifier):
         input_shape: of one image; None if the function takes any.
         name: name in the report; default that of the function.
         value_range: smallest and largest pixel value.
+        data_format: ``"channels_first"`` if the function takes images ``(n, channels, height,
+            width)``, which then are what an evaluation is given, too.
         batch_size: images in one call, for a runtime with a fixed batch size; the last batch is
             filled with copies of its last image. None for as many as there are.
         identity: a text that changes when the classifier does, such as a hash of its file, by
@@ -215,6 +217,7 @@ class FunctionClassifier(Classifier):
         input_shape: Sequence[int | None] | None = None,
         name: str | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
+        data_format: str = "channels_last",
         batch_size: int | None = None,
         identity: str | None = None,
     ) -> None:
@@ -229,6 +232,8 @@ class FunctionClassifier(Classifier):
         self.outputs = one_of(outputs, "outputs", (LOGITS, PROBABILITIES, CLASSES))
         self.gives_scores = outputs != CLASSES
         self.input_shape = None if input_shape is None else tuple(input_shape)
+        one_of(data_format, "data_format", ("channels_last", "channels_first"))
+        self.channels_first = data_format == "channels_first"
         self.batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
         self.identity = identity
 
@@ -248,8 +253,10 @@ class FunctionClassifier(Classifier):
         given = x
         if self.batch_size is not None:
             given = np.concatenate([x, np.repeat(x[-1:], self.batch_size - len(x), axis=0)])
+        if self.channels_first:
+            given = np.moveaxis(given, -1, 1)
         # A copy, since a function may change what it is given.
-        output = np.asarray(self.function(given.copy()))
+        output = np.asarray(self.function(np.array(given, order="C")))
         wanted = (len(given),) if self.outputs == CLASSES else (len(given), self.classes)
         if output.shape != wanted:
             raise ValueError(

@@ -133,6 +133,11 @@ def checked_inputs(
     by_norm = epsilons_of(shares if epsilons is None else epsilons)
     notes = check_epsilons(by_norm, pixels, given=epsilons is not None)
     asked = None
+    if outputs is not None and not keras_models(both):
+        raise ValueError(
+            f"Expected outputs to be of Keras models. Received: outputs={outputs!r} for "
+            f"{', '.join(named)}. Say it where the classifier is made."
+        )
     followed = any(has_gradients(one) for one in named.values())
     if not followed:
         asked = registry.Asked(all(one.gives_scores for one in named.values()), bool(named_sources))

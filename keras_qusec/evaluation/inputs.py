@@ -255,9 +255,19 @@ def data_format_of(
         said: what the user says, or None.
     """
     first = [
-        (name, isinstance(model, keras.Model) and channels_first(model, shape, said))
+        (
+            name,
+            model.channels_first
+            if isinstance(model, Classifier)
+            else channels_first(model, shape, said),
+        )
         for name, model in models
     ]
+    if said is not None and (said == "channels_first") != first[0][1]:
+        raise ValueError(
+            f"Expected data_format={said!r} of the classifier {first[0][0]!r} too. Received: "
+            "another one. Say it where the classifier is made."
+        )
     if len({is_first for _, is_first in first}) > 1:
         named = ", ".join(name for name, is_first in first if is_first)
         raise ValueError(
@@ -340,7 +350,13 @@ def attacked_model(
     probe = np.concatenate([x[spread_rows(len(x), 8)], noise.astype("float32")])
     first, second = attacked.repeated(probe, calls=2)
     if not np.allclose(first, second, rtol=1e-3, atol=1e-5, equal_nan=True):
-        if settings["draws"] == 1 or not isinstance(model, keras.Model):
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"Expected a classifier that repeats its outputs. Received: {name!r}, which is "
+                "random: two calls on the same images differ. Average its outputs inside it, with "
+                "a seed that is always the same."
+            )
+        if settings["draws"] == 1:
             raise ValueError(
                 f"Expected a model that repeats its outputs. Received: {name!r}, which is random: "
                 "two calls on the same images differ. Attack the mean of several draws: draws=20, "

@@ -152,6 +152,36 @@ def test_it_resumes_and_knows_itself(tmp_path):
         )  # fmt: skip
 
 
+def test_channels_first():
+    """The function gets images as it wants them; attacks and examples have channels last."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(3 * 6 * 5, 2)).astype("float32")
+    x = rng.uniform(0.3, 0.7, (8, 3, 6, 5)).astype("float32")
+    shapes = set()
+
+    def first(images):
+        shapes.add(images.shape[1:])
+        return images.reshape(len(images), -1) @ weights
+
+    y = first(x).argmax(axis=1)
+    classifier = FunctionClassifier(
+        first, classes=2, input_shape=(3, 6, 5), data_format="channels_first"
+    )
+    report = evaluate_robustness(
+        classifier, x, y, attacks=[("square", {"queries": 50})], epsilons=[0.2], keep_examples=True
+    )
+    assert report.clean_accuracy() == 1.0
+    found = report.examples()
+    assert len(found.numbers)
+    assert found.images.shape[1:] == (6, 5, 3)
+    moved = np.moveaxis(found.images, -1, 1)
+    assert (first(moved).argmax(axis=1) != y[found.numbers]).all()
+    assert np.abs(moved - x[found.numbers]).max() <= 0.2 + 1e-6
+    assert shapes == {(3, 6, 5)}
+    with pytest.raises(ValueError, match="data_format"):
+        evaluate_robustness(classifier, x, y, data_format="channels_last")
+
+
 def test_fixed_batches_are_filled():
     seen = []
 
@@ -201,6 +231,10 @@ def test_fixed_batches_are_filled():
                 X, Y,
             ),
             "repeats its outputs",
+        ),
+        (
+            lambda: evaluate_robustness(classifier_of("logits"), X, Y, outputs="logits"),
+            "where the classifier is made",
         ),
         (
             lambda: evaluate_robustness(
