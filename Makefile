@@ -24,8 +24,8 @@ test-torch: .venv/torch  ## the tests on PyTorch
 test-jax: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/compiled
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
-# Compiling takes longer than running what was compiled.
-test-jax: export XLA_FLAGS = --xla_backend_optimization_level=0
+# Compiling takes longer than running what was compiled; without any optimization that takes longer.
+test-jax: export XLA_FLAGS = --xla_backend_optimization_level=1
 test-jax: .venv/jax  ## the tests on JAX
 	KERAS_BACKEND=jax $(BIN)/pytest $(PYTEST_ARGS) -m "not slow and not once"
 
