@@ -24,7 +24,7 @@ test-torch: .venv/torch  ## the tests on PyTorch
 test-jax: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.venv/compiled
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES = -1
-# Compiling takes longer than running what was compiled; without any optimization that takes longer.
+# Most of the time goes into compiling. At level 0 what is compiled runs for minutes.
 test-jax: export XLA_FLAGS = --xla_backend_optimization_level=1
 test-jax: .venv/jax  ## the tests on JAX
 	KERAS_BACKEND=jax $(BIN)/pytest $(PYTEST_ARGS) -m "not slow and not once"
