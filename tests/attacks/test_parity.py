@@ -82,7 +82,17 @@ def compare(name, key, attacked, images):
 @pytest.mark.parametrize(
     "name", [pytest.param(m, marks=[] if m == "quantized" else pytest.mark.once) for m in MODELS]
 )
-@pytest.mark.parametrize("key", ["apgd-ce linf", "apgd-ce l2", "apgd-ce l1", "fmn linf", "fmn l0"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "apgd-ce linf",
+        "fmn l0",
+        *(
+            pytest.param(k, marks=pytest.mark.once)
+            for k in ("apgd-ce l2", "apgd-ce l1", "fmn linf")
+        ),
+    ],
+)
 def test_adv_lib(name, key, attacked, images):
     compare(name, key, attacked, images)
 
@@ -97,7 +107,12 @@ def test_all_of_adv_lib(name, key, attacked, images):
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="ART wraps PyTorch models")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "norm"), [("trained", "linf"), ("undefended", "l2"), ("quantized", "l2")]
+    ("name", "norm"),
+    [
+        ("trained", "linf"),
+        ("quantized", "l2"),
+        pytest.param("undefended", "l2", marks=pytest.mark.slow),
+    ],
 )
 def test_square_of_art(name, norm, attacked, images):
     import torch

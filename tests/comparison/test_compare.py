@@ -74,6 +74,7 @@ def test_images_that_come_class_by_class_are_a_fair_sample(tmp_path):
     assert "16 of 80 test images" in " ".join(str(found).split())
 
 
+@pytest.mark.once
 def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
     first = comparison.compare(data, ["small"], folder=tmp_path / "run", **SETTINGS)
     again = comparison.compare(data, ["small"], folder=tmp_path / "run", **SETTINGS)
@@ -113,12 +114,15 @@ def test_a_damaged_file_says_what_it_is(data, tmp_path):
             comparison.compare(data, ["small"], folder=tmp_path / "run", **settings)
 
 
-# All on the users' default; elsewhere a sample, since the defences have tests of their own there.
-SAMPLE = ["constant", "dqa", "brelu-gda"]
-ALL = [name for name in comparison.names() if name != "defense-gan"]
+# The defences have tests of their own on each backend, so elsewhere one is enough.
+SAMPLE = ["constant", "dqa", "squeezing", "ape-gan"]
+ALL = [
+    name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow)
+    for name in comparison.names()
+]
 
 
-@pytest.mark.parametrize("name", ALL if keras.backend.backend() == "tensorflow" else SAMPLE)
+@pytest.mark.parametrize("name", ALL if keras.backend.backend() == "tensorflow" else ["constant"])
 def test_each_contender_trains_saves_and_can_be_attacked(data, name):
     result = comparison.compare(data, [name], **{**SETTINGS, "images": 4, "epsilons": (0.3,)})
     (measured,) = result.measured
@@ -127,8 +131,8 @@ def test_each_contender_trains_saves_and_can_be_attacked(data, name):
     assert measured.settings
 
 
-# Processes are started alike on every backend.
-@pytest.mark.once
+# Processes are started by the same function as those of an evaluation.
+@pytest.mark.slow
 def test_two_processes(data, tmp_path):
     names = ["undefended", "constant"]
     one = comparison.compare(data, names, **SETTINGS)

@@ -170,6 +170,7 @@ class TestJobs:
         assert without_clock(one)["rows"] == without_clock(two)["rows"]
         assert len(list(tmp_path.glob("units/*.json"))) == 4
 
+    @pytest.mark.once
     def test_an_ensemble_in_two_processes(self, cnn):
         y = predicted(cnn, IMAGES)
         parts = {"pgd": PGD(steps=3), "apgd": APGD(steps=5), "square": Square(queries=20)}

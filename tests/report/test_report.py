@@ -14,7 +14,8 @@ import pytest
 from keras_qusec import QuSecQuantization, RobustnessReport
 from keras_qusec.report import page
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+# Reports are plain data, the same on every backend; Foolbox uses deprecated names of TensorFlow.
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 
 def luminance(colour):

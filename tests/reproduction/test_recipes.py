@@ -97,6 +97,7 @@ def test_images_of_a_recipe_are_turned():
     assert data.zooms.std() > 0.04
 
 
+@pytest.mark.once
 def test_a_recipe_returns_a_network_in_float32(tmp_path):
     before = keras.config.dtype_policy()
     model = TRADES.trained(training(backup=str(tmp_path / "backup")))

@@ -779,7 +779,7 @@ print([round(e, 4) for e in history["epsilon"]])
 """
 
 
-@pytest.mark.parametrize("place", ["first", pytest.param("last", marks=pytest.mark.once)])
+@pytest.mark.parametrize("place", ["first", pytest.param("last", marks=pytest.mark.slow)])
 def test_killed_in_an_epoch_it_resumes_with_the_right_epsilon(tmp_path, place):
     def run(kill):
         command = [sys.executable, "-c", RESUME, str(tmp_path / "backup"), kill, place]

@@ -115,6 +115,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "jax", reason="Keras distributes on JAX")
 def test_two_processes_equal_one():
     address = f"127.0.0.1:{free_port()}"
