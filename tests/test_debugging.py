@@ -111,9 +111,18 @@ EVERYWHERE = (
 )  # fmt: skip
 
 
+SLOWEST = ("sigma-zero", "tensorflow")
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in EVERYWHERE else [pytest.mark.slow]) for n in OURS],
+    [
+        # On TensorFlow each operation of a step is checked: half a minute for sigma-zero.
+        pytest.param(
+            n, marks=[] if n in EVERYWHERE and (n, BACKEND) != SLOWEST else pytest.mark.slow
+        )
+        for n in OURS
+    ],
 )
 def test_attacks(name):
     attack = registry.get(name)

@@ -11,9 +11,9 @@ from audit_controls import CONTROLS, audited
 from keras_qusec import datasets
 
 # One way to mask gradients each, and what masks nothing; the others take longer.
-SAMPLE = ("hard QuSecQuantization, white-box", "gradients of random sign", "undefended")
+SAMPLE = ("hard QuSecQuantization, white-box", "undefended")
 ON_ONE_BACKEND = (
-    "logits x 10,000", "gradient of half the image", "batch normalisation and dropout"
+    "gradients of random sign", "logits x 10,000", "gradient of half the image", "batch normalisation and dropout"
 )  # fmt: skip
 
 

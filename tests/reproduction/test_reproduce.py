@@ -36,8 +36,8 @@ def figure_7(folder):
     return reproduce("figure-7", "mnist5k", quick=True, folder=folder, progress=False)
 
 
-# Its parts are tested on every backend; putting them together takes minutes on JAX.
-@pytest.mark.once
+# Its parts are tested on every backend, and `make reproduce` puts them together.
+@pytest.mark.slow
 def test_figure_7(figure_7, tmp_path):
     found = {(row.series, row.value): row for row in figure_7.rows}
     assert set(found) == {(s, e) for s in ("CNN", "CQ, n = 2", "CQ, n = 4") for e in (0.1, 0.3)}
@@ -52,7 +52,7 @@ def test_figure_7(figure_7, tmp_path):
     assert max(map(len, str(figure_7).splitlines())) <= 80
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_models_are_kept(figure_7, folder, monkeypatch):
     def never(*_, **__):
         raise AssertionError("trained again")
