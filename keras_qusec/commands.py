@@ -165,10 +165,13 @@ def _write(result: Any, writers: Sequence[tuple[str | None, Callable[[Any, str],
             continue
         try:
             write(result, path)
-            print(f"Written: {path}")
         except (OSError, ValueError, ImportError) as error:
             print(f"keras-qusec: {path} not written: {error}", file=sys.stderr)
             status = 1
+            continue
+        # Who reads the output, such as head, may have enough; the files are wanted all the same.
+        with contextlib.suppress(BrokenPipeError):
+            print(f"Written: {path}")
     return status
 
 

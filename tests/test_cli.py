@@ -92,6 +92,26 @@ class TestCommandLine:
         assert "no.html not written: No space left" in capsys.readouterr().err
         assert (tmp_path / "c.png").exists()
 
+    def test_a_reader_who_has_enough_does_not_lose_files(
+        self, files, tmp_path, capsys, monkeypatch
+    ):
+        """As `keras-qusec evaluate ... | head` does when it ends early."""
+
+        def told(text="", **settings):
+            if str(text).startswith("Written"):
+                raise BrokenPipeError
+
+        monkeypatch.setattr("builtins.print", told)
+        names = [str(tmp_path / name) for name in ("r.json", "r.md")]
+        status = cli.main(
+            ["evaluate", str(files / "plain.keras"), "--data", str(files / "few.npz"),
+             "--attacks", "fgsm", "--output", names[0], "--markdown", names[1]]
+        )  # fmt: skip
+        assert status == 0
+        assert (tmp_path / "r.json").exists()
+        assert (tmp_path / "r.md").exists()
+        assert "not written" not in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("option", "path", "message"),
         [

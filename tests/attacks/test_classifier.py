@@ -67,6 +67,7 @@ def test_an_evaluation(kind):
     assert report.models == (kind,)
     assert report.evidence == "quick"
     assert "gives no gradients" in report.notes[0]
+    assert not any("random" in note for note in report.notes)
     for epsilon in (0.02, 0.2):
         robust = report.robust_images(epsilon=epsilon)
         # Never broken where that is impossible.
