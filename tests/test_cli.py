@@ -97,7 +97,7 @@ class TestCommandLine:
     ):
         """As `keras-qusec evaluate ... | head` does when it ends early."""
 
-        def told(text="", **settings):
+        def told(text="", **_):
             if str(text).startswith("Written"):
                 raise BrokenPipeError
 
