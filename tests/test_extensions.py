@@ -315,12 +315,13 @@ def insider():
 
 
 def two_models():
+    """A model behind a defence that hides its gradient, and the same without: a good source."""
     models = {}
-    for name, shift in {"one": 0.0, "other": 1.5}.items():
-        model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
-        weights = np.roll(WEIGHTS, 1) if shift else WEIGHTS
-        model.set_weights([np.stack([0 * weights, weights], 1), np.array([0, 0.1], "float32")])
-        models[name] = model
+    for name, front in {"hidden": [Rounding()], "open": []}.items():
+        layers = [keras.Input((FEATURES,)), *front, keras.layers.Dense(2)]
+        models[name] = keras.Sequential(layers)
+        weights = [np.stack([0 * WEIGHTS, WEIGHTS], 1), np.array([0, 0.1], "float32")]
+        models[name].set_weights(weights)
     return models
 
 
@@ -328,19 +329,22 @@ def two_models():
 def test_a_threat_model_with_a_source_is_no_attack_on_the_model_itself(tmp_path):
     """In the table of transfers, examples of another model are not those made on the model."""
     models = two_models()
+    y = predicted(models["hidden"], X)
     report = evaluate_robustness(
-        models, X, Y, attacks=["fgsm"], epsilons=[0.05, 0.3],
+        models, X, y, attacks=["fgsm"], epsilons=[0.05, 0.3],
         threat_models=["white-box", "insider"], source_model=models,
     )  # fmt: skip
     again = RobustnessReport.load(report.save(tmp_path / "report.json"))
     for read in (report, again):
-        matrix = read.transfer_matrix(epsilon=0.05)
+        matrix = read.transfer_matrix(epsilon=0.3)
+        # White-box finds nothing, and what the other model's examples find is not its own.
+        assert matrix["hidden"]["hidden"] == 1.0 > matrix["open"]["hidden"]
         for name in models:
-            own = read.robust_accuracy(epsilon=0.05, threat_model="white-box", model=name)
-            worst = read.robust_accuracy(epsilon=0.05, model=name)
+            own = read.robust_accuracy(epsilon=0.3, threat_model="white-box", model=name)
+            worst = read.robust_accuracy(epsilon=0.3, model=name)
             assert matrix[name][name] == own
             (other,) = set(models) - {name}
-            transferred = read.robust_accuracy(epsilon=0.05, model=name, source=other)
+            transferred = read.robust_accuracy(epsilon=0.3, model=name, source=other)
             assert matrix[other][name] == transferred
             assert worst <= min(own, transferred)
         assert read.plot(tmp_path / "curves.png").stat().st_size > 10_000
