@@ -401,7 +401,7 @@ def radius_text(epsilon: float) -> str:
     return text
 
 
-def within(distance: Array, epsilon: float) -> Array:
+def within(distance: Array | float, epsilon: float) -> Array:
     """Which distances are at most epsilon, but for the rounding of float32 distances."""
     return np.asarray(distance <= epsilon * (1 + 1e-6))
 

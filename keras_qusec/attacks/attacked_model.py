@@ -135,9 +135,8 @@ class AttackedModel(Classifier):
         self._own_logits = self._logits
         if casts_images(model):
             self._own_logits = logits_function(model, outputs)
-        # The same for all models of `with_surrogates`: what is made for one of them is kept
-        # under its number, 0 for the model's own gradient.
-        self.made: dict[Any, Any] = {}
+        # All models of `with_surrogates` share what is made for one of them, which is kept under
+        # its number, 0 for the model's own gradient.
         self._number = 0
         self._surrogates = current_choice()
         self._surrogate_models: dict[Any, list[AttackedModel]] = {}

@@ -18,7 +18,7 @@ from keras_qusec.norms import radius_text
 from keras_qusec.plots import save
 from keras_qusec.report import RobustnessReport
 from keras_qusec.report.tables import WIDTH
-from keras_qusec.statistics import wilson_interval
+from keras_qusec.statistics import share_interval, wilson_interval
 
 ROBUST, OVERSTATED, MASKED = "robust", "overstated", "masked"
 # Below this, with 95 % confidence, other attacks find no more than the judged one.
@@ -169,7 +169,7 @@ class AuditReport:
                 "gradients masked: do not trust gradient attacks on this model, whose outputs are "
                 "random. Judge the mean of its draws: draws=20."
             )
-        low, high = wilson_interval(round(worst * self.images), self.images)
+        low, high = share_interval(worst, self.images)
         stand = (
             f"{100 * worst:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {self.images} images "
             f"stand within L-inf {radius_text(self._evidence.epsilon)}; evidence: {self.evidence}"

@@ -56,7 +56,7 @@ def run_unit(
     return results
 
 
-def attack_itself(unit: Unit, plan: Plan, model: Classifier) -> list[Result]:
+def attack_itself(unit: Unit, plan: Plan, model: Any) -> list[Result]:
     """Attack a model itself under each threat model; some go on where another one failed."""
     attack, name = plan.attacks[unit.attack], unit.models[0]
     runs: dict[str, Record] = {}
@@ -64,9 +64,9 @@ def attack_itself(unit: Unit, plan: Plan, model: Classifier) -> list[Result]:
         before = runs.get(threat.continues or "")
         seed = plan.seed + (threat.continues is not None)
         run = runs[threat.name] = Record(unit, plan, name, model, seed)
-        followed: list[Any] = [model]
+        followed = [model]
         if attack.uses_gradients and not attack.attacks_defense:
-            followed = list(threat.models(followed[0], attack, plan.hardnesses, before is not None))
+            followed = threat.models(model, attack, plan.hardnesses, before is not None)
         if before is not None:
             run.go_on_from(before)
         goal = searched_goal(plan.goal, model, attack)

@@ -318,36 +318,20 @@ class Measurements:
         norm, epsilon = self._radius(None, norm, epsilon)
         chosen = [result for result in self.results if result.model == model]
         self._check_measured(chosen, norm, epsilon)
-        own = [c for c in self.certificates if (c.model, c.norm) == (model, norm)]
-        return [
-            self._state(number, model, chosen, own, norm, epsilon)
-            for number in range(len(self.correct[model]))
-        ]
-
-    def _state(
-        self,
-        number: int,
-        model: str,
-        results: Sequence[Result],
-        certificates: Sequence[Certificate],
-        norm: str,
-        epsilon: float | None,
-    ) -> ImageState:
-        """What is known of one image."""
-        if not self.correct[model][number]:
-            return ImageState(number, BROKEN, 0.0)
-        closest = min(results, key=lambda r: float(r.distances[norm][number]), default=None)
-        if closest is not None and self._broken([closest], norm, epsilon)[0, number]:
-            distance, origin = float(closest.distances[norm][number]), closest.source or ""
-            attack, threat_model = closest.attack, closest.threat_model
-            return ImageState(number, BROKEN, distance, attack, threat_model, origin)
-        for certificate in certificates:
-            nearer = epsilon is None or certificate.epsilon <= epsilon * (1 + 1e-6)
-            if nearer and certificate.states[number] == BROKEN:
-                return ImageState(number, BROKEN, certificate.epsilon, certificate.method)
-            if _covers(certificate, epsilon) and certificate.states[number] == PROVED:
-                return ImageState(number, PROVED, math.inf, certificate.method)
-        return ImageState(number, OPEN, math.inf)
+        certificates = self._certificates(model, norm)
+        robust = self._robust(model, chosen, norm, epsilon)
+        states = []
+        for number, correct in enumerate(self.correct[model]):
+            if not correct:
+                states.append(ImageState(number, BROKEN, 0.0))
+            elif not robust[number]:
+                closest = min(chosen, key=lambda r: float(r.distances[norm][number]))
+                distance, origin = float(closest.distances[norm][number]), closest.source or ""
+                by = (closest.attack, closest.threat_model, origin)
+                states.append(ImageState(number, BROKEN, distance, *by))
+            else:
+                states.append(_state_by_proof(number, certificates, epsilon))
+        return states
 
     def examples(
         self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
@@ -442,9 +426,12 @@ class Measurements:
         near = None if epsilon is None else self._asked(norm, epsilon)
         return self._row(self._model(model), None, norm, near)
 
+    def _certificates(self, model: str, norm: str) -> list[Certificate]:
+        return [c for c in self.certificates if (c.model, c.norm) == (model, norm)]
+
     def _proved(self, model: str, norm: str, epsilon: float | None) -> np.ndarray | None:
         """Which images are proved within a radius or a larger one; None if nobody tried."""
-        own = [c for c in self.certificates if (c.model, c.norm) == (model, norm)]
+        own = self._certificates(model, norm)
         if not own or epsilon is None:
             return None
         proved = np.zeros(len(self.correct[model]), bool)
@@ -473,9 +460,8 @@ class Measurements:
                     broken = self._broken([result], certificate.norm, certificate.epsilon)[0]
                     what = f"broken by {result.attack!r} ({result.threat_model})"
                     _refuse(certificate, proved & broken, what)
-            for other in self.certificates:
-                same = (other.model, other.norm) == (name, certificate.norm)
-                if same and other.epsilon <= certificate.epsilon * (1 + 1e-6):
+            for other in self._certificates(name, certificate.norm):
+                if within(other.epsilon, certificate.epsilon):
                     what = f"broken by {other.method!r} at {radius_text(other.epsilon)}"
                     _refuse(certificate, proved & (other.states == BROKEN), what)
 
@@ -586,7 +572,20 @@ class Measurements:
 
 def _covers(certificate: Certificate, epsilon: float | None) -> bool:
     """Whether what a certificate proves holds within a radius, too."""
-    return epsilon is not None and certificate.epsilon * (1 + 1e-6) >= epsilon
+    return epsilon is not None and bool(within(epsilon, certificate.epsilon))
+
+
+def _state_by_proof(
+    number: int, certificates: Sequence[Certificate], epsilon: float | None
+) -> ImageState:
+    """What is known of an image that no attack broke."""
+    for certificate in certificates:
+        nearer = epsilon is None or within(certificate.epsilon, epsilon)
+        if nearer and certificate.states[number] == BROKEN:
+            return ImageState(number, BROKEN, certificate.epsilon, certificate.method)
+        if _covers(certificate, epsilon) and certificate.states[number] == PROVED:
+            return ImageState(number, PROVED, math.inf, certificate.method)
+    return ImageState(number, OPEN, math.inf)
 
 
 def _refuse(certificate: Certificate, images: np.ndarray, what: str) -> None:

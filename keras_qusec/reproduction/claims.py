@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from keras_qusec.report.tables import Table
 from keras_qusec.reproduction.results import Reproduction, Row
-from keras_qusec.statistics import wilson_interval
+from keras_qusec.statistics import share_interval
 
 HOLDS = "holds"
 WEAK = "holds only for the paper's attack"
@@ -90,8 +90,8 @@ def measured(
 
 def higher(share: float, other: float, images: int) -> bool:
     """Whether a share of images is above another beyond chance: their 95 % intervals are apart."""
-    low, _ = wilson_interval(round(share * images), images)
-    _, high = wilson_interval(round(other * images), images)
+    low, _ = share_interval(share, images)
+    _, high = share_interval(other, images)
     return low > high
 
 
@@ -228,7 +228,7 @@ def _assists(figure: Reproduction) -> Verdict:
         measured(figure, f"{series}, FGSM training", _FGSM) for series in ("none", "VQ")
     )
     verdict = compared(figure, "VQ, FGSM training", "none, FGSM training", _FGSM)
-    _, high = wilson_interval(round(quantized.ours * quantized.images), quantized.images)
+    _, high = share_interval(quantized.ours, quantized.images)
     return verdict if high - none.ours > LITTLE else Verdict(FAILS, verdict.reason)
 
 
@@ -274,7 +274,7 @@ def _little(figure: Reproduction) -> Verdict:
     close = [measured(figure, series, near) for series in ("none", "CQ")]
     # That a defence helps little is judged by the attacks that leave least.
     worst, defended = (one.worst or 0.0 for one in close)
-    low, high = wilson_interval(round(defended * cq.images), cq.images)
+    low, high = share_interval(defended, cq.images)
     reason = (
         f"none: {_percent(none.ours)}, CQ: {_percent(cq.ours)} at any distance; within 20 pixels "
         f"{_percent(close[0].ours)} and {_percent(close[1].ours)}, with adaptive attacks "

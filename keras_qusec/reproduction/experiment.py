@@ -18,7 +18,7 @@ from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.progress import Progress
 from keras_qusec.report import RobustnessReport
 from keras_qusec.reproduction.results import Row
-from keras_qusec.statistics import wilson_interval
+from keras_qusec.statistics import share_interval
 
 # Images under the strong evaluation: it takes minutes for each hundred.
 _STRONG = 100
@@ -183,7 +183,7 @@ class Experiment:
 
     def share(self, series: str, value: float, measure: str, share: float, images: int) -> Row:
         """A share of some images, with its interval."""
-        low, high = wilson_interval(round(share * images), images)
+        low, high = share_interval(share, images)
         return Row(series, value, measure, share, images, self.seed, low, high)
 
     def number(self, series: str, value: float, measure: str, number: float) -> Row:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from keras_qusec import files
 from keras_qusec.report.tables import Table, markdown_table, text_table
 from keras_qusec.results import Example, content_of_example, example_of
-from keras_qusec.statistics import wilson_interval
+from keras_qusec.statistics import share_interval
 
 
 class Row(NamedTuple):
@@ -155,7 +155,7 @@ def image_interval(rows: Sequence[Row]) -> tuple[float | None, float | None]:
         return None, None
     if len(rows) == 1:
         return first.low, first.high
-    return wilson_interval(round(fmean(row.ours for row in rows) * first.images), first.images)
+    return share_interval(fmean(row.ours for row in rows), first.images)
 
 
 def _mean_share(shares: Sequence[float | None]) -> str:
