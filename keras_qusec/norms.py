@@ -154,6 +154,22 @@ class LInfinity(Norm):
         )
         return x + ops.reshape(sign * ops.minimum(radius, room), ops.shape(x))
 
+    def ends(
+        self, x: Array, epsilon: float, values: tuple[float, float]
+    ) -> tuple[Array, Array]:
+        """The darkest and the brightest image of each ball inside the value range.
+
+        Each value of an image that counts as within epsilon lies between theirs, to the last bit.
+
+        Args:
+            x: clean images, float32.
+            epsilon: radius.
+            values: smallest and largest pixel value.
+        """
+        radius = np.float32(epsilon)
+        low, high = (np.clip(x + side * radius, *values) for side in (-1, 1))
+        return self.into_ball(x, low, epsilon), self.into_ball(x, high, epsilon)
+
     def into_ball(self, x: Array, images: Array, epsilon: float) -> Array:
         radius = np.float32(epsilon)
         images = np.clip(images, x - radius, x + radius)

@@ -81,9 +81,7 @@ class ReachableLevels(Attack):
         self, model: AttackedModel, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         quantizer = checked_quantizer(model, x)
-        radius, norm = np.float32(epsilon or 0.0), norms.get("linf")
-        low, high = (np.clip(x + side * radius, *model.value_range) for side in (-1, 1))
-        low, high = (norm.into_ball(x, end, float(radius)) for end in (low, high))
+        low, high = norms.LInfinity().ends(x, epsilon or 0.0, model.value_range)
         box = _Box(quantizer, goal, quantizer.outputs(low), quantizer.outputs(high))
         own = quantizer.outputs(x)
         outputs = own.copy()

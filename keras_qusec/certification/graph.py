@@ -1,0 +1,155 @@
+"""A classifier as a list of pieces, from its input, or from behind its quantizer, to its logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+
+from keras_qusec.certification.pieces import Interval, Piece, Selection, Squashing
+from keras_qusec.certification.rules import pieces_of
+from keras_qusec.graphs import has_graph, made_by
+
+Tensor = Any
+Shape = tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """One piece, with the numbers of the values that it takes and of the one that it makes."""
+
+    piece: Piece
+    inputs: tuple[int, ...]
+    output: int
+
+
+class Pieces(NamedTuple):
+    """A network as pieces in the order in which they are computed; value 0 is what comes in.
+
+    Attributes:
+        steps: the pieces.
+        output: number of the value that is the logits.
+        shapes: of each value, without the batch.
+    """
+
+    steps: tuple[Step, ...]
+    output: int
+    shapes: tuple[Shape, ...]
+
+    def interval(self, given: Interval, *, training: bool = False) -> Interval:
+        """Bounds of the logits from bounds of the input, by intervals, in `keras.ops`."""
+        values = {0: given}
+        for step in self.steps:
+            inputs = [values[number] for number in step.inputs]
+            values[step.output] = step.piece.interval(inputs, training=training)
+        return values[self.output]
+
+
+def pieces_between(model: keras.Model, start: Any = None) -> Pieces:
+    """The pieces of a classifier up to its logits, without a softmax or sigmoid at its end.
+
+    Args:
+        model: built functional or sequential classifier with one input and one output.
+        start: layer of it, of which the output is value 0; None for the model's input.
+
+    Raises:
+        ValueError: for a model without a graph, or with a layer without a rule.
+    """
+    reader = _Reader(start)
+    output = reader.read(model, None)
+    steps = list(reader.steps)
+    # A classifier's end: what squashes logits, and what only moves them.
+    ending = [place for place, step in enumerate(steps) if isinstance(step.piece, Squashing)]
+    if not reader.found:
+        raise ValueError(
+            f"Expected a path from {start.name!r} to the logits of {model.name!r}. Received: a "
+            "model whose output does not depend on it."
+        )
+    if ending and all(isinstance(s.piece, Selection) for s in steps[ending[0] + 1 :]):
+        squashed = steps.pop(ending[0])
+        steps = [
+            step._replace(inputs=tuple(_other(n, squashed) for n in step.inputs)) for step in steps
+        ]
+        output = _other(output, squashed)
+    return Pieces(tuple(steps), output, tuple(reader.shapes))
+
+
+def _other(number: int, squashed: Step) -> int:
+    """The number of a value, where that of a squashed one gives way to the one before it."""
+    return squashed.inputs[0] if number == squashed.output else number
+
+
+class _Reader:
+    """Reads the pieces of a graph and of the models inside it."""
+
+    def __init__(self, start: Any) -> None:
+        self.start = start
+        self.found = start is None
+        self.steps: list[Step] = []
+        self.shapes: list[Shape] = [()]
+
+    def read(self, model: Any, given: Sequence[int] | None) -> int:
+        """The number of a model's output, from those of its inputs; None: the model's own input."""
+        if not has_graph(model):
+            raise ValueError(
+                f"Expected a functional or sequential model, whose graph says what it computes. "
+                f"Received: {model.name!r}, which is code of {type(model).__name__}.call. Write "
+                "it with keras.Model(inputs, outputs) or keras.Sequential."
+            )
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            raise ValueError(
+                f"Expected models with one input and one output. Received: {model.name!r} with "
+                f"{len(model.inputs)} and {len(model.outputs)}."
+            )
+        if given is None:
+            given = [0]
+            if self.start is None:
+                self.shapes[0] = _shape(model.inputs[0])
+        known = {id(model.inputs[0]): given[0]}
+        waiting = [model.outputs[0]]
+        while waiting:
+            tensor = waiting[-1]
+            if id(tensor) in known:
+                waiting.pop()
+                continue
+            call = made_by(tensor)
+            if self.start is not None and call.operation is self.start:
+                self.found, self.shapes[0] = True, _shape(tensor)
+                known[id(tensor)] = 0
+                continue
+            missing = [parent for parent in call.parents if id(parent) not in known]
+            if missing:
+                waiting += missing
+                continue
+            inputs = tuple(known[id(parent)] for parent in call.parents)
+            known[id(tensor)] = self._call(call, inputs)
+        return known[id(model.outputs[0])]
+
+    def _call(self, call: Any, inputs: tuple[int, ...]) -> int:
+        if isinstance(call.operation, keras.Model):
+            return self.read(call.operation, inputs)
+        number = inputs[0]
+        pieces = pieces_of(call)
+        for place, piece in enumerate(pieces):
+            taken = inputs if place == 0 else (number,)
+            number = len(self.shapes)
+            self.shapes.append(_shape(call.output))
+            self.steps.append(Step(piece, taken, number))
+        return number
+
+
+def _shape(tensor: Tensor) -> Shape:
+    """The shape of one image's part of a symbolic tensor, all of it known."""
+    shape = tuple(tensor.shape[1:])
+    if any(size is None for size in shape):
+        raise ValueError(
+            f"Expected a model whose sizes are known. Received: a tensor of shape {shape} for each "
+            "image. Give keras.Input the full shape."
+        )
+    return tuple(int(size) for size in shape)
+
+
+def size_of(shape: Shape) -> int:
+    """Number of values of a shape."""
+    return math.prod(shape)

@@ -1,0 +1,197 @@
+"""A network in float64: bounds of every unit, and how far float32 may be from exact arithmetic.
+
+The reasons for its margins. In any order of summation, fused or not, a float32 sum of n products
+differs from the exact one by at most n u times the sum of their sizes, with u = 2^-24 (Jeannerod
+and Rump 2013). The errors of a layer's inputs go through the sizes of its weights. What float64
+itself rounds is smaller by a factor of 5e8; a share of the margin is kept for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keras_qusec.certification.curves import Curve
+from keras_qusec.certification.graph import Pieces, size_of
+from keras_qusec.certification.pieces import Largest, Linear, Squash
+
+Array = np.ndarray
+
+# Half the distance from 1 to the next float32.
+UNIT = 2.0**-24
+# The share of a margin that is kept for the rounding of float64.
+_FOR_FLOAT64 = 1e-3
+# Below the smallest normal float32, results may be rounded to zero.
+_TINY = 2.0**-126
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """A value of a network: what it is computed from, and how.
+
+    Attributes:
+        inputs: numbers of the nodes that it takes; none for what comes in.
+        made: how it is computed, None for what comes in.
+        size: number of values.
+        sizes: of a linear node, its matrices with the sizes of their entries.
+    """
+
+    inputs: tuple[int, ...]
+    made: Linear | Curve | Largest | None
+    size: int
+    sizes: tuple[Any, ...] = ()
+
+
+class Bounds(NamedTuple):
+    """Bounds of one node on a batch, ``(batch, size)``.
+
+    Attributes:
+        low: smallest values, exactly computed.
+        high: largest values.
+        error: how far a value computed in float32 may be from the exact one.
+        moves: whether a value depends on any input that is not fixed.
+    """
+
+    low: Array
+    high: Array
+    error: Array
+    moves: Array
+
+
+class Network:
+    """A classifier, or the part of it behind its quantizer, in float64.
+
+    Args:
+        pieces: see `pieces_between`.
+
+    Attributes:
+        nodes: the values in the order in which they are computed; the first is what comes in.
+        classes: number of classes.
+    """
+
+    def __init__(self, pieces: Pieces) -> None:
+        numbers = {0: 0}
+        self.nodes = [Node((), None, size_of(pieces.shapes[0]))]
+        for step in pieces.steps:
+            made = step.piece.exact([pieces.shapes[number] for number in step.inputs])
+            if isinstance(made, Squash):
+                raise ValueError(
+                    f"Expected a {made.name} at the end of a classifier. Received: one in its "
+                    "middle, which has no rule."
+                )
+            size = size_of(pieces.shapes[step.output])
+            sizes: tuple[Any, ...] = ()
+            if isinstance(made, Linear):
+                sizes = tuple(abs(matrix) for matrix in made.matrices)
+                if len(made.offset) != size:
+                    raise ValueError(
+                        f"Expected a layer of {size} values. Received: a rule that gives "
+                        f"{len(made.offset)}."
+                    )
+            numbers[step.output] = len(self.nodes)
+            inputs = tuple(numbers[number] for number in step.inputs)
+            self.nodes.append(Node(inputs, made, size, sizes))
+        self._add_second_class(numbers[pieces.output])
+        self.classes = self.nodes[-1].size
+        self.has_steps = any(isinstance(n.made, Curve) and n.made.has_steps for n in self.nodes)
+
+    def _add_second_class(self, output: int) -> None:
+        """Put the logits last; one number is the logit of class 1 of two, that of class 0 is 0."""
+        size = self.nodes[output].size
+        if size > 1 and output == len(self.nodes) - 1:
+            return
+        from keras_qusec.certification.matrices import selection
+
+        matrix = selection(np.arange(size) if size > 1 else np.array([-1, 0]), size)
+        none = np.zeros(matrix.shape[0])
+        made = Linear((matrix,), none, none, 0)
+        self.nodes.append(Node((output,), made, len(none), (matrix,)))
+
+    def forward(self, x: Array) -> Array:
+        """Logits ``(batch, classes)`` of inputs ``(batch, size)``, in float64."""
+        values: list[Array] = []
+        for node in self.nodes:
+            if node.made is None:
+                values.append(np.asarray(x, "float64"))
+            elif isinstance(node.made, Linear):
+                total = node.made.offset + _times(node.made.matrices, node.inputs, values)
+                values.append(total)
+            elif isinstance(node.made, Largest):
+                values.append(_largest(values[node.inputs[0]], node.made.windows))
+            else:
+                values.append(node.made.function(values[node.inputs[0]]))
+        return values[-1]
+
+    def bounds(self, low: Array, high: Array, error: float = 0.0) -> list[Bounds]:
+        """Bounds of every node by intervals.
+
+        Args:
+            low: smallest inputs, ``(batch, size)``.
+            high: largest inputs.
+            error: how far an input that moves may be from a number that is taken for it.
+        """
+        low, high = low.astype("float64"), high.astype("float64")
+        moves = high > low
+        found = [Bounds(low, high, error * moves, moves)]
+        for node in self.nodes[1:]:
+            found.append(self._bounds(node, [found[number] for number in node.inputs]))
+        return found
+
+    def _bounds(self, node: Node, inputs: Sequence[Bounds]) -> Bounds:
+        made = node.made
+        if isinstance(made, Linear):
+            return _linear_bounds(node, made, inputs)
+        ((low, high, error, moves),) = inputs
+        if isinstance(made, Largest):
+            parts = [_largest(part, made.windows) for part in (low, high, error, 1.0 * moves)]
+            return Bounds(*parts[:3], parts[3] > 0)
+        assert made is not None  # only what comes in has nothing that makes it
+        if made.has_steps:
+            least, most = made.ends(low - error, high + error)
+            return Bounds(least, most, np.zeros_like(low), most > least)
+        least, most = made.ends(low, high)
+        size = np.maximum(np.abs(least), np.abs(most))
+        error = made.slope * error + made.roundings * UNIT * (size + _TINY)
+        if not made.linear:
+            # Where a derivative is zero is known to twelve digits.
+            least, most = least - 1e-9 * size, most + 1e-9 * size
+        return Bounds(least, most, error, moves)
+
+
+def _linear_bounds(node: Node, made: Linear, inputs: Sequence[Bounds]) -> Bounds:
+    middle = made.offset + 0.0
+    radius, error = 0.0, 0.0
+    for matrix, size, (low, high, before, _) in zip(
+        made.matrices, node.sizes, inputs, strict=True
+    ):
+        width = high - low
+        middle = middle + (matrix @ ((low + high) / 2).T).T
+        radius = radius + (size @ (width / 2).T).T
+        if made.terms:
+            largest = np.maximum(np.abs(low), np.abs(high))
+            rounding = made.terms * UNIT * (1 + _FOR_FLOAT64)
+            error = error + (size @ (before * (1 + rounding) + rounding * largest).T).T
+        else:
+            error = error + (size @ before.T).T
+    if made.terms:
+        error = error + made.terms * UNIT * made.offset_size + made.terms * _TINY
+    # What float64 rounds: in sums as the error of float32 but for the unit, and in their ends.
+    slack = 2.0**-27 * error + 2.0**-50 * (np.abs(middle) + radius)
+    return Bounds(middle - radius - slack, middle + radius + slack, error, radius > 0)
+
+
+def _times(parts: Sequence[Any], inputs: Sequence[int], values: Sequence[Array]) -> Any:
+    total: Any = 0.0
+    for matrix, number in zip(parts, inputs, strict=True):
+        total = total + (matrix @ values[number].T).T
+    return total
+
+
+def _largest(values: Array, windows: Array) -> Array:
+    """The largest value of each window, ``(batch, outputs)``."""
+    least = np.full((len(values), 1), -np.inf)
+    padded = np.concatenate([values, least], axis=1)
+    return padded[:, windows].max(axis=2)

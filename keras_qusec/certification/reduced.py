@@ -1,0 +1,238 @@
+"""A network reduced to what can change within one image's box: free inputs and unstable units.
+
+Inputs that are fixed and units that are linear within the box are folded into what takes them. What
+is left are small dense matrices, on which linear bounds (CROWN, Zhang et al. 2018) and a search
+cost a fraction of the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_qusec.certification.curves import RELU, Curve
+
+Array = np.ndarray
+
+@dataclasses.dataclass
+class Group:
+    """Unstable units of one layer: a curve of a linear function of what comes before.
+
+    Attributes:
+        curve: what they compute.
+        low: smallest value before the curve, ``(units,)``.
+        high: largest value.
+        matrices: of the free inputs and of each group before, ``(units, size)``.
+        offset: ``(units,)``.
+        error: how far float32 may be from exact arithmetic before the curve; for steps.
+    """
+
+    curve: Curve
+    low: Array
+    high: Array
+    matrices: list[Array]
+    offset: Array
+    error: Array
+
+    def rows(self, chosen: Array) -> Group:
+        """Some of the units."""
+        return Group(
+            self.curve, self.low[chosen], self.high[chosen],
+            [matrix[chosen] for matrix in self.matrices], self.offset[chosen], self.error[chosen],
+        )  # fmt: skip
+
+    def ends(self) -> tuple[Array, Array]:
+        """The smallest and the largest output of each unit."""
+        slack = self.error if self.curve.has_steps else 0.0
+        return self.curve.ends(self.low - slack, self.high + slack)
+
+    def lines(self) -> Any:
+        """Lines below and above each unit."""
+        slack = self.error if self.curve.has_steps else 0.0
+        return self.curve.lines(self.low - slack, self.high + slack)
+
+
+@dataclasses.dataclass
+class Reduced:
+    """A reduced network and its box.
+
+    Attributes:
+        low: smallest free inputs, ``(free,)``.
+        high: largest free inputs.
+        groups: unstable units, layer by layer.
+        matrices: of the outputs: of the free inputs, and of each group.
+        offset: of the outputs.
+    """
+
+    low: Array
+    high: Array
+    groups: list[Group]
+    matrices: list[Array]
+    offset: Array
+
+    def forward(self, inputs: Array) -> Array:
+        """Outputs ``(n, outputs)`` of free inputs ``(n, free)``."""
+        values = [inputs]
+        for group in self.groups:
+            received = group.offset + sum(
+                value @ matrix.T for value, matrix in zip(values, group.matrices, strict=True)
+            )
+            values.append(group.curve.function(received))
+        return self.offset + sum(
+            value @ matrix.T for value, matrix in zip(values, self.matrices, strict=True)
+        )
+
+    def tighten(self) -> Reduced:
+        """The same with bounds computed anew for its box, and what became linear folded away."""
+        groups: list[Group] = []
+        # What is left of each group, and what is folded: rows, slopes and offsets.
+        folds: list[_Fold | None] = [None]
+        for group in self.groups:
+            matrices, offset = _folded(group.matrices, group.offset, folds)
+            known = Group(group.curve, group.low, group.high, matrices, offset, group.error)
+            low, high = Reduced(self.low, self.high, groups, matrices, offset).bounds(both=True)
+            known.low, known.high = np.maximum(low, known.low), np.minimum(high, known.high)
+            known.high = np.maximum(known.low, known.high)
+            fold = _Fold.of(known)
+            groups.append(known.rows(fold.kept))
+            folds.append(fold)
+        matrices, offset = _folded(self.matrices, self.offset, folds)
+        return Reduced(self.low, self.high, groups, matrices, offset)
+
+    def bounds(self, *, both: bool = False) -> Any:
+        """The largest value of each output, by linear bounds; or smallest and largest."""
+        count = len(self.offset)
+        high = self._linear(self.matrices, self.offset)[0]
+        middle, radius = self._interval()
+        high = np.minimum(high, middle + radius)
+        if not both:
+            return high
+        low = -self._linear([-matrix for matrix in self.matrices], -self.offset)[0]
+        return np.maximum(low, middle - radius)[:count], high
+
+    def upper_lines(self) -> tuple[Array, Array, list[Array]]:
+        """Linear functions of the free inputs above the outputs.
+
+        Returns:
+            Their largest values in the box ``(outputs,)``, slopes ``(outputs, free)``, and the
+            weight of each group's units in them, ``(outputs, units)`` for each group.
+        """
+        return self._linear(self.matrices, self.offset)
+
+    def _linear(
+        self, matrices: Sequence[Array], offset: Array
+    ) -> tuple[Array, Array, list[Array]]:
+        left = list(matrices)
+        constant = offset.copy()
+        weights: list[Array] = [np.zeros(0)] * len(self.groups)
+        for place in range(len(self.groups) - 1, -1, -1):
+            group, coefficients = self.groups[place], left[place + 1]
+            weights[place] = coefficients
+            if not coefficients.shape[1]:
+                continue
+            lines = group.lines()
+            above, below = np.maximum(coefficients, 0.0), np.minimum(coefficients, 0.0)
+            slopes = above * lines.high_slope + below * lines.low_slope
+            constant += above @ lines.high_offset + below @ lines.low_offset
+            constant += slopes @ group.offset
+            for number, matrix in enumerate(group.matrices):
+                left[number] = left[number] + slopes @ matrix
+        slopes = left[0]
+        middle, radius = (self.low + self.high) / 2, (self.high - self.low) / 2
+        return constant + slopes @ middle + np.abs(slopes) @ radius, slopes, weights
+
+    def _interval(self) -> tuple[Array, Array]:
+        """Middle and radius of the outputs by one step of intervals."""
+        ends = [(self.low, self.high), *(group.ends() for group in self.groups)]
+        middle, radius = self.offset.copy(), np.zeros_like(self.offset)
+        for matrix, (low, high) in zip(self.matrices, ends, strict=True):
+            middle += matrix @ ((low + high) / 2)
+            radius += np.abs(matrix) @ ((high - low) / 2)
+        return middle, radius
+
+    def restricted(self, place: int, low: float, high: float) -> Reduced:
+        """The same with other ends of one free input, which is folded away if they meet."""
+        lows, highs = self.low.copy(), self.high.copy()
+        lows[place], highs[place] = low, high
+        if low < high:
+            return Reduced(lows, highs, self.groups, self.matrices, self.offset)
+
+        def without(matrices: Sequence[Array], offset: Array) -> tuple[list[Array], Array]:
+            column = matrices[0][:, place]
+            others = np.delete(matrices[0], place, axis=1)
+            return [others, *matrices[1:]], offset + low * column
+
+        groups = []
+        for group in self.groups:
+            matrices, offset = without(group.matrices, group.offset)
+            groups.append(
+                Group(group.curve, group.low, group.high, matrices, offset, group.error)
+            )
+        matrices, offset = without(self.matrices, self.offset)
+        return Reduced(np.delete(lows, place), np.delete(highs, place), groups, matrices, offset)
+
+    def outputs(self, chosen: Array) -> Reduced:
+        """The same with some of the outputs."""
+        return dataclasses.replace(
+            self, matrices=[matrix[chosen] for matrix in self.matrices], offset=self.offset[chosen]
+        )
+
+
+@dataclasses.dataclass
+class _Fold:
+    """Units of a group that are linear within their bounds.
+
+    Attributes:
+        kept: units that are not, as indices.
+        gone: units that are.
+        slope: of their lines.
+        offset: of their lines.
+        group: what they receive.
+    """
+
+    kept: Array
+    gone: Array
+    slope: Array
+    offset: Array
+    group: Group
+
+    @classmethod
+    def of(cls, group: Group) -> _Fold:
+        slack = group.error if group.curve.has_steps else 0.0
+        low, high = group.low - slack, group.high + slack
+        straight = group.curve.is_linear(low, high)
+        gone = np.flatnonzero(straight)
+        lines = straight_lines(group.curve, low[gone], high[gone])
+        return cls(np.flatnonzero(~straight), gone, *lines, group.rows(gone))
+
+
+def straight_lines(curve: Curve, low: Array, high: Array) -> tuple[Array, Array]:
+    """Slope and offset of a curve that is a straight line between two ends."""
+    if curve is RELU:
+        return (high > 0).astype("float64"), np.zeros_like(low)
+    lines = curve.lines(low, high)
+    # A line above and one below are the same but for rounding.
+    return lines.high_slope, lines.high_offset
+
+
+def _folded(
+    matrices: Sequence[Array], offset: Array, folds: Sequence[_Fold | None]
+) -> tuple[list[Array], Array]:
+    """Matrices over what is left of the groups, and the offset with what was folded."""
+    left = list(matrices)
+    offset = offset.copy()
+    # From the first: a folded unit is linear in what is left of the groups before its own.
+    for place in range(1, len(folds)):
+        fold = folds[place]
+        assert fold is not None  # only the free inputs have none
+        columns = left[place][:, fold.gone]
+        left[place] = left[place][:, fold.kept]
+        if columns.shape[1]:
+            slopes = columns * fold.slope
+            offset += columns @ fold.offset + slopes @ fold.group.offset
+            for number, matrix in enumerate(fold.group.matrices):
+                left[number] = left[number] + slopes @ matrix
+    return left, offset
