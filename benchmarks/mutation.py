@@ -50,12 +50,12 @@ TESTS = {
         "defenses/test_rejection.py", "attacks/test_reachable_levels.py",
     ],
     "attacks/classifier.py": ["attacks/test_classifier.py"],
-    "evaluation/verify.py": ["evaluation/test_verify.py", "test_integer_inputs.py"],
+    "verify.py": ["test_verify.py", "test_integer_inputs.py"],
     "results.py": [
         "report/test_measurements.py", "evaluation/test_examples.py", "evaluation/test_run.py",
     ],
     "evaluation/run.py": ["evaluation/test_threat_models.py", "evaluation/test_run.py"],
-    "evaluation/ensembles.py": ["attacks/test_ensemble.py", "evaluation/test_run.py"],
+    "evaluation/ensemble_parts.py": ["attacks/test_ensemble.py", "evaluation/test_run.py"],
     "evaluation/record.py": ["evaluation/test_run.py", "attacks/test_ensemble.py"],
     "report/measurements.py": [
         "report/test_measurements.py", "report/test_certificates.py", "report/test_report.py",

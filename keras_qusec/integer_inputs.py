@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.gradients import straight_through
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.graphs import calls_of, has_graph, node_of
 
 Tensor = Any

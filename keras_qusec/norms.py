@@ -154,9 +154,7 @@ class LInfinity(Norm):
         )
         return x + ops.reshape(sign * ops.minimum(radius, room), ops.shape(x))
 
-    def ends(
-        self, x: Array, epsilon: float, values: tuple[float, float]
-    ) -> tuple[Array, Array]:
+    def ends(self, x: Array, epsilon: float, values: tuple[float, float]) -> tuple[Array, Array]:
         """The darkest and the brightest image of each ball inside the value range.
 
         Each value of an image that counts as within epsilon lies between theirs, to the last bit.

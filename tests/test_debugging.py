@@ -151,7 +151,7 @@ def test_evaluation(front):
     assert not any("failed" in note for note in report.notes)
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_standard_evaluation_and_audit():
     model = network(*(make() for make in FRONTS["hard"]))
     labels = AttackedModel(model).predictions(X)

@@ -15,9 +15,9 @@ from keras_qusec import (
     evaluate_robustness,
 )
 from keras_qusec.attacks import FGSM, PGD, AttackedModel, Goal, ReachableLevels
-from keras_qusec.evaluation.verify import verified
 from keras_qusec.expected_inputs import expected_range
 from keras_qusec.integer_inputs import casts_images, integer_input
+from keras_qusec.verify import verified
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 

@@ -20,7 +20,6 @@ from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.objective import Objective
 from keras_qusec.backends import backend
 from keras_qusec.checks import one_of, whole_number
-from keras_qusec.classifiers import log_odds_against, logits_function
 from keras_qusec.defenses import (
     RejectingClassifier,
     current_choice,
@@ -37,6 +36,7 @@ from keras_qusec.integer_inputs import (
     whole,
     whole_inside,
 )
+from keras_qusec.logits import log_odds_against, logits_function
 from keras_qusec.sublayers import inside
 
 Tensor = Any

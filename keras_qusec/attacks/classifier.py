@@ -12,8 +12,8 @@ import numpy as np
 from keras_qusec.attacks.goal import NO_CLASS, REJECTED, Goal
 from keras_qusec.checks import one_of, whole_number
 from keras_qusec.checks import value_range as checked_range
-from keras_qusec.classifiers import LOGITS, PROBABILITIES
 from keras_qusec.digests import code_digest, digest
+from keras_qusec.logits import LOGITS, PROBABILITIES
 
 # What the outputs of a function may be, besides logits and probabilities: the class alone.
 CLASSES = "classes"

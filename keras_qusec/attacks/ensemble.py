@@ -1,4 +1,4 @@
-"""Attacks one after the other, each on the images that are not broken; AutoAttack and ours."""
+"""Attacks one after the other, each on the images that are not broken."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 
 from keras_qusec import norms
-from keras_qusec.attacks.apgd import APGD
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import EVIDENCE, Attack
-from keras_qusec.attacks.cheapest_levels import CheapestLevels
-from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.attacks.pgd import PGD
-from keras_qusec.attacks.reachable_levels import ReachableLevels
-from keras_qusec.attacks.square import Square
 from keras_qusec.checks import one_of
-
-# Norms for which AutoAttack and our ensembles are made.
-NORMS = ("linf", "l2", "l1")
 
 
 class Ensemble(Attack):
@@ -111,84 +102,3 @@ class Ensemble(Attack):
 
     def settings(self) -> dict[str, Any]:
         return {**self.parts, "skip_smaller": self.skip_smaller or None}
-
-
-def autoattack(norm: str = "linf") -> Ensemble:
-    """AutoAttack with the published order and budgets: APGD-CE, APGD-T, FAB-T, Square.
-
-    Args:
-        norm: ``"linf"`` or ``"l2"``.
-
-    Source: Croce and Hein 2020.
-    """
-    one_of(norm, "norm", ("linf", "l2"), hint="For L1 use the attack 'standard-l1'.")
-    return Ensemble(_autoattack(norm), first=tuple(_autoattack(norm)), evidence="standard")
-
-
-def _autoattack(norm: str) -> dict[str, Attack]:
-    return {
-        "apgd-ce": APGD(norm=norm),
-        "apgd-t": APGD(norm=norm, loss="dlr", targets=9),
-        "fab-t": FAB(norm=norm),
-        "square": Square(norm=norm),
-    }
-
-
-def autoattack_rand(norm: str = "linf") -> Ensemble:
-    """AutoAttack for random models: APGD-CE and APGD-DLR on the mean of 20 draws.
-
-    Args:
-        norm: ``"linf"`` or ``"l2"``.
-
-    Source: Croce and Hein 2020, Appendix.
-    """
-    one_of(norm, "norm", ("linf", "l2"))
-    parts = {"apgd-ce": APGD(norm=norm), "apgd-dlr": APGD(norm=norm, loss="dlr")}
-    return Ensemble(parts, first=tuple(parts), evidence="standard", draws=20)
-
-
-def standard(norm: str = "linf") -> Ensemble:
-    """Our own best for its cost: a fraction of AutoAttack's, and its robust accuracy.
-
-    PGD; the quantizer's own attack; APGD on the log-odds; APGD towards the three nearest
-    targets; Square, in case gradients are masked.
-
-    Args:
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-    """
-    parts: dict[str, Attack] = {
-        "pgd": PGD(steps=10, norm=norm),
-        **_own_attack(norm, rounds=2),
-        "apgd": APGD(norm=norm, loss="log-odds", steps=50),
-        "apgd-t": APGD(norm=norm, loss="dlr", steps=30, targets=3, order="malt"),
-        **({} if norm == "l1" else {"square": Square(norm=norm, queries=500)}),
-    }
-    return Ensemble(parts, first=("pgd",), skip_smaller=True, evidence="standard")
-
-
-def strong(norm: str = "linf") -> Ensemble:
-    """All that we have: the standard evaluation, then AutoAttack and more.
-
-    Every part is made at every radius, and follows the model's own gradient and every surrogate.
-
-    Args:
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-    """
-    parts: dict[str, Attack] = {
-        "pgd": PGD(steps=40, norm=norm, restarts=2),
-        **_own_attack(norm, rounds=6),
-        "apgd": APGD(norm=norm, loss="log-odds", restarts=2),
-        "apgd-margin": APGD(norm=norm, loss="margin", targets=9, order="malt"),
-        "apgd-ce": APGD(norm=norm),
-        "apgd-t": APGD(norm=norm, loss="dlr", targets=9),
-        "fab-t": FAB(norm=norm),
-        **({} if norm == "l1" else {"square": Square(norm=norm)}),
-    }
-    return Ensemble(parts, first=tuple(parts), evidence="strong")
-
-
-def _own_attack(norm: str, rounds: int) -> dict[str, Attack]:
-    """The attack on a quantizer in front, where there is one for the norm."""
-    if norm == "linf":
-        return {"reachable-levels": ReachableLevels(rounds=rounds)}
-    return {"cheapest-levels": CheapestLevels()} if norm == "l2" else {}

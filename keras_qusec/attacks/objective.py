@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_qusec.checks import one_of
-from keras_qusec.classifiers import log_odds_against
+from keras_qusec.logits import log_odds_against
 
 Tensor = Any
 

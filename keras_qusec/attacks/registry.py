@@ -10,7 +10,6 @@ from keras_qusec.attacks.apgd import APGD
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.bim import BIM
 from keras_qusec.attacks.cheapest_levels import CheapestLevels
-from keras_qusec.attacks.ensemble import NORMS, autoattack, autoattack_rand, standard, strong
 from keras_qusec.attacks.fab import FAB
 from keras_qusec.attacks.fgsm import FGSM
 from keras_qusec.attacks.fmn import FMN
@@ -19,6 +18,16 @@ from keras_qusec.attacks.jsma import JSMA
 from keras_qusec.attacks.local_search import LocalSearch
 from keras_qusec.attacks.pgd import PGD
 from keras_qusec.attacks.pointwise import Pointwise
+from keras_qusec.attacks.presets import (
+    PRESETS,
+    Asked,
+    asking_attacks,
+    autoattack,
+    autoattack_rand,
+    preset,
+    standard,
+    strong,
+)
 from keras_qusec.attacks.reachable_levels import ReachableLevels
 from keras_qusec.attacks.sigma_zero import SigmaZero
 from keras_qusec.attacks.single_pixel import SinglePixel
@@ -234,56 +243,6 @@ OWN_ATTACKS = {
     "l0": "cheapest-levels-l0",
 }
 
-# Sets of attacks for the norms of an evaluation's epsilons.
-PRESETS = ("quick", "standard", "strong")
-
-
-class Asked(NamedTuple):
-    """A model that gives no gradients, for which "quick" and so on are attacks that ask it.
-
-    Attributes:
-        gives_scores: whether its outputs say more than the class.
-        transferred: whether examples made on other models are tried on it as well.
-    """
-
-    gives_scores: bool
-    transferred: bool
-
-
-def _asking(norms: Iterable[str], asked: Asked) -> list[Any]:
-    """The attacks that ask for outputs, for some norms."""
-    by_norm: dict[str, list[Any]] = {
-        "linf": ["square"] if asked.gives_scores else [("hopskipjump", {"constraint": "linf"})],
-        "l2": ["square-l2", "boundary"] if asked.gives_scores else ["boundary", "hopskipjump"],
-        "l0": ["pointwise"],
-    }
-    return [attack for norm in norms for attack in by_norm.get(norm, [])]
-
-
-def preset(name: str, norms: Iterable[str]) -> list[Any]:
-    """The attacks of "quick", "standard" or "strong" for some norms, as `for_evaluation` takes.
-
-    Args:
-        name: one of `PRESETS`.
-        norms: names of norms; those that have no such attacks are left out.
-
-    Raises:
-        ValueError: if no norm has.
-    """
-    listed: list[Any] = []
-    for norm in (norm for norm in norms if norm in NORMS):
-        suffix = "" if norm == "linf" else f"-{norm}"
-        if name != "quick":
-            listed.append(f"{name}{suffix}")
-        elif norm != "l1":
-            listed += [f"fgsm{suffix}", f"pgd{suffix}"]
-    if not listed:
-        raise ValueError(
-            f"Expected epsilons in {', '.join(NORMS)} for attacks={name!r}. Received: "
-            f"{', '.join(norms)}. Name the attacks, for example attacks=['sigma-zero']."
-        )
-    return listed
-
 
 def for_evaluation(
     attacks: Any, norms: Iterable[str] = ("linf",), asked: Asked | None = None
@@ -308,7 +267,7 @@ def for_evaluation(
     ['fgsm', 'pgd']
     """
     if isinstance(attacks, str) and attacks.lower() in PRESETS:
-        asking = _asking(norms, asked) if asked else []
+        asking = asking_attacks(norms, asked) if asked else []
         alone = asked is not None and not asked.transferred
         attacks = asking if alone and asking else [*asking, *preset(attacks.lower(), list(norms))]
     if isinstance(attacks, Mapping):

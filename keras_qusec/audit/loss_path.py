@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import Evidence
-from keras_qusec.classifiers import log_odds
+from keras_qusec.logits import log_odds
 
 _STEPS = 40
 

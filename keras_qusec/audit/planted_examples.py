@@ -11,9 +11,9 @@ from keras import ops
 from keras_qusec.attacks import PGD, AttackedModel, Goal
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
 from keras_qusec.audit.evidence import HARDNESSES, Evidence
-from keras_qusec.classifiers import logits_function
 from keras_qusec.graphs import has_graph, made_by
 from keras_qusec.integer_inputs import integer_input, part_of
+from keras_qusec.logits import logits_function
 
 # Random points of each ball that the planted example is told apart from.
 _POINTS = 200

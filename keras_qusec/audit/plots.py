@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_qusec.audit.evidence import JUDGED, Evidence
-from keras_qusec.classifiers import log_odds
+from keras_qusec.logits import log_odds
 from keras_qusec.plots import CURVE_COLOUR, THRESHOLD_COLOUR, pyplot
 
 _GRID = 21

@@ -8,10 +8,10 @@ from keras import ops
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
 from keras_qusec.audit.evidence import Evidence
-from keras_qusec.classifiers import output_kind
 from keras_qusec.defenses import straight_through
 from keras_qusec.graphs import calls_of, has_graph
 from keras_qusec.integer_inputs import integer_input
+from keras_qusec.logits import output_kind
 from keras_qusec.results import Result
 
 # How many layers in front are tried as the identity.

@@ -6,7 +6,7 @@ about, to the last float.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,6 @@ def reachable_box(model: AttackedModel, x: Array, epsilon: float) -> Box:
         low, high, grid = quantizer.outputs(darkest), quantizer.outputs(brightest), quantizer.grid
         if grid is None:
             low, high = low - SOFT_MARGIN, high + SOFT_MARGIN
-    parts: list[Any] = [low, high]
     if model.channels_first:
-        parts = [np.moveaxis(part, -1, 1) for part in parts]
-    return Box(*parts, grid, quantizer, (darkest, brightest))
+        low, high = np.moveaxis(low, -1, 1), np.moveaxis(high, -1, 1)
+    return Box(low, high, grid, quantizer, (darkest, brightest))

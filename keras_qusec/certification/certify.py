@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
-
-import keras
 import numpy as np
 
-from keras_qusec import checks
-from keras_qusec.attacks import AttackedModel, Goal
-from keras_qusec.backends import with_gradients
+from keras_qusec.attacks import AttackedModel
 from keras_qusec.certification.box import Box, reachable_box
 from keras_qusec.certification.graph import pieces_between
 from keras_qusec.certification.network import Bounds, Network
 from keras_qusec.certification.reduced import Reduced
-from keras_qusec.certification.reduction import reduced
-from keras_qusec.certification.search import search
-from keras_qusec.evaluation.verify import verified
-from keras_qusec.results import BROKEN, OPEN, PROVED, Certificate
 
 Array = np.ndarray
 

@@ -186,9 +186,12 @@ CURVES: dict[str, Curve | None] = {
         lambda z: z * np.tanh(_softplus(z)), turns=(_MISH_TURN,), curvature=0.65, slope=1.1
     ),
     "hard_silu": Curve(
-        lambda z: z * np.clip(z / 6 + 0.5, 0.0, 1.0), (-3.0, 3.0), (-1.5,), curvature=1 / 3,
+        lambda z: z * np.clip(z / 6 + 0.5, 0.0, 1.0),
+        (-3.0, 3.0),
+        (-1.5,),
+        curvature=1 / 3,
         slope=1.5,
-    ),  # fmt: skip
+    ),
     "squareplus": Curve(lambda z: 0.5 * (z + np.sqrt(z * z + 4.0)), curvature=0.25),
     "tanh_shrink": Curve(lambda z: z - np.tanh(z), curvature=0.7699),
     "linear": None,

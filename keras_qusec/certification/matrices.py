@@ -42,7 +42,7 @@ class Places(NamedTuple):
         """Number of values."""
         return self.positions * self.channels
 
-    def index(self, position: Array, channel: Array) -> Array:
+    def place(self, position: Array, channel: Array) -> Array:
         """Indices of values in the flat vector."""
         if self.first:
             return channel * self.positions + position
@@ -125,8 +125,8 @@ def convolution(
         out = np.flatnonzero(positions >= 0)
         place = positions[out][:, None, None]
         shape = (len(out), *weights.shape)
-        rows.append(np.broadcast_to(outputs.index(out[:, None, None], f), shape).ravel())
-        columns.append(np.broadcast_to(inputs.index(place, channel), shape).ravel())
+        rows.append(np.broadcast_to(outputs.place(out[:, None, None], f), shape).ravel())
+        columns.append(np.broadcast_to(inputs.place(place, channel), shape).ravel())
         values.append(np.broadcast_to(weights, shape).ravel())
     return sparse(values, rows, columns, (outputs.size, inputs.size))
 
@@ -165,7 +165,7 @@ def pooling_windows(window: Window, inputs: Places) -> Array:
     """Indices of the values below a window at each output value, ``(outputs, values)``."""
     positions = window.positions(inputs.spatial).T
     channels = np.arange(inputs.channels)
-    grid = inputs.index(positions[:, None, :], channels[None, :, None])
+    grid = inputs.place(positions[:, None, :], channels[None, :, None])
     grid = np.where(positions[:, None, :] >= 0, grid, -1)
     if inputs.first:
         grid = grid.transpose(1, 0, 2)

@@ -146,8 +146,8 @@ class Network:
             return _linear_bounds(node, made, inputs)
         ((low, high, error, moves),) = inputs
         if isinstance(made, Largest):
-            parts = [_largest(part, made.windows) for part in (low, high, error, 1.0 * moves)]
-            return Bounds(*parts[:3], parts[3] > 0)
+            least, most, error = (_largest(part, made.windows) for part in (low, high, error))
+            return Bounds(least, most, error, _largest(1.0 * moves, made.windows) > 0)
         assert made is not None  # only what comes in has nothing that makes it
         if made.has_steps:
             least, most = made.ends(low - error, high + error)
@@ -162,11 +162,9 @@ class Network:
 
 
 def _linear_bounds(node: Node, made: Linear, inputs: Sequence[Bounds]) -> Bounds:
-    middle = made.offset + 0.0
-    radius, error = 0.0, 0.0
-    for matrix, size, (low, high, before, _) in zip(
-        made.matrices, node.sizes, inputs, strict=True
-    ):
+    middle = np.repeat(made.offset[None], len(inputs[0].low), axis=0)
+    radius, error = np.zeros_like(middle), np.zeros_like(middle)
+    for matrix, size, (low, high, before, _) in zip(made.matrices, node.sizes, inputs, strict=True):
         width = high - low
         middle = middle + (matrix @ ((low + high) / 2).T).T
         radius = radius + (size @ (width / 2).T).T

@@ -17,6 +17,7 @@ from keras_qusec.certification.curves import RELU, Curve
 
 Array = np.ndarray
 
+
 @dataclasses.dataclass
 class Group:
     """Unstable units of one layer: a curve of a linear function of what comes before.
@@ -122,9 +123,7 @@ class Reduced:
         """
         return self._linear(self.matrices, self.offset)
 
-    def _linear(
-        self, matrices: Sequence[Array], offset: Array
-    ) -> tuple[Array, Array, list[Array]]:
+    def _linear(self, matrices: Sequence[Array], offset: Array) -> tuple[Array, Array, list[Array]]:
         left = list(matrices)
         constant = offset.copy()
         weights: list[Array] = [np.zeros(0)] * len(self.groups)
@@ -168,9 +167,7 @@ class Reduced:
         groups = []
         for group in self.groups:
             matrices, offset = without(group.matrices, group.offset)
-            groups.append(
-                Group(group.curve, group.low, group.high, matrices, offset, group.error)
-            )
+            groups.append(Group(group.curve, group.low, group.high, matrices, offset, group.error))
         matrices, offset = without(self.matrices, self.offset)
         return Reduced(np.delete(lows, place), np.delete(highs, place), groups, matrices, offset)
 

@@ -167,9 +167,7 @@ class _Reduction:
                 matrix[into] = block
         return Expression(matrices, offset)
 
-    def _tightened(
-        self, given: Expression, low: Array, high: Array
-    ) -> tuple[Array, Array]:
+    def _tightened(self, given: Expression, low: Array, high: Array) -> tuple[Array, Array]:
         """Bounds of an expression by linear bounds, where they are tighter than those given."""
         if not len(low):
             return low, high

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.certification import matrices
-from keras_qusec.certification.curves import CURVES, RELU, Curve, Steps, elu, leaky, relu_family
+from keras_qusec.certification.curves import CURVES, Curve, Steps, elu, leaky, relu_family
 from keras_qusec.certification.matrices import Places, Window
 from keras_qusec.certification.pieces import (
     Activation,
@@ -121,12 +121,18 @@ def activation_pieces(function: Any) -> list[Piece]:
         curve = CURVES[name]
         return [] if curve is None else [Activation(function, curve)]
     if name == "gelu":
-        return [Activation(function, CURVES["gelu"] or RELU)]
+        return [Activation(function, _curve("gelu"))]
     raise ValueError(
         f"Expected an activation function whose bounds are known: one of {', '.join(CURVES)}. "
         f"Received: {name}. Write it as a layer, and register a rule for that with "
         "keras_qusec.certification.rules.register."
     )
+
+
+def _curve(name: str) -> Curve:
+    curve = CURVES[name]
+    assert curve is not None  # only the identity has none
+    return curve
 
 
 def _bounded(bound: float) -> Curve:
@@ -262,9 +268,7 @@ def _separable(layer: Any, call: Call) -> list[Piece]:
     return [before, pointwise, *activation_pieces(layer.activation)]
 
 
-@register(
-    keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose
-)
+@register(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 def _transposed(layer: Any, call: Call) -> list[Piece]:
     window = _window(layer)
 
@@ -430,9 +434,7 @@ def _whole(layer: Any) -> Callable[[tuple[int, ...]], np.ndarray]:
 
     def windows(shape: tuple[int, ...]) -> np.ndarray:
         places = Places.of(shape, layer.data_format)
-        return places.index(
-            np.arange(places.positions)[None], np.arange(places.channels)[:, None]
-        )
+        return places.place(np.arange(places.positions)[None], np.arange(places.channels)[:, None])
 
     return windows
 
@@ -562,9 +564,7 @@ def _by_arguments(layer: Any, call: Call) -> list[Piece]:
 
 def _curve_operation(name: str) -> Rule:
     def rule(layer: Any, call: Call) -> list[Piece]:
-        curve = CURVES[name]
-        assert curve is not None  # every name below has one
-        return [Activation(layer, curve)]
+        return [Activation(layer, _curve(name))]
 
     return rule
 

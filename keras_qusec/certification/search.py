@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -175,7 +175,11 @@ class _Search:
 
 
 def _gains(
-    network: Reduced, highest: Array, margins: Array, left: Array, slopes: Array,
+    network: Reduced,
+    highest: Array,
+    margins: Array,
+    left: Array,
+    slopes: Array,
     weights: Sequence[Array],
 ) -> Array:
     """How much each free input loosens the bound of the class that is farthest from proved."""

@@ -1,5 +1,6 @@
 """Defences as Keras layers and models, and the protocols by which attackers know them."""
 
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.ape_gan import APEGAN, Purifier, ape_discriminator, ape_generator
 from keras_qusec.defenses.base import (
     Defense,
@@ -32,7 +33,6 @@ from keras_qusec.defenses.quantizers import (
 )
 from keras_qusec.defenses.squeezing import SqueezingDetector, area_under_curve, roc_curve
 from keras_qusec.defenses.thermometer import ThermometerEncoding
-from keras_qusec.gradients import straight_through
 
 __all__ = [
     "APEGAN",

@@ -10,9 +10,9 @@ import keras
 from keras import ops
 
 from keras_qusec import checks
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.base import current_surrogate
 from keras_qusec.defenses.gan import binary_cross_entropy, held, networks_config, networks_of
-from keras_qusec.gradients import straight_through
 
 Tensor = Any
 

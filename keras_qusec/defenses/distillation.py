@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import checks
-from keras_qusec.classifiers import LOGITS, PROBABILITIES, output_kind
+from keras_qusec.logits import LOGITS, PROBABILITIES, output_kind
 
 
 def distill(

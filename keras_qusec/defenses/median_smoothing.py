@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from keras_qusec import checks
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.base import current_surrogate
-from keras_qusec.gradients import straight_through
 
 Tensor = Any
 

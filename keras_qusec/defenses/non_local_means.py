@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from keras_qusec import checks
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.base import current_surrogate
 from keras_qusec.defenses.median_smoothing import check_image_shape, mirrored
-from keras_qusec.gradients import straight_through
 
 Tensor = Any
 

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.base import current_surrogate
 from keras_qusec.defenses.quantizers import GivenThresholds, OrderedThresholds
-from keras_qusec.gradients import straight_through
 from keras_qusec.quantization import check_levels, equal_thresholds, hard_quantize
 
 Tensor = Any

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import checks
-from keras_qusec.classifiers import LOGITS, log_odds_against, logits_function
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.base import (
     Defense,
     current_choice,
@@ -18,7 +18,7 @@ from keras_qusec.defenses.base import (
     surrogate_choices,
     surrogates_in_force,
 )
-from keras_qusec.gradients import straight_through
+from keras_qusec.logits import LOGITS, log_odds_against, logits_function
 
 Tensor = Any
 

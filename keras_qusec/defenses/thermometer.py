@@ -10,8 +10,8 @@ import numpy as np
 from keras import ops
 
 from keras_qusec import checks
+from keras_qusec.custom_gradients import straight_through
 from keras_qusec.defenses.base import current_surrogate
-from keras_qusec.gradients import straight_through
 from keras_qusec.quantization import check_hardness
 
 Tensor = Any

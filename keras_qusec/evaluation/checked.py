@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_qusec.attacks import Attack, Classifier, Goal, registry
+from keras_qusec.attacks.presets import Asked
 from keras_qusec.checks import class_labels, whole_number
 from keras_qusec.checks import value_range as checked_range
 from keras_qusec.datasets import arrays_of, spread_rows
@@ -140,7 +141,7 @@ def checked_inputs(
         )
     followed = any(has_gradients(one) for one in named.values())
     if not followed:
-        asked = registry.Asked(all(one.gives_scores for one in named.values()), bool(named_sources))
+        asked = Asked(all(one.gives_scores for one in named.values()), bool(named_sources))
     chosen = registry.for_evaluation(attacks, by_norm, asked)
     check_sources(threats, chosen, named_sources, followed=followed)
     seed = whole_number(seed, "seed", least=0)

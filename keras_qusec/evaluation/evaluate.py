@@ -13,9 +13,9 @@ from keras_qusec.attacks import Classifier
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.backends import with_gradients
 from keras_qusec.evaluation.checked import Checked, checked_inputs
-from keras_qusec.evaluation.elsewhere import run_units_elsewhere
 from keras_qusec.evaluation.gallery import examples_of
 from keras_qusec.evaluation.notes import notes_of, observations_of
+from keras_qusec.evaluation.other_processes import run_units_elsewhere
 from keras_qusec.evaluation.plan import Unit
 from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.run import Outcome, run_units

@@ -12,17 +12,17 @@ import numpy as np
 
 from keras_qusec import checks, norms
 from keras_qusec.attacks import Attack, AttackedModel, Classifier, Ensemble
-from keras_qusec.classifiers import (
-    check_logits,
-    check_logits_reached,
-    check_not_probabilities,
-    check_one_of_each,
-)
 from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import channels_first, check_expected_range
 from keras_qusec.integer_inputs import casts_images, whole_images
+from keras_qusec.logits import (
+    check_logits,
+    check_logits_reached,
+    check_not_probabilities,
+    check_one_of_each,
+)
 from keras_qusec.quantization import check_hardness
 
 _TARGET_RULES = ("next", "random", "second", "least-likely")

@@ -13,8 +13,8 @@ from keras_qusec.attacks import Attack, Classifier, Goal
 from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation.plan import Plan, Unit
-from keras_qusec.evaluation.verify import ClosestExamples
 from keras_qusec.results import Kept, Part, Result
+from keras_qusec.verify import ClosestExamples
 
 # Adversarial images that a result keeps of each batch, to be looked at.
 _KEPT_EXAMPLES = 3

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_qusec.attacks import Classifier, Ensemble
-from keras_qusec.evaluation.ensembles import Kept, Tell, attack_with_parts
+from keras_qusec.evaluation.ensemble_parts import Tell, Unfinished, attack_with_parts
 from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.evaluation.record import Record, in_words, searched_goal
 from keras_qusec.evaluation.unit_progress import UnitProgress
@@ -24,7 +24,7 @@ def run_unit(
     plan: Plan,
     models: Models,
     sources: Models,
-    kept: Kept | None = None,
+    kept: Unfinished | None = None,
     tell: Tell = lambda text, share: None,
 ) -> Outcome:
     """Run a unit; an attack that fails is an outcome too, since the others' results stand.
@@ -118,7 +118,7 @@ def run_units(
     plan: Plan,
     models: Models,
     sources: Models,
-    kept: Kept | None = None,
+    kept: Unfinished | None = None,
     tell: Tell = lambda text, share: None,
 ) -> Iterator[tuple[Unit, Outcome]]:
     """Run units here, one after the other, and give each outcome as it is ready.

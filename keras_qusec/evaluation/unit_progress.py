@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_qusec.attacks.classifier import Counter
-from keras_qusec.evaluation.ensembles import Tell
+from keras_qusec.evaluation.ensemble_parts import Tell
 from keras_qusec.evaluation.plan import Unit
 
 # How often at most a unit says that it moves.

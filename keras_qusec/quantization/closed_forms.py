@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_qusec.gradients import upstream_gradient
+from keras_qusec.custom_gradients import upstream_gradient
 from keras_qusec.quantization.sigmoids import sigmoid_slope
 from keras_qusec.quantization.thresholds import equal_thresholds
 

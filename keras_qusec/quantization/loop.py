@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_qusec.gradients import upstream_gradient
+from keras_qusec.custom_gradients import upstream_gradient
 from keras_qusec.quantization.sigmoids import sigmoid_slope
 
 # Loops up to this long are unrolled: no loop overhead, and simpler exported graphs.

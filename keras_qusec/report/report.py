@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_qusec import files
 from keras_qusec.report import page, plots, tables
-from keras_qusec.report.content import EXPECTED, content_of, parts_of
+from keras_qusec.report.file_format import EXPECTED, content_of, parts_of
 from keras_qusec.report.measurements import Measurements
 
 # Parts of the provenance that differ with the models.

@@ -13,10 +13,10 @@ from keras import ops
 from keras_qusec import attacks, checks
 from keras_qusec.attacks import GradientAttack
 from keras_qusec.backends import backend
-from keras_qusec.classifiers import LOGITS, PROBABILITIES, known_kind
 from keras_qusec.defenses import find_defenses
 from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.integer_inputs import check_reachable
+from keras_qusec.logits import LOGITS, PROBABILITIES, known_kind
 from keras_qusec.quantization import check_hardness
 from keras_qusec.training.objectives import TrainingObjective, objective_of
 from keras_qusec.training.step import (

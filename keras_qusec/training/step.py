@@ -17,16 +17,16 @@ from keras_qusec import norms
 from keras_qusec.attacks.gradient_attack import GradientAttack, Perturbed
 from keras_qusec.backends import backend, present_values
 from keras_qusec.checks import float_images
-from keras_qusec.classifiers import (
+from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
+from keras_qusec.digests import settings_of
+from keras_qusec.integer_inputs import casts_images, integer_input, part_of
+from keras_qusec.logits import (
     PROBABILITIES,
     known_kind,
     log_probabilities,
     output_kind,
     said_kind,
 )
-from keras_qusec.defenses import find_defenses, surrogate_choices, surrogates_in_force
-from keras_qusec.digests import settings_of
-from keras_qusec.integer_inputs import casts_images, integer_input, part_of
 from keras_qusec.sublayers import inside
 from keras_qusec.training.objectives import Batch, TrainingObjective, map_tensors, rows
 

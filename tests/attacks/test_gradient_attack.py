@@ -13,8 +13,8 @@ from keras import ops
 from keras_qusec import QuSecQuantization, attacks
 from keras_qusec.attacks import BIM, FGSM, PGD, AttackedModel, Goal
 from keras_qusec.attacks.foolbox import foolbox_model, import_foolbox, to_tensor
-from keras_qusec.classifiers import output_kind
 from keras_qusec.defenses import surrogate_gradients
+from keras_qusec.logits import output_kind
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0.3, 0.7, (12, 6)).astype("float32")

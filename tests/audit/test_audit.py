@@ -15,7 +15,7 @@ from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.audit import CHECKS, audit
 from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
 from keras_qusec.audit.planted_examples import Planted
-from keras_qusec.classifiers import log_odds
+from keras_qusec.logits import log_odds
 
 EPSILON = 0.02
 X = np.random.default_rng(3).uniform(0.2, 0.8, (24, 8, 8, 1)).astype("float32")

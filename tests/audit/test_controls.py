@@ -13,7 +13,7 @@ from keras_qusec import datasets
 # One way to mask gradients each, and what masks nothing; the others take longer.
 SAMPLE = ("hard QuSecQuantization, white-box", "undefended")
 ON_ONE_BACKEND = (
-    "gradients of random sign", "logits x 10,000", "gradient of half the image", "batch normalisation and dropout"
+    "gradients of random sign", "gradient of half the image"
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from helpers import IMAGES, X, Y, predicted, small_cnn, without_clock
 
 from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness
 from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, Ensemble, Goal, Square
-from keras_qusec.evaluation import ensembles, threat_models
+from keras_qusec.evaluation import ensemble_parts, threat_models
 from keras_qusec.evaluation.plan import Plan, Unit
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -111,7 +111,7 @@ def test_a_partial_save_has_all_threat_models_so_far():
     )  # fmt: skip
     kept = Kept()
     unit = Unit("all", ("m",), None, 0)
-    results = ensembles.attack_with_parts(unit, plan, attacked, kept, lambda text, share: None)
+    results = ensemble_parts.attack_with_parts(unit, plan, attacked, kept, lambda text, share: None)
     assert [result.threat_model for result in results] == ["white-box", "adaptive"]
     assert kept.saved[0] == ["white-box"]
     assert kept.saved[-1] == ["white-box", "adaptive"]

@@ -251,8 +251,9 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert y.dtype == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="reads TensorFlow's memory counters")
-@pytest.mark.parametrize("free", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("free", [False, True])
 def test_memory_does_not_grow_with_levels(free):
     import subprocess
     import sys

@@ -184,7 +184,7 @@ def _data(shape):
     return Dataset("none", x, y, x, y)
 
 
-@pytest.mark.once
+@pytest.mark.slow  # `make reproduce` runs it on more figures
 def test_command_line(folder, figure_7, tmp_path, capsys):
     work = tmp_path / "mnist5k-quick"
     work.mkdir()

@@ -8,7 +8,7 @@ import pytest
 from helpers import EPSILONS, FEATURES, IMAGES, NEAREST, X, Y, predicted, small_cnn
 
 from keras_qusec import QuSecQuantization, evaluate_robustness
-from keras_qusec.classifiers import logits_function
+from keras_qusec.logits import logits_function
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 

@@ -10,7 +10,7 @@ from helpers import FEATURES, MARGIN, RNG, WEIGHTS, X, Y, predicted
 from keras_qusec import evaluate_robustness
 from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.attacks.foolbox import import_foolbox
-from keras_qusec.evaluation.verify import ClosestExamples, verified
+from keras_qusec.verify import ClosestExamples, verified
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 

@@ -15,7 +15,7 @@ from keras_qusec.results import Result
 Tell = Callable[[str, float], None]
 
 
-class Kept(Protocol):
+class Unfinished(Protocol):
     """Unfinished work of a unit on disk, so that an ensemble goes on in the middle."""
 
     def load(self, key: str) -> list[Result] | None:
@@ -29,7 +29,7 @@ class Kept(Protocol):
 
 
 def attack_with_parts(
-    unit: Unit, plan: Plan, model: Classifier, kept: Kept | None, tell: Tell
+    unit: Unit, plan: Plan, model: Classifier, kept: Unfinished | None, tell: Tell
 ) -> list[Result]:
     """Run the parts of an ensemble under each threat model, each on the images left.
 
