@@ -47,3 +47,16 @@ def linear():
 @pytest.fixture(scope="module")
 def cnn():
     return small_cnn()
+
+
+# What these rooms compute is compiled by the rooms below them, whose tests run on each backend.
+_COMPILED_BELOW = ("audit", "comparison", "reproduction", "report")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On JAX, where compiling takes most of the time, tests of some rooms count as `once`."""
+    if keras.backend.backend() != "jax":
+        return
+    for item in items:
+        if item.path.parent.name in _COMPILED_BELOW:
+            item.add_marker(pytest.mark.once)

@@ -94,6 +94,7 @@ class TestNorm:
         assert report.robust_accuracy(norm="effort", epsilon=100.0, attack="deepfool") == 0
         assert "No attack was made in Effort" in " ".join(report.notes)
 
+    @pytest.mark.slow  # tests/attacks/test_classifier.py has one in other processes
     @pytest.mark.once
     def test_other_processes_learn_it(self, linear, effort):
         settings = {

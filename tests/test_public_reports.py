@@ -125,6 +125,7 @@ def test_a_model_of_fixed_batch_size(labels, expected):
     assert robust_accuracy(network(16), X, labels) == expected
 
 
+@pytest.mark.slow  # every attack by name
 @pytest.mark.once
 def test_no_attack_changes_what_it_is_given(model, labels):
     for name in registry.names():

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
+from keras import ops
 
-from keras_qusec.certification.pieces import Interval, Piece, Selection, Squashing
+from keras_qusec.certification.pieces import Interval, Matrix, Piece, Selection, Squashing
 from keras_qusec.certification.rules import pieces_of
 from keras_qusec.graphs import has_graph, made_by
 
 Tensor = Any
 Shape = tuple[int, ...]
+
+# Up to so many classes each pair of them has its own bound.
+_MOST_PAIRED = 32
 
 
 class Step(NamedTuple):
@@ -37,13 +41,38 @@ class Pieces(NamedTuple):
     output: int
     shapes: tuple[Shape, ...]
 
-    def interval(self, given: Interval, *, training: bool = False) -> Interval:
-        """Bounds of the logits from bounds of the input, by intervals, in `keras.ops`."""
+    def intervals(self, given: Interval, *, training: bool = False) -> dict[int, Interval]:
+        """Bounds of every value from bounds of the input, by intervals, in `keras.ops`.
+
+        Args:
+            given: of the input.
+            training: as batch normalization and the like compute in training.
+        """
         values = {0: given}
         for step in self.steps:
             inputs = [values[number] for number in step.inputs]
             values[step.output] = step.piece.interval(inputs, training=training)
-        return values[self.output]
+        return values
+
+    def gaps(self, values: dict[int, Interval], labels: Tensor) -> Tensor:
+        """The largest differences ``(n, classes)`` of each logit from that of the label.
+
+        An image is proved if all but that of its label, which is 0, are below zero.
+
+        Args:
+            values: from `intervals`.
+            labels: ``(n, classes)``, 1 at the label and 0 elsewhere.
+        """
+        low, high = values[self.output]
+        last = self.steps[-1] if self.steps else None
+        if low.shape[-1] == 1:
+            # The logit of class 1 of two; that of class 0 is 0.
+            worst = ops.concatenate([-low, high], axis=-1)
+            return worst * (1.0 - labels)
+        dense = last is not None and last.output == self.output and isinstance(last.piece, Matrix)
+        if last is not None and dense and low.shape[-1] <= _MOST_PAIRED:
+            return last.piece.gaps(values[last.inputs[0]], labels) * (1.0 - labels)
+        return (high - ops.sum(low * labels, axis=1, keepdims=True)) * (1.0 - labels)
 
 
 def pieces_between(model: keras.Model, start: Any = None) -> Pieces:

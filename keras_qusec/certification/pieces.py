@@ -186,6 +186,46 @@ class Affine(Piece):
         return Linear((matrix,), offset, np.abs(offset), self.terms + 1)
 
 
+class Matrix(Affine):
+    """A matrix times the last axis, and an offset, as of a dense layer.
+
+    Args:
+        kernel: function without arguments that returns the matrix, inputs by outputs.
+        offset: function that returns what is added, or None.
+    """
+
+    def __init__(self, kernel: Callable[[], Tensor], offset: Callable[[], Tensor | None]) -> None:
+        def matrix(shape: Shape, weights: Array) -> Any:
+            from scipy.sparse import csr_array, kron
+
+            rows = int(np.prod(shape[:-1]))
+            return csr_array(kron(np.eye(rows), weights.T)) if rows > 1 else csr_array(weights.T)
+
+        super().__init__(ops.matmul, lambda: [kernel()], offset, matrix, int(kernel().shape[0]))
+        self.kernel = kernel
+
+    def gaps(self, given: Interval, labels: Tensor) -> Tensor:
+        """The largest differences ``(n, classes)`` of each output from that of a label.
+
+        Args:
+            given: bounds of the input ``(n, features)``.
+            labels: ``(n, classes)``, 1 at the label and 0 elsewhere.
+        """
+        low, high = given
+        kernel, offset = self.kernel(), self.offset()
+        middle = ops.matmul((low + high) / 2.0, kernel)
+        if offset is not None:
+            middle = middle + offset
+        own = ops.sum(middle * labels, axis=1, keepdims=True)
+        features, classes = kernel.shape
+        # Of each pair of classes, what separates them.
+        pairs = ops.absolute(ops.expand_dims(kernel, 1) - ops.expand_dims(kernel, 2))
+        radius = ops.matmul((high - low) / 2.0, ops.reshape(pairs, (features, classes * classes)))
+        radius = ops.reshape(radius, (-1, classes, classes))
+        radius = ops.sum(radius * ops.expand_dims(labels, 2), axis=1)
+        return middle - own + radius
+
+
 class Scaling(Piece):
     """Each value times a number, plus a number, both broadcast over the input.
 

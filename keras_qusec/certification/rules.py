@@ -16,6 +16,7 @@ from keras_qusec.certification.matrices import Places, Window
 from keras_qusec.certification.pieces import (
     Activation,
     Affine,
+    Matrix,
     Maximum,
     Mean,
     Piece,
@@ -160,20 +161,11 @@ def _quantizer(layer: Any) -> list[Piece]:
 
 @register(keras.layers.Dense)
 def _dense(layer: Any, call: Call) -> list[Piece]:
-    def matrix(shape: tuple[int, ...], kernel: np.ndarray) -> Any:
-        from scipy.sparse import csr_array, kron
-
-        rows = math.prod(shape[:-1])
-        return csr_array(kron(np.eye(rows), kernel.T)) if rows > 1 else csr_array(kernel.T)
-
-    affine = Affine(
-        ops.matmul,
-        lambda: [ops.convert_to_tensor(layer.kernel)],
+    matrix = Matrix(
+        lambda: ops.convert_to_tensor(layer.kernel),
         lambda: layer.bias + 0.0 if layer.use_bias else None,
-        matrix,
-        int(layer.kernel.shape[0]),
     )
-    return [affine, *activation_pieces(layer.activation)]
+    return [matrix, *activation_pieces(layer.activation)]
 
 
 def _window(layer: Any) -> Window:

@@ -187,6 +187,7 @@ def test_costs_are_counted(clear):
     assert costs["planted-examples"].gradients > 0
 
 
+@pytest.mark.slow  # half a minute
 @pytest.mark.once
 def test_adaptive_judgement_follows_surrogates():
     model = small_cnn(quantizer=QuSecQuantization(2, hardness=1000.0))

@@ -183,6 +183,7 @@ class TestJobs:
         broken = [[part.broken.tolist() for part in r.results[0].parts] for r in (one, two)]
         assert broken[0] == broken[1]
 
+    @pytest.mark.slow  # two processes are tested beside it
     @pytest.mark.once
     def test_a_dask_cluster_of_two_workers(self, cnn):
         distributed = pytest.importorskip("distributed", reason='needs the extra "dask"')
