@@ -6,12 +6,13 @@ from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.plots import plot_thresholds
 from keras_qusec.report import RobustnessReport
 from keras_qusec.suggestion import QuantizerSuggestion, suggest_quantizer
-from keras_qusec.training import AdversarialTraining, HardnessSchedule
+from keras_qusec.training import AdversarialTraining, CertifiedTraining, HardnessSchedule
 from keras_qusec.version import __version__
 
 __all__ = [
     "AdversarialTraining",
     "AuditReport",
+    "CertifiedTraining",
     "HardnessSchedule",
     "QuSecQuantization",
     "QuantizerSuggestion",

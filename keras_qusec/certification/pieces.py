@@ -304,21 +304,26 @@ class Activation(Piece):
     Args:
         function: in `keras.ops`.
         curve: the same in float64, or a function of the input's shape that returns it.
+        turns: of a curve that is such a function, where it may turn from rising to falling.
     """
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], curve: Curve | Callable[[Shape], Curve]
+        self,
+        function: Callable[[Tensor], Tensor],
+        curve: Curve | Callable[[Shape], Curve],
+        *,
+        turns: Sequence[float] = (),
     ) -> None:
         self.function, self.curve = function, curve
+        self.turns = curve.turns if isinstance(curve, Curve) else tuple(turns)
 
     def interval(self, inputs: Sequence[Interval], *, training: bool) -> Interval:
         ((low, high),) = inputs
         first, last = self.function(low), self.function(high)
-        turns = self.curve.turns if isinstance(self.curve, Curve) else (0.0,)
-        if not turns:
+        if not self.turns:
             return Interval(first, last)
         least, most = ops.minimum(first, last), ops.maximum(first, last)
-        for turn in turns:
+        for turn in self.turns:
             between = self.function(ops.clip(ops.zeros_like(low) + turn, low, high))
             least, most = ops.minimum(least, between), ops.maximum(most, between)
         return Interval(least, most)

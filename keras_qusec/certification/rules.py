@@ -343,7 +343,7 @@ def _prelu(layer: Any, call: Call) -> list[Piece]:
     def curve(shape: tuple[int, ...]) -> Curve:
         return leaky(np.broadcast_to(numbers(layer.alpha), shape).ravel())
 
-    return [Activation(layer, curve)]
+    return [Activation(layer, curve, turns=(0.0,))]
 
 
 # Layers without weights.

@@ -1,7 +1,15 @@
 """Training: the adversarial callback and its objectives, the hardness schedule."""
 
 from keras_qusec.training.callback import AdversarialTraining
+from keras_qusec.training.certified import CertifiedTraining
 from keras_qusec.training.objectives import ModelLoss, Trades, TrainingObjective
 from keras_qusec.training.schedule import HardnessSchedule
 
-__all__ = ["AdversarialTraining", "HardnessSchedule", "ModelLoss", "Trades", "TrainingObjective"]
+__all__ = [
+    "AdversarialTraining",
+    "CertifiedTraining",
+    "HardnessSchedule",
+    "ModelLoss",
+    "Trades",
+    "TrainingObjective",
+]

@@ -253,11 +253,11 @@ class AdversarialTraining(keras.callbacks.Callback):
                 logs[name] = chosen[-1][name]
                 continue
             # Weighed by the images of each batch, as Keras' own metrics are.
-            count = CLEAN_COUNT if name.startswith("clean") else ADVERSARIAL_COUNT
+            count = ADVERSARIAL_COUNT if name.startswith("adversarial") else CLEAN_COUNT
             weights = [report[count] for report in chosen]
             logs[name] = float(np.average([report[name] for report in chosen], weights=weights))
         if self._validation is not None:
-            logs["val_adversarial_accuracy"] = self._validation.end_epoch(self.model)
+            logs[self._validation.name] = self._validation.end_epoch(self.model)
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Keras' validation within `fit`: only now the weights are certain to be those that it

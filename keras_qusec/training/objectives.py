@@ -82,6 +82,10 @@ class TrainingObjective(ABC):
     ) -> Tensor:
         """What is minimized; `size` is the number of images before any were added."""
 
+    def logs(self, step: Any, x: Any, y: Any, mapping: Any) -> dict[str, Tensor]:
+        """What else is logged of a batch, from the values of the variables before the step."""
+        return {}
+
     @abstractmethod
     def parts(self, trained: Part, count: Any, size: Any, ratio: float) -> dict[str, Part]:
         """The ``"clean"`` and ``"adversarial"`` part of what was trained on, for the logs."""

@@ -38,6 +38,8 @@ REPORTED = (
     "clean_accuracy",
     "adversarial_loss",
     "adversarial_accuracy",
+    "certified_loss",
+    "certified_accuracy",
     "epsilon",
 )
 # What the step reports to the callback alone; `AdversarialFunction` takes it out of the logs.
@@ -161,6 +163,7 @@ class AdversarialStep:
         head = rows(None, count)
         part_x, part_y = map_tensors(head, x), map_tensors(head, y)
         factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
+        local.images, local.factor = images, factor
         adversarial = perturbed.images
         if takes_whole_numbers:
             radius = float(settings.attack.epsilon or 0.0)
@@ -177,13 +180,20 @@ class AdversarialStep:
         extra = {
             "epsilon": ops.cast(settings.attack.epsilon * factor, "float32"),
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
-            BAD_LABELS: self.bad_labels(part_y, perturbed.first_output),
             **_range_of(images, settings.attack.value_range),
         }
         first = None if settings.attack.random_start else perturbed.first_output
 
         def logs(mapping: Any) -> dict[str, Tensor]:
-            return {**extra, **self.part_logs((x, y), (part_x, part_y), first, mapping)}
+            seen = perturbed.first_output
+            # What was trained on has the labels of the part that was attacked first.
+            checked = (y, local.outputs) if seen is None else (part_y, seen)
+            return {
+                **extra,
+                BAD_LABELS: self.bad_labels(*checked),
+                **settings.objective.logs(self, x, y, mapping),
+                **self.part_logs((x, y), (part_x, part_y), first, mapping),
+            }
 
         return keras.utils.pack_x_y_sample_weight(x, y, weights), logs
 
@@ -281,6 +291,8 @@ class AdversarialStep:
     def bad_labels(self, y: Any, outputs: Any) -> Tensor:
         """How many labels are no class of the outputs, for a loss that takes class numbers."""
         none = ops.zeros((), "float32")
+        if outputs is None:
+            return none
         if keras.tree.is_nested(y) or keras.tree.is_nested(outputs) or y is None:
             return none
         numbers = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)

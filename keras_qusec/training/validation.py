@@ -14,7 +14,7 @@ from keras_qusec.attacks import AttackedModel, GradientAttack
 from keras_qusec.datasets import arrays_of
 from keras_qusec.integer_inputs import whole_images
 
-_AT_A_TIME = 256
+AT_A_TIME = 256
 
 # Weights are the same if they differ by less than this share: callbacks that swap weights by
 # additions leave rounding behind.
@@ -36,6 +36,8 @@ class AdversarialValidation:
         seed: of the attack.
     """
 
+    name = "val_adversarial_accuracy"
+
     def __init__(
         self,
         data: Any,
@@ -53,7 +55,7 @@ class AdversarialValidation:
         self.attack, self.outputs, self.seed = attack, outputs, seed
         self.hardnesses = [] if gradient_hardness is None else [gradient_hardness]
         self._model: AttackedModel | None = None
-        self._labels = np.zeros(0, "int64")
+        self.labels = np.zeros(0, "int64")
         self._accuracy: float | None = None
         # Marks of weights: all that were measured, and those seen since the last epoch ended.
         self._measured: list[np.ndarray] = []
@@ -67,7 +69,7 @@ class AdversarialValidation:
         checks.images_inside(self.x, self.attack.value_range)
         attacked = AttackedModel(model, self.attack.value_range, outputs=self.outputs)
         classes = attacked.logits(np.asarray(self.x[:1])).shape[1]
-        self._labels = checks.class_labels(
+        self.labels = checks.class_labels(
             self.y, len(self.x), classes=classes, name="labels of validation_data"
         )
         self._warn_of_one_class()
@@ -86,14 +88,17 @@ class AdversarialValidation:
     def measure(self, model: keras.Model) -> float:
         """The accuracy of this epoch, measured with the weights of now if it is not known yet."""
         if self._accuracy is None:
-            attacked = self._model
-            assert attacked is not None  # made when training began
-            adversarial = self.attack(attacked, self.x, self.y, seed=self.seed)
-            starts = range(0, len(adversarial), _AT_A_TIME)
-            parts = [attacked.predictions(adversarial[i : i + _AT_A_TIME]) for i in starts]
-            self._accuracy = float((np.concatenate(parts) == self._labels).mean())
+            assert self._model is not None  # made when training began
+            self._accuracy = float(self.robust(self._model).mean())
             self._measured.append(_mark(model))
         return self._accuracy
+
+    def robust(self, model: AttackedModel) -> np.ndarray:
+        """Which images the model classifies correctly under the attack, ``(n,)``."""
+        adversarial = self.attack(model, self.x, self.y, seed=self.seed)
+        starts = range(0, len(adversarial), AT_A_TIME)
+        parts = [model.predictions(adversarial[i : i + AT_A_TIME]) for i in starts]
+        return np.concatenate(parts) == self.labels
 
     def end_epoch(self, model: keras.Model) -> float:
         """The accuracy of the epoch that ends."""
@@ -135,18 +140,18 @@ class AdversarialValidation:
             return
         self._warned = True
         warnings.warn(
-            "AdversarialTraining: val_adversarial_accuracy was measured on other weights than "
+            f"{self.name} was measured on other weights than "
             "those that the model has after an epoch, which ModelCheckpoint saves. A callback, or "
             "an optimizer with use_ema=True, put others there. For averaged weights use "
-            "SwapEMAWeights(swap_on_epoch=True), then AdversarialTraining, then ModelCheckpoint.",
+            "SwapEMAWeights(swap_on_epoch=True), then the training callback, then ModelCheckpoint.",
             stacklevel=3,
         )
 
     def _warn_of_one_class(self) -> None:
-        if len(self._labels) > 1 and len(set(self._labels.tolist())) == 1:
+        if len(self.labels) > 1 and len(set(self.labels.tolist())) == 1:
             warnings.warn(
-                f"AdversarialTraining: all {len(self._labels)} images of validation_data are of "
-                f"class {self._labels[0]}. The end of a data set whose images come class by class "
+                f"AdversarialTraining: all {len(self.labels)} images of validation_data are of "
+                f"class {self.labels[0]}. The end of a data set whose images come class by class "
                 "is no fair part of it: use keras_qusec.datasets.split(x, y).",
                 stacklevel=2,
             )

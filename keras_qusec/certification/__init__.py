@@ -1,0 +1,1 @@
+"""Proofs: which images no attack can break, decided one by one; exact behind a hard quantizer."""
