@@ -49,8 +49,11 @@ def cnn():
     return small_cnn()
 
 
-# What these rooms compute is compiled by the rooms below them, whose tests run on each backend.
-_COMPILED_BELOW = ("audit", "comparison", "reproduction", "report")
+# What these folders and files compute is compiled by others, whose tests run on each backend.
+_COMPILED_BELOW = (
+    "audit", "comparison", "reproduction", "report", "test_cli", "test_debugging", "test_demo",
+    "test_extensions", "test_package", "test_public_reports",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -58,5 +61,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if keras.backend.backend() != "jax":
         return
     for item in items:
-        if item.path.parent.name in _COMPILED_BELOW:
+        if item.path.parent.name in _COMPILED_BELOW or item.path.stem in _COMPILED_BELOW:
             item.add_marker(pytest.mark.once)

@@ -119,10 +119,13 @@ def ramp(slope: float, low: float, high: float, offset: float = 0.0) -> Curve:
     )
 
 
-def relu_family(negative_slope: float, max_value: float | None, threshold: float) -> Curve | None:
-    """Keras' ReLU layer; None for one that jumps."""
-    if threshold:
-        return None
+def bounded_ramp(bound: float) -> Curve:
+    """``min(max(0, z), bound)``."""
+    return Curve(lambda z: np.clip(z, 0.0, bound), (0.0, bound), (), True, roundings=0)
+
+
+def relu_family(negative_slope: float, max_value: float | None) -> Curve:
+    """Keras' ReLU layer with a threshold of 0."""
     if max_value is None:
         return leaky(negative_slope) if negative_slope else RELU
     if negative_slope:
@@ -131,7 +134,7 @@ def relu_family(negative_slope: float, max_value: float | None, threshold: float
             lambda z: np.minimum(np.where(z < 0, negative_slope * z, z), max_value),
             (0.0, max_value), turns, True, slope=max(1.0, abs(negative_slope)), roundings=1,
         )  # fmt: skip
-    return Curve(lambda z: np.clip(z, 0.0, max_value), (0.0, max_value), (), True, roundings=0)
+    return bounded_ramp(max_value)
 
 
 def elu(alpha: float = 1.0, scale: float = 1.0) -> Curve:
@@ -165,9 +168,9 @@ _GELU_TURN, _TANH_GELU_TURN = -0.751791524694, -0.752461422279
 _SILU_TURN, _MISH_TURN = -1.278464542761, -1.192488286574
 
 # By the names of Keras' activation functions, with their defaults.
-CURVES: dict[str, Curve | None] = {
+CURVES: dict[str, Curve] = {
     "relu": RELU,
-    "relu6": relu_family(0.0, 6.0, 0.0),
+    "relu6": bounded_ramp(6.0),
     "leaky_relu": leaky(0.2),
     "elu": elu(),
     "selu": elu(1.6732632423543772, 1.0507009873554805),
@@ -194,7 +197,6 @@ CURVES: dict[str, Curve | None] = {
     ),
     "squareplus": Curve(lambda z: 0.5 * (z + np.sqrt(z * z + 4.0)), curvature=0.25),
     "tanh_shrink": Curve(lambda z: z - np.tanh(z), curvature=0.7699),
-    "linear": None,
 }
 
 

@@ -69,8 +69,8 @@ class Pieces(NamedTuple):
             # The logit of class 1 of two; that of class 0 is 0.
             worst = ops.concatenate([-low, high], axis=-1)
             return worst * (1.0 - labels)
-        dense = last is not None and last.output == self.output and isinstance(last.piece, Matrix)
-        if last is not None and dense and low.shape[-1] <= _MOST_PAIRED:
+        paired = low.shape[-1] <= _MOST_PAIRED
+        if last and paired and last.output == self.output and isinstance(last.piece, Matrix):
             return last.piece.gaps(values[last.inputs[0]], labels) * (1.0 - labels)
         return (high - ops.sum(low * labels, axis=1, keepdims=True)) * (1.0 - labels)
 

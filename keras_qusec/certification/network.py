@@ -24,6 +24,8 @@ Array = np.ndarray
 UNIT = 2.0**-24
 # The share of a margin that is kept for the rounding of float64.
 _FOR_FLOAT64 = 1e-3
+# Sums of so few terms are not looked into for terms that are zero.
+_FEW = 32
 # Below the smallest normal float32, results may be rounded to zero.
 _TINY = 2.0**-126
 
@@ -37,12 +39,14 @@ class Node:
         made: how it is computed, None for what comes in.
         size: number of values.
         sizes: of a linear node, its matrices with the sizes of their entries.
+        patterns: of a linear node, its matrices with 1 where they have entries.
     """
 
     inputs: tuple[int, ...]
     made: Linear | Curve | Largest | None
     size: int
     sizes: tuple[Any, ...] = ()
+    patterns: tuple[Any, ...] = ()
 
 
 class Bounds(NamedTuple):
@@ -84,8 +88,11 @@ class Network:
                 )
             size = size_of(pieces.shapes[step.output])
             sizes: tuple[Any, ...] = ()
+            patterns: tuple[Any, ...] = ()
             if isinstance(made, Linear):
                 sizes = tuple(abs(matrix) for matrix in made.matrices)
+                if made.terms > _FEW:
+                    patterns = tuple(matrix.astype("bool") for matrix in made.matrices)
                 if len(made.offset) != size:
                     raise ValueError(
                         f"Expected a layer of {size} values. Received: a rule that gives "
@@ -93,7 +100,7 @@ class Network:
                     )
             numbers[step.output] = len(self.nodes)
             inputs = tuple(numbers[number] for number in step.inputs)
-            self.nodes.append(Node(inputs, made, size, sizes))
+            self.nodes.append(Node(inputs, made, size, sizes, patterns))
         self._add_second_class(numbers[pieces.output])
         self.classes = self.nodes[-1].size
         self.has_steps = any(isinstance(n.made, Curve) and n.made.has_steps for n in self.nodes)
@@ -109,6 +116,43 @@ class Network:
         none = np.zeros(matrix.shape[0])
         made = Linear((matrix,), none, none, 0)
         self.nodes.append(Node((output,), made, len(none), (matrix,)))
+
+    def gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
+        """The largest differences of the logits from that of a label, by intervals.
+
+        Args:
+            bounds: of all nodes, from `bounds`.
+            labels: one for each image, ``(batch,)``.
+
+        Returns:
+            The differences in exact arithmetic, and how far those in float32 may be from them;
+            ``(batch, classes)`` both.
+        """
+        node, last = self.nodes[-1], bounds[-1]
+        own = np.arange(len(labels)), labels
+        gaps = last.high - last.low[own][:, None]
+        errors = last.error + last.error[own][:, None]
+        made = node.made
+        if not isinstance(made, Linear) or len(made.matrices) != 1:
+            return gaps, errors
+        # What moves two logits alike does not separate them.
+        low, high, before, _ = bounds[node.inputs[0]]
+        middle, radius = (low + high) / 2, (high - low) / 2
+        matrix, sizes = made.matrices[0].toarray(), node.sizes[0].toarray()
+        rounding = np.zeros((len(low), 1))
+        if made.terms:
+            rounding = _rounding(made, node.patterns, low, high, before)
+        rounded = rounding * ((largest_of(low, high) + before) @ sizes.T + made.offset_size)
+        rounded += made.terms * _TINY
+        for label in np.unique(labels):
+            of = np.flatnonzero(labels == label)
+            apart = matrix - matrix[label]
+            highest = middle[of] @ apart.T + radius[of] @ np.abs(apart).T
+            highest += made.offset - made.offset[label]
+            error = before[of] @ np.abs(apart).T + rounded[of] + rounded[of, label][:, None]
+            gaps[of] = np.minimum(gaps[of], highest)
+            errors[of] = np.minimum(errors[of], error)
+        return gaps, errors
 
     def forward(self, x: Array) -> Array:
         """Logits ``(batch, classes)`` of inputs ``(batch, size)``, in float64."""
@@ -153,8 +197,11 @@ class Network:
             least, most = made.ends(low - error, high + error)
             return Bounds(least, most, np.zeros_like(low), most > least)
         least, most = made.ends(low, high)
-        size = np.maximum(np.abs(least), np.abs(most))
-        error = made.slope * error + made.roundings * UNIT * (size + _TINY)
+        size = largest_of(least, most)
+        # Where rounding changes nothing, as where a ReLU is off, no error goes on.
+        rounded = made.ends(low - error, high + error)
+        passed = np.where(rounded[0] == rounded[1], 0.0, made.slope * error)
+        error = passed + made.roundings * UNIT * (size + _TINY)
         if not made.linear:
             # Where a derivative is zero is known to twelve digits.
             least, most = least - 1e-9 * size, most + 1e-9 * size
@@ -168,17 +215,36 @@ def _linear_bounds(node: Node, made: Linear, inputs: Sequence[Bounds]) -> Bounds
         width = high - low
         middle = middle + (matrix @ ((low + high) / 2).T).T
         radius = radius + (size @ (width / 2).T).T
+        error = error + (size @ before.T).T
         if made.terms:
-            largest = np.maximum(np.abs(low), np.abs(high))
-            rounding = made.terms * UNIT * (1 + _FOR_FLOAT64)
-            error = error + (size @ (before * (1 + rounding) + rounding * largest).T).T
-        else:
-            error = error + (size @ before.T).T
-    if made.terms:
-        error = error + made.terms * UNIT * made.offset_size + made.terms * _TINY
+            rounding = _rounding(made, node.patterns, low, high, before)
+            error = error + rounding * (size @ (largest_of(low, high) + before).T).T
+            error = error + rounding * made.offset_size + made.terms * _TINY
     # What float64 rounds: in sums as the error of float32 but for the unit, and in their ends.
     slack = 2.0**-27 * error + 2.0**-50 * (np.abs(middle) + radius)
     return Bounds(middle - radius - slack, middle + radius + slack, error, radius > 0)
+
+
+def _rounding(
+    made: Linear, patterns: Sequence[Any], low: Array, high: Array, before: Array
+) -> Array:
+    """What a float32 sum may be wrong by, in shares of the sizes of its terms.
+
+    Products with inputs that are zero are zero, and adding those is exact. ``(batch, outputs)``, or
+    ``(batch, 1)``.
+    """
+    others = 1.0 * ((low != 0) | (high != 0) | (before != 0))
+    if len(made.matrices) == 1 and made.terms > _FEW:
+        (pattern,) = patterns
+        terms = np.minimum(made.terms, (pattern @ others.T).T + 2)
+    else:
+        terms = np.minimum(made.terms, others.sum(axis=1, keepdims=True) + 2)
+    return terms * UNIT * (1 + _FOR_FLOAT64)
+
+
+def largest_of(low: Array, high: Array) -> Array:
+    """The largest size of a value between two ends."""
+    return np.maximum(np.abs(low), np.abs(high))
 
 
 def _times(parts: Sequence[Any], inputs: Sequence[int], values: Sequence[Array]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.certification.curves import RELU, Curve
+from keras_qusec.certification.curves import RELU, Curve, Lines
 
 Array = np.ndarray
 
@@ -37,6 +37,7 @@ class Group:
     matrices: list[Array]
     offset: Array
     error: Array
+    _lines: Lines | None = None
 
     def rows(self, chosen: Array) -> Group:
         """Some of the units."""
@@ -50,10 +51,12 @@ class Group:
         slack = self.error if self.curve.has_steps else 0.0
         return self.curve.ends(self.low - slack, self.high + slack)
 
-    def lines(self) -> Any:
-        """Lines below and above each unit."""
-        slack = self.error if self.curve.has_steps else 0.0
-        return self.curve.lines(self.low - slack, self.high + slack)
+    def lines(self) -> Lines:
+        """Lines below and above each unit; kept, so a group with other bounds is another one."""
+        if self._lines is None:
+            slack = self.error if self.curve.has_steps else 0.0
+            self._lines = self.curve.lines(self.low - slack, self.high + slack)
+        return self._lines
 
 
 @dataclasses.dataclass
@@ -105,14 +108,17 @@ class Reduced:
 
     def bounds(self, *, both: bool = False) -> Any:
         """The largest value of each output, by linear bounds; or smallest and largest."""
-        count = len(self.offset)
-        high = self._linear(self.matrices, self.offset)[0]
         middle, radius = self._interval()
-        high = np.minimum(high, middle + radius)
+        if not self.groups:
+            # Intervals are exact for linear functions of the free inputs.
+            return (middle - radius, middle + radius) if both else middle + radius
         if not both:
-            return high
-        low = -self._linear([-matrix for matrix in self.matrices], -self.offset)[0]
-        return np.maximum(low, middle - radius)[:count], high
+            return np.minimum(self._linear(self.matrices, self.offset)[0], middle + radius)
+        count = len(self.offset)
+        twice = [np.concatenate([matrix, -matrix]) for matrix in self.matrices]
+        highest = self._linear(twice, np.concatenate([self.offset, -self.offset]))[0]
+        low, high = -highest[count:], highest[:count]
+        return np.maximum(low, middle - radius), np.minimum(high, middle + radius)
 
     def upper_lines(self) -> tuple[Array, Array, list[Array]]:
         """Linear functions of the free inputs above the outputs.
@@ -123,7 +129,75 @@ class Reduced:
         """
         return self._linear(self.matrices, self.offset)
 
-    def _linear(self, matrices: Sequence[Array], offset: Array) -> tuple[Array, Array, list[Array]]:
+    def optimized_lines(self, steps: int) -> tuple[Array, Array, list[Array]]:
+        """As `upper_lines`, with slopes of the lines below each ReLU that make the bounds smaller.
+
+        Each output has slopes of its own. Any slope from 0 to 1 is right, so that whatever the
+        steps do, what comes out is a bound.
+
+        Args:
+            steps: gradient steps.
+
+        Source: Xu et al. 2021, alpha-CROWN.
+        """
+        found = self.upper_lines()
+        best, slopes = found[0].copy(), found[1].copy()
+        weights = [weight.copy() for weight in found[2]]
+        alphas: list[Array | None] = [
+            np.repeat(group.lines().low_slope[None], len(best), axis=0)
+            if group.curve is RELU
+            else None
+            for group in self.groups
+        ]
+        means = [np.zeros(0) if alpha is None else np.zeros_like(alpha) for alpha in alphas]
+        for step in range(steps):
+            for place, gradient in enumerate(self._alpha_gradients(found, alphas)):
+                alpha = alphas[place]
+                if alpha is None or gradient is None or not alpha.size:
+                    continue
+                means[place] = 0.7 * means[place] + gradient
+                size = np.abs(means[place]).max(axis=1, keepdims=True, initial=1e-30)
+                rate = 0.5 * 0.7**step
+                alpha -= rate * np.clip(3.0 * means[place] / size, -1.0, 1.0)
+                np.clip(alpha, 0.0, 1.0, out=alpha)
+            found = self._linear(self.matrices, self.offset, alphas)
+            better = found[0] < best
+            best[better], slopes[better] = found[0][better], found[1][better]
+            for kept, weight in zip(weights, found[2], strict=True):
+                if kept.size:
+                    kept[better] = weight[better]
+        return best, slopes, weights
+
+    def _alpha_gradients(
+        self, found: tuple[Array, Array, list[Array]], alphas: Sequence[Array | None]
+    ) -> list[Array | None]:
+        """How each bound changes with the slope of the line below each unit."""
+        _, slopes, weights = found
+        # The corner at which each bound is reached, and what the lines in force give there.
+        values = [np.where(slopes > 0, self.high, self.low)]
+        gradients: list[Array | None] = []
+        for group, weight, alpha in zip(self.groups, weights, alphas, strict=True):
+            received = group.offset + sum(
+                value @ matrix.T for value, matrix in zip(values, group.matrices, strict=True)
+            )
+            if not len(group.offset):
+                values.append(received)
+                gradients.append(None)
+                continue
+            lines = group.lines()
+            below = lines.low_slope if alpha is None else alpha
+            above = weight > 0
+            high = lines.high_slope * received + lines.high_offset
+            values.append(np.where(above, high, below * received + lines.low_offset))
+            gradients.append(None if alpha is None else np.where(above, 0.0, weight * received))
+        return gradients
+
+    def _linear(
+        self,
+        matrices: Sequence[Array],
+        offset: Array,
+        alphas: Sequence[Array | None] | None = None,
+    ) -> tuple[Array, Array, list[Array]]:
         left = list(matrices)
         constant = offset.copy()
         weights: list[Array] = [np.zeros(0)] * len(self.groups)
@@ -133,8 +207,11 @@ class Reduced:
             if not coefficients.shape[1]:
                 continue
             lines = group.lines()
-            above, below = np.maximum(coefficients, 0.0), np.minimum(coefficients, 0.0)
-            slopes = above * lines.high_slope + below * lines.low_slope
+            above = np.maximum(coefficients, 0.0)
+            below = coefficients - above
+            alpha = None if alphas is None else alphas[place]
+            slopes = above * lines.high_slope
+            slopes += below * (lines.low_slope if alpha is None else alpha)
             constant += above @ lines.high_offset + below @ lines.low_offset
             constant += slopes @ group.offset
             for number, matrix in enumerate(group.matrices):

@@ -11,7 +11,15 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.certification import matrices
-from keras_qusec.certification.curves import CURVES, Curve, Steps, elu, leaky, relu_family
+from keras_qusec.certification.curves import (
+    CURVES,
+    Curve,
+    Steps,
+    bounded_ramp,
+    elu,
+    leaky,
+    relu_family,
+)
 from keras_qusec.certification.matrices import Places, Window
 from keras_qusec.certification.pieces import (
     Activation,
@@ -103,43 +111,31 @@ def _check_precision(layer: Any) -> None:
         )
 
 
-def activation_pieces(function: Any) -> list[Piece]:
+def activation_pieces(given: Any) -> list[Piece]:
     """The pieces of an activation function.
 
     Raises:
         ValueError: for one without a rule.
     """
-    if function is None:
+    function: Any = keras.activations.linear if given is None else given
+    if function is keras.activations.linear:
         return []
     if isinstance(function, keras.layers.Layer):
         return pieces_of(Call(function, [], (), None, 0))
     if isinstance(function, BoundedReLU):
-        return [Activation(function, _bounded(function.bound))]
+        return [Activation(function, bounded_ramp(function.bound))]
     name = getattr(function, "__name__", type(function).__name__)
     if function is keras.activations.softmax:
         return [Squashing("softmax")]
     if name in CURVES and function is getattr(keras.activations, name, None):
-        curve = CURVES[name]
-        return [] if curve is None else [Activation(function, curve)]
+        return [Activation(function, CURVES[name])]
     if name == "gelu":
-        return [Activation(function, _curve("gelu"))]
+        return [Activation(function, CURVES["gelu"])]
     raise ValueError(
         f"Expected an activation function whose bounds are known: one of {', '.join(CURVES)}. "
         f"Received: {name}. Write it as a layer, and register a rule for that with "
         "keras_qusec.certification.rules.register."
     )
-
-
-def _curve(name: str) -> Curve:
-    curve = CURVES[name]
-    assert curve is not None  # only the identity has none
-    return curve
-
-
-def _bounded(bound: float) -> Curve:
-    curve = relu_family(0.0, bound, 0.0)
-    assert curve is not None  # it has no threshold
-    return curve
 
 
 def _quantizer(layer: Any) -> list[Piece]:
@@ -457,14 +453,13 @@ def _activation(layer: Any, call: Call) -> list[Piece]:
 
 @register(keras.layers.ReLU)
 def _relu(layer: Any, call: Call) -> list[Piece]:
-    maximum = None if layer.max_value is None else float(layer.max_value)
-    curve = relu_family(float(layer.negative_slope), maximum, float(layer.threshold))
-    if curve is None:
+    if layer.threshold:
         raise ValueError(
             f"Expected a ReLU without a threshold, where it jumps. Received: {layer.name!r} with "
             f"threshold={layer.threshold}."
         )
-    return [Activation(layer, curve)]
+    maximum = None if layer.max_value is None else float(layer.max_value)
+    return [Activation(layer, relu_family(float(layer.negative_slope), maximum))]
 
 
 @register(keras.layers.LeakyReLU)
@@ -556,7 +551,7 @@ def _by_arguments(layer: Any, call: Call) -> list[Piece]:
 
 def _curve_operation(name: str) -> Rule:
     def rule(layer: Any, call: Call) -> list[Piece]:
-        return [Activation(layer, _curve(name))]
+        return [Activation(layer, CURVES[name])]
 
     return rule
 

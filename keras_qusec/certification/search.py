@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,7 +16,9 @@ Array = np.ndarray
 Check = Callable[[Array], bool]
 
 # So many corners are cheaper to be tried at once than to be searched.
-_ENUMERATED = 256
+_ENUMERATED = 2048
+# Gradient steps on the slopes of the lines below ReLUs, at each box.
+_SLOPE_STEPS = 5
 
 
 class Found(NamedTuple):
@@ -90,6 +91,9 @@ class _Search:
         self.tried: set[bytes] = set()
         # The largest bound among the boxes that can be split no more.
         self.undecided = -np.inf
+        # The largest output of an input that was asked for, and is not adversarial: within
+        # rounding of it, so that no proof is possible. Only what is larger is of use then.
+        self.reached = -np.inf
 
     def run(self, network: Reduced, levels: Sequence[Array | None]) -> Found:
         count = len(network.low)
@@ -114,17 +118,23 @@ class _Search:
         self.nodes += 1
         network = box.network.tighten()
         highest, slopes, weights = network.upper_lines()
-        left = np.flatnonzero(highest + box.margins >= 0)
+        left = np.flatnonzero((highest + box.margins >= 0) & (highest > self.reached))
+        if not len(left):
+            return []
+        network, margins = network.outputs(left), box.margins[left]
+        box = box._replace(network=network, margins=margins)
+        if self._enumerated(box):
+            return []
+        highest, slopes, weights = network.optimized_lines(_SLOPE_STEPS)
+        left = np.flatnonzero((highest + margins >= 0) & (highest > self.reached))
         if not len(left):
             return []
         self._try_corners(network, box, slopes[left])
         if self.broken:
             return []
-        bound = float((highest + box.margins)[left].max())
-        box = box._replace(network=network.outputs(left), margins=box.margins[left], bound=bound)
-        if self._enumerated(box):
-            return []
-        gains = _gains(network, highest, box.margins, left, slopes, weights)
+        bound = float((highest + margins)[left].max())
+        gains = _gains(network, highest, margins[left], left, slopes, weights)
+        box = box._replace(network=network.outputs(left), margins=margins[left], bound=bound)
         order = np.argsort(-gains)
         for place in order:
             parts = _split(box, int(place))
@@ -138,12 +148,12 @@ class _Search:
         if not len(network.low):
             corners = np.zeros((1, 0))
         else:
-            corners = np.unique(np.where(slopes > 0, network.high, network.low), axis=0)
+            corners = np.where(slopes > 0, network.high, network.low)
         self._ask(corners, network.forward(corners), box)
 
     def _ask(self, corners: Array, outputs: Array, box: _Box) -> None:
         """Ask for inputs whose outputs are not clearly below zero, the most likely first."""
-        highest = (outputs + box.margins[: outputs.shape[1]]).max(axis=1)
+        highest = (outputs + box.margins).max(axis=1)
         for row in np.argsort(-highest)[:3]:
             if highest[row] < 0:
                 return
@@ -155,6 +165,8 @@ class _Search:
             if self.check(whole):
                 self.broken = True
                 return
+            self.reached = max(self.reached, float(outputs[row].max()))
+            self.undecided = max(self.undecided, float(highest[row]))
 
     def _enumerated(self, box: _Box) -> bool:
         """Try all corners of a small box; whether that was done."""
@@ -164,7 +176,8 @@ class _Search:
         if count > _ENUMERATED:
             return False
         choices = [values for values in box.levels if values is not None]
-        corners = np.array(list(itertools.product(*choices)), "float64").reshape(int(count), -1)
+        grid = np.meshgrid(*choices, indexing="ij") if choices else []
+        corners = np.stack([axis.ravel() for axis in grid], axis=1) if grid else np.zeros((1, 0))
         outputs = box.network.forward(corners)
         highest = float((outputs + box.margins).max())
         if highest >= 0:
