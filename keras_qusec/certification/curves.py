@@ -48,6 +48,10 @@ class Curve:
 
     has_steps: bool = False
 
+    def of(self, units: Array) -> Curve:
+        """The curve of some of the units."""
+        return self
+
     def ends(self, low: Array, high: Array) -> tuple[Array, Array]:
         """The smallest and largest value between two ends."""
         values = [self.function(low), self.function(high)]
@@ -101,14 +105,29 @@ class _ReLU(Curve):
 RELU = _ReLU(lambda z: np.maximum(z, 0.0), (0.0,), linear=True, roundings=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Leaky(Curve):
+    """The ramp with slopes of its own below zero, one for each unit."""
+
+    slopes: Array | None = None
+
+    def of(self, units: Array) -> Curve:
+        assert self.slopes is not None  # made by `leaky`
+        return leaky(self.slopes[units])
+
+
 def leaky(slope: Any) -> Curve:
     """The ramp with another slope below zero, one for all units or one for each."""
-    slope = np.asarray(slope, "float64")
-    turns = (0.0,) if (slope < 0).any() else ()
-    steepest = max(1.0, float(np.abs(slope).max()))
-    return Curve(
-        lambda z: np.where(z < 0, slope * z, z), (0.0,), turns, True, slope=steepest, roundings=1
-    )
+    slopes = np.asarray(slope, "float64")
+    turns = (0.0,) if (slopes < 0).any() else ()
+    steepest = max(1.0, float(np.abs(slopes).max(initial=0.0)))
+
+    def function(z: Array) -> Array:
+        return np.where(z < 0, slopes * z, z)
+
+    if not slopes.ndim:
+        return Curve(function, (0.0,), turns, True, slope=steepest, roundings=1)
+    return _Leaky(function, (0.0,), turns, True, slope=steepest, roundings=1, slopes=slopes)
 
 
 def ramp(slope: float, low: float, high: float, offset: float = 0.0) -> Curve:
@@ -207,9 +226,25 @@ class Steps(Curve):
     The least change of what it receives may move its output by a step, so that float32 and exact
     arithmetic need not agree: its output is known only to lie between two levels, and from there
     on counts as any number between them.
+
+    Attributes:
+        size: number of its units.
     """
 
     has_steps: bool = True
+    size: int = 0
+
+    def of(self, units: Array) -> Curve:
+        # The layer wants all of its values; those of other units do not matter.
+        whole, chosen = self, units
+        size = self.size
+
+        def function(values: Array) -> Array:
+            rows = np.zeros((*values.shape[:-1], size))
+            rows[..., chosen] = values
+            return np.asarray(whole.function(rows)[..., chosen])
+
+        return dataclasses.replace(self, function=function, size=len(units))
 
     def is_linear(self, low: Array, high: Array) -> Array:
         return self.function(low) == self.function(high)

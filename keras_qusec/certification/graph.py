@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_qusec.certification.pieces import Interval, Matrix, Piece, Selection, Squashing
+from keras_qusec.certification.curves import CURVES
+from keras_qusec.certification.pieces import (
+    Activation,
+    Interval,
+    Matrix,
+    Piece,
+    Selection,
+    Squashing,
+)
 from keras_qusec.certification.rules import pieces_of
 from keras_qusec.graphs import has_graph, made_by
 
@@ -89,19 +97,25 @@ def pieces_between(model: keras.Model, start: Any = None) -> Pieces:
     output = reader.read(model, None)
     steps = list(reader.steps)
     # A classifier's end: what squashes logits, and what only moves them.
-    ending = [place for place, step in enumerate(steps) if isinstance(step.piece, Squashing)]
+    ending = [place for place, step in enumerate(steps) if _squashes(step.piece)]
     if not reader.found:
         raise ValueError(
             f"Expected a path from {start.name!r} to the logits of {model.name!r}. Received: a "
             "model whose output does not depend on it."
         )
-    if ending and all(isinstance(s.piece, Selection) for s in steps[ending[0] + 1 :]):
-        squashed = steps.pop(ending[0])
+    if ending and all(isinstance(s.piece, Selection) for s in steps[ending[-1] + 1 :]):
+        squashed = steps.pop(ending[-1])
         steps = [
             step._replace(inputs=tuple(_other(n, squashed) for n in step.inputs)) for step in steps
         ]
         output = _other(output, squashed)
     return Pieces(tuple(steps), output, tuple(reader.shapes))
+
+
+def _squashes(piece: Piece) -> bool:
+    """Whether a piece makes probabilities of logits, without a change of their order."""
+    sigmoid = isinstance(piece, Activation) and piece.curve is CURVES["sigmoid"]
+    return sigmoid or isinstance(piece, Squashing)
 
 
 def _other(number: int, squashed: Step) -> int:
@@ -163,7 +177,7 @@ class _Reader:
         for place, piece in enumerate(pieces):
             taken = inputs if place == 0 else (number,)
             number = len(self.shapes)
-            self.shapes.append(_shape(call.output))
+            self.shapes.append(piece.shape or _shape(call.output))
             self.steps.append(Step(piece, taken, number))
         return number
 

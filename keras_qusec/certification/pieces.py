@@ -57,7 +57,13 @@ class Squash(NamedTuple):
 
 
 class Piece(ABC):
-    """A part of a layer."""
+    """A part of a layer.
+
+    Attributes:
+        shape: of its output without the batch, where that is not the layer's own.
+    """
+
+    shape: Shape | None = None
 
     @abstractmethod
     def interval(self, inputs: Sequence[Interval], *, training: bool) -> Interval:
@@ -251,7 +257,9 @@ class Scaling(Piece):
         if training and self.of_batch is not None:
             factor, offset = self.of_batch(middle)
         else:
-            factor, offset = self.numbers()
+            factor, offset = (
+                ops.convert_to_tensor(value, dtype=middle.dtype) for value in self.numbers()
+            )
         middle, radius = middle * factor + offset, radius * ops.absolute(factor)
         return Interval(middle - radius, middle + radius)
 

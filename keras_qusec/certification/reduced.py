@@ -42,7 +42,7 @@ class Group:
     def rows(self, chosen: Array) -> Group:
         """Some of the units."""
         return Group(
-            self.curve, self.low[chosen], self.high[chosen],
+            self.curve.of(chosen), self.low[chosen], self.high[chosen],
             [matrix[chosen] for matrix in self.matrices], self.offset[chosen], self.error[chosen],
         )  # fmt: skip
 
@@ -279,7 +279,7 @@ class _Fold:
         low, high = group.low - slack, group.high + slack
         straight = group.curve.is_linear(low, high)
         gone = np.flatnonzero(straight)
-        lines = straight_lines(group.curve, low[gone], high[gone])
+        lines = straight_lines(group.curve.of(gone), low[gone], high[gone])
         return cls(np.flatnonzero(~straight), gone, *lines, group.rows(gone))
 
 

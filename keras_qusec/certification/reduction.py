@@ -181,7 +181,7 @@ class _Reduction:
     ) -> _Values:
         (source,) = node.inputs
         before = self.bounds[source]
-        given = self.expression(source, moving)
+        given, curve = self.expression(source, moving), curve.of(moving)
         low, high = before.low[moving], before.high[moving]
         error = before.error[moving]
         slack = error if curve.has_steps else 0.0
@@ -195,7 +195,7 @@ class _Reduction:
         slack = group.error if group.curve.has_steps else 0.0
         straight = group.curve.is_linear(group.low - slack, group.high + slack)
         kept, gone = np.flatnonzero(~straight), np.flatnonzero(straight)
-        slope, offset = straight_lines(group.curve, (group.low - slack)[gone],
+        slope, offset = straight_lines(group.curve.of(gone), (group.low - slack)[gone],
                                        (group.high + slack)[gone])  # fmt: skip
         fixed = slope == 0
         constant[moving[gone[fixed]]] = offset[fixed]

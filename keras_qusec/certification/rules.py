@@ -34,7 +34,7 @@ from keras_qusec.certification.pieces import (
     WeightedSum,
     numbers,
 )
-from keras_qusec.defenses import BoundedReLU, ValueQuantizer
+from keras_qusec.defenses import BoundedReLU, QuantizedActivation, ValueQuantizer
 from keras_qusec.graphs import Call, is_of_keras
 
 Tensor = Any
@@ -127,7 +127,8 @@ def activation_pieces(given: Any) -> list[Piece]:
     name = getattr(function, "__name__", type(function).__name__)
     if function is keras.activations.softmax:
         return [Squashing("softmax")]
-    if name in CURVES and function is getattr(keras.activations, name, None):
+    known: Any = getattr(keras.activations, name, None)
+    if name in CURVES and function == known:
         return [Activation(function, CURVES[name])]
     if name == "gelu":
         return [Activation(function, CURVES["gelu"])]
@@ -136,6 +137,11 @@ def activation_pieces(given: Any) -> list[Piece]:
         f"Received: {name}. Write it as a layer, and register a rule for that with "
         "keras_qusec.certification.rules.register."
     )
+
+
+@register(QuantizedActivation)
+def _quantized_activation(layer: Any, call: Call) -> list[Piece]:
+    return _quantizer(layer)
 
 
 def _quantizer(layer: Any) -> list[Piece]:
@@ -147,7 +153,7 @@ def _quantizer(layer: Any) -> list[Piece]:
             outputs = layer(ops.convert_to_tensor(rows))
             return numbers(outputs).reshape(values.shape)
 
-        return Steps(function, roundings=0)
+        return Steps(function, roundings=0, size=math.prod(shape))
 
     return [Activation(layer, curve)]
 
@@ -188,8 +194,15 @@ def _convolution(layer: Any, call: Call) -> list[Piece]:
         places = Places.of(shape, layer.data_format)
         return matrices.convolution(kernel, window, places, groups=layer.groups, first=first)
 
+    def linear(x: Tensor, kernel: Tensor) -> Tensor:
+        if layer.padding == "causal":
+            before = [(window.size[0] - 1) * window.dilation[0], 0]
+            none = [0, 0]
+            x = ops.pad(x, [none, none, before] if first else [none, before, none])
+        return layer.convolution_op(x, kernel)
+
     affine = Affine(
-        lambda x, kernel: layer.convolution_op(x, kernel),
+        linear,
         lambda: [ops.convert_to_tensor(layer.kernel)],
         lambda: _bias(layer, len(window.size)),
         matrix,
@@ -253,6 +266,8 @@ def _separable(layer: Any, call: Call) -> list[Piece]:
         math.prod(layer.pointwise_kernel.shape[:-1]),
     )
     before = _depthwise(layer, lambda: layer.depthwise_kernel, lambda: None)
+    output, channels = tuple(call.output.shape[1:]), int(layer.pointwise_kernel.shape[-2])
+    before.shape = (channels, *output[1:]) if first else (*output[:-1], channels)
     return [before, pointwise, *activation_pieces(layer.activation)]
 
 
