@@ -1,6 +1,7 @@
 """keras-qusec: quantization-based defence against adversarial examples, for Keras."""
 
 from keras_qusec.audit import AuditReport, audit_robustness
+from keras_qusec.certification import RobustnessProof, certify_robustness
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization
 from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.plots import plot_thresholds
@@ -16,10 +17,12 @@ __all__ = [
     "HardnessSchedule",
     "QuSecQuantization",
     "QuantizerSuggestion",
+    "RobustnessProof",
     "RobustnessReport",
     "TrainableQuSecQuantization",
     "__version__",
     "audit_robustness",
+    "certify_robustness",
     "evaluate_robustness",
     "plot_thresholds",
     "suggest_quantizer",

@@ -112,7 +112,9 @@ def certify_robustness(
         )  # fmt: skip
     else:
         attacked = model
-    radii = tuple(checks.number(e, "epsilons", least=0) for e in sorted(epsilons))
+    radii = tuple(sorted({checks.number(e, "epsilons", least=0) for e in epsilons}))
+    if not radii:
+        raise ValueError("Expected at least one epsilon. Received: none. Example: epsilons=[0.1]")
     images = np.asarray(whole_images(x, [attacked.model]), "float32")
     checks.images_inside(images, attacked.value_range)
     labels = checks.class_labels(
@@ -162,6 +164,7 @@ def _proofs(
         certificates=[found[r].certificate(model.name, r, effort) for r in radii],
         examples={r: found[r].examples for r in radii},
         how={r: found[r].how for r in radii},
+        image_shape=x.shape[1:],
         details={
             "images": len(x),
             "effort": effort,

@@ -25,6 +25,7 @@ class RobustnessProof:
         examples: by epsilon and image, adversarial examples of the search, verified.
         how: by epsilon, how each image was decided: ``"intervals"``, ``"linear"`` (bounds),
             ``"search"``, ``"clean"`` (misclassified), or empty.
+        image_shape: of one image.
         details: what it was made from, in words.
 
     Example: see `certify_robustness`.
@@ -38,11 +39,13 @@ class RobustnessProof:
         certificates: Sequence[Certificate],
         examples: Mapping[float, Mapping[int, Array]],
         how: Mapping[float, Array],
+        image_shape: Sequence[int],
         details: Mapping[str, Any],
     ) -> None:
         self.model, self.correct = model, correct
         self.certificates = list(certificates)
         self._examples, self._how = dict(examples), dict(how)
+        self.image_shape = tuple(image_shape)
         self.details = dict(details)
 
     @property
@@ -105,9 +108,8 @@ class RobustnessProof:
         """
         found = self._examples[self.certificate(epsilon).epsilon]
         numbers = np.array(sorted(found), "int64")
-        if not len(numbers):
-            return numbers, np.zeros((0,), "float32")
-        return numbers, np.stack([found[number] for number in numbers])
+        images = [found[number] for number in numbers]
+        return numbers, np.array(images, "float32").reshape(-1, *self.image_shape)
 
     def how(self, epsilon: float | None = None) -> Array:
         """How each image was decided, ``(n,)``; empty for what is open.
