@@ -64,6 +64,7 @@ def evaluate(options: argparse.Namespace) -> int:
         n_jobs=options.jobs,
         resume_dir=options.resume,
         keep_examples=options.examples is not None,
+        prove=options.prove,
     )
     print(report)
     # The report that can be read again first.
@@ -76,6 +77,34 @@ def evaluate(options: argparse.Namespace) -> int:
         (options.gallery, lambda report, path: report.plot_gallery(path)),
     ]
     return _write(report, writers)
+
+
+def certify(options: argparse.Namespace) -> int:
+    """Prove what no attack can break, and report it with what the search broke."""
+    from keras_qusec import evaluate_robustness
+
+    options.source = []
+    given = _inputs(options)
+    report = evaluate_robustness(
+        given.models,
+        given.x,
+        given.y,
+        attacks=[],
+        epsilons=options.epsilons,
+        value_range=given.value_range,
+        outputs=options.outputs,
+        class_names=given.class_names,
+        seed=options.seed,
+        resume_dir=options.resume,
+        keep_examples=options.examples is not None,
+        prove=options.effort,
+    )
+    print(report)
+    return _write(report, [
+        (options.output, lambda report, path: report.save(path)),
+        (options.examples, lambda report, path: report.save_examples(path)),
+        (options.html, lambda report, path: report.to_html(path)),
+    ])  # fmt: skip
 
 
 class _Inputs(NamedTuple):

@@ -319,6 +319,18 @@ def result_of(content: dict[str, Any]) -> Result:
     return Result(**{**content, **arrays, **read})
 
 
+def content_of_certificate(certificate: Certificate) -> dict[str, Any]:
+    """A certificate as JSON values."""
+    arrays = {"states": certificate.states.tolist(), "seconds": packed(certificate.seconds)}
+    return {**certificate._asdict(), **arrays}
+
+
+def certificate_of(content: dict[str, Any]) -> Certificate:
+    """A certificate from the values of `content_of_certificate`."""
+    arrays = {"states": np.array(content["states"], str), "seconds": unpacked(content["seconds"])}
+    return Certificate(**{**content, **arrays})
+
+
 def content_of_example(example: Example) -> dict[str, Any]:
     """An adversarial example as JSON values."""
     changed = {"images": packed(example.images), "names": list(example.names)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class ClosestExamples:
         correct: which clean images the model classifies correctly.
         norm: name of the attack's norm.
         kept_norms: further norms in which the closest examples are kept.
+        proved: by epsilon in the attack's norm, which images are proved and need no attack.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class ClosestExamples:
         correct: np.ndarray,
         norm: str,
         kept_norms: Sequence[str] = (),
+        proved: Mapping[float, np.ndarray] | None = None,
     ) -> None:
+        self.proved = proved or {}
         self.model, self.x, self.goal, self.norm = model, x, goal, norm
         self.correct = correct
         # In each norm the closest: an example that is farther in the attack's own norm may be
@@ -98,10 +101,13 @@ class ClosestExamples:
         return self.closest[self.norm]
 
     def left(self, epsilon: float | None) -> np.ndarray:
-        """Rows that are worth attacking: right when clean and, in a ball, not yet broken."""
+        """Rows worth attacking: right when clean and, in a ball, neither broken nor proved."""
         if epsilon is None:
             return np.flatnonzero(self.correct)
-        return np.flatnonzero(self.correct & ~norms.within(self.distances[self.norm], epsilon))
+        left = self.correct & ~norms.within(self.distances[self.norm], epsilon)
+        if epsilon in self.proved:
+            left &= ~self.proved[epsilon]
+        return np.flatnonzero(left)
 
     def offer(self, rows: np.ndarray, candidates: np.ndarray, epsilon: float | None) -> None:
         """Check an attack's images and keep those that are closer than what there was."""

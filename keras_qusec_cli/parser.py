@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGE = "keras-qusec"
+# Those of `keras_qusec.certification`, which is not imported here.
+EFFORTS = ("bounds", "standard", "exact")
 
 _EXAMPLES = {
     "demo": """\
@@ -21,6 +23,10 @@ examples:
   keras-qusec evaluate model.keras --data mnist5k --html report.html
   keras-qusec evaluate model.keras --attacks standard --epsilons 2/255 8/255
   keras-qusec evaluate a.keras --compare b.keras --images 1000""",
+    "certify": """\
+examples:
+  keras-qusec certify model.keras --data mnist5k --epsilons 0.1 0.3
+  keras-qusec certify model.keras --effort exact --images 1000 --html proof.html""",
     "audit": """\
 examples:
   keras-qusec audit model.keras --data mnist5k --epsilon 0.3 --html audit.html
@@ -55,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="command", dest="command")
     _add_demo(commands)
     _add_evaluate(commands)
+    _add_certify(commands)
     _add_audit(commands)
     _add_compare(commands)
     _add_reproduce(commands)
@@ -144,6 +151,10 @@ def _add_evaluate(commands: Any) -> None:
         )  # fmt: skip
     _add_models(evaluate)
     evaluate.add_argument(
+        "--prove", choices=EFFORTS,
+        help="prove images in L-infinity first, and attack the others",
+    )  # fmt: skip
+    evaluate.add_argument(
         "--threat-models", nargs="+", metavar="THREAT",
         help="white-box, adaptive, black-box (default: the first two; all with --source)",
     )  # fmt: skip
@@ -167,6 +178,51 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--gallery", metavar="FILE", type=_picture, help="draw adversarial examples"
     )
+
+
+def _add_certify(commands: Any) -> None:
+    certify = commands.add_parser(
+        "certify",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["certify"],
+        help="prove which images of a saved classifier no attack can break",
+        description="Prove image by image that nothing within L-infinity epsilon is misclassified, "
+        "or find what is. Exact behind a hard quantizer, where the search ends in time.",
+    )
+    certify.add_argument("model", help="a .keras file: a classifier, logits or softmax")
+    _add_data(certify)
+    _add_classes(certify)
+    certify.add_argument(
+        "--images", type=int, default=200,
+        help="test images, a stratified sample; 0 for all (default: 200)",
+    )  # fmt: skip
+    certify.add_argument(
+        "--epsilons", nargs="+", type=_radius, metavar="EPS",
+        help="L-infinity radii in rising order, such as 0.1 or 8/255 (default: 0.1, 0.2 and 0.3 of "
+        "the value range)",
+    )  # fmt: skip
+    certify.add_argument(
+        "--effort", choices=EFFORTS, default="standard",
+        help="bounds alone; a search of a second an image; or of a minute (default: standard)",
+    )  # fmt: skip
+    certify.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="pixel values that the model expects (default: what its first layers say, else 0 1)",
+    )  # fmt: skip
+    certify.add_argument(
+        "--outputs", choices=["logits", "probabilities"],
+        help="what the model's outputs are, where its graph does not say",
+    )  # fmt: skip
+    certify.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    certify.add_argument(
+        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
+    )
+    certify.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
+    certify.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
+    certify.add_argument(
+        "--examples", metavar="FILE", type=_file(".npz"),
+        help="write the adversarial examples that the search found",
+    )  # fmt: skip
 
 
 def _add_audit(commands: Any) -> None:

@@ -121,10 +121,10 @@ def certify_robustness(
         y, len(images), classes=attacked.logits(images[:1]).shape[1], name="y"
     )
     with shown(progress, "proofs") as tell:
-        return _proofs(attacked, images, labels, radii, seconds, effort, tell)
+        return proof_of(attacked, images, labels, radii, seconds, effort, tell)
 
 
-def _proofs(
+def proof_of(
     model: AttackedModel,
     x: Array,
     labels: Array,
@@ -133,6 +133,17 @@ def _proofs(
     effort: str,
     tell: Callable[[str, float], None],
 ) -> RobustnessProof:
+    """What `certify_robustness` finds of checked images.
+
+    Args:
+        model: the classifier.
+        x: images with channels last, float32.
+        labels: true classes ``(n,)``.
+        radii: in L-infinity, in rising order.
+        seconds: of the search for one image and radius.
+        effort: the name of it.
+        tell: told what is proved, and the share done.
+    """
     prover = Prover(model, x)
     correct = model.predictions(x) == labels
     found = {radius: _Decisions.of(correct) for radius in radii}

@@ -35,6 +35,7 @@ from keras_qusec.evaluation.inputs import (
     threat_models_of,
 )
 from keras_qusec.evaluation.plan import Plan, Unit
+from keras_qusec.evaluation.proofs import check_prove
 from keras_qusec.evaluation.run import Models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.integer_inputs import check_reachable
@@ -68,6 +69,7 @@ class Checked:
     class_names: tuple[str, ...]
     target_rule: str | None
     notes: Sequence[str]
+    prove: str | None = None
 
     @property
     def clean_outputs(self) -> list[np.ndarray]:
@@ -88,7 +90,7 @@ class Checked:
             if unit.source is not None
             or plan.can_be_made(plan.attacks[unit.attack], models[unit.models[0]])
         ]
-        if not units:
+        if not units and plan.attacks:
             raise ValueError(
                 "Expected an attack that can be made on the models. Received: "
                 f"{', '.join(plan.attacks)}, for quantizers that stand in front of a model or "
@@ -116,6 +118,7 @@ def checked_inputs(
     batch_size: int | None,
     seed: int,
     keep_examples: bool,
+    prove: str | None,
 ) -> Checked:
     """What `evaluate_robustness` was given, which see, checked.
 
@@ -142,7 +145,9 @@ def checked_inputs(
     followed = any(has_gradients(one) for one in named.values())
     if not followed:
         asked = Asked(all(one.gives_scores for one in named.values()), bool(named_sources))
-    chosen = registry.for_evaluation(attacks, by_norm, asked)
+    chosen = {}
+    if prove is None or attacks is None or len(attacks):
+        chosen = registry.for_evaluation(attacks, by_norm, asked)
     check_sources(threats, chosen, named_sources, followed=followed)
     seed = whole_number(seed, "seed", least=0)
     shape = np.shape(x)[1:]
@@ -157,11 +162,11 @@ def checked_inputs(
     batch_size = whole_number(batch_size, "batch_size")
 
     if draws is None:
-        draws = max(getattr(attack, "draws", 1) for attack in chosen.values())
+        draws = max((getattr(attack, "draws", 1) for attack in chosen.values()), default=1)
     draws = whole_number(draws, "draws")
     settings = {"outputs": outputs, "data_format": form, "draws": draws}
     models, sources = _attacked(named, named_sources, x, pixels, settings)
-    own = _quantizers_own(chosen, by_norm, threats, models, x)
+    own = _quantizers_own(chosen, by_norm, threats, models, x) if chosen else {}
     chosen |= own
     radii |= {name: radii_of(name, a, by_norm, shape, pixels) for name, a in own.items()}
     logits = {name: clean_logits(m, x, batch_size, name) for name, m in models.items()}
@@ -193,8 +198,9 @@ def checked_inputs(
         without_gradients=tuple(name for name, m in models.items() if not m.has_gradients),
         kept_norms=tuple(by_norm) if keep_examples else (),
     )
+    check_prove(prove, models, by_norm, plan)
     rule = targets if isinstance(targets, str) or targets is None else "classes given"
-    return Checked(plan, models, sources, by_norm, logits, source_logits, names, rule, notes)
+    return Checked(plan, models, sources, by_norm, logits, source_logits, names, rule, notes, prove)
 
 
 def _attacked(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from keras_qusec.evaluation.gallery import examples_of
 from keras_qusec.evaluation.notes import notes_of, observations_of
 from keras_qusec.evaluation.other_processes import run_units_elsewhere
 from keras_qusec.evaluation.plan import Unit
+from keras_qusec.evaluation.proofs import SEARCH, Proofs, notes_on, proofs_of
 from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.run import Outcome, run_units
 from keras_qusec.evaluation.store import Store
@@ -47,6 +50,7 @@ def evaluate_robustness(
     n_jobs: int | None = None,
     resume_dir: str | os.PathLike | None = None,
     keep_examples: bool = False,
+    prove: str | None = None,
     progress: bool | Progress | None = None,
 ) -> RobustnessReport:
     """Attack classifiers and report what is left of their accuracy.
@@ -113,6 +117,10 @@ def evaluate_robustness(
         keep_examples: keep the closest adversarial example of every broken image in each norm of
             `epsilons`, for `RobustnessReport.examples`. With `resume_dir` they are on disk as
             soon as they are found.
+        prove: prove images first, as `certify_robustness` does, with effort ``"bounds"``,
+            ``"standard"`` or ``"exact"``; proved images are not attacked in L-infinity, and the
+            report says between which shares robust accuracy lies (`RobustnessReport.bracket`).
+            With ``attacks=[]`` nothing else is done.
         progress: True or False to show a progress bar on the terminal (default: if there is
             one), or a function called with a text and the share done.
 
@@ -139,25 +147,52 @@ def evaluate_robustness(
         source_model=source_model, targets=targets, surrogate_hardnesses=surrogate_hardnesses,
         value_range=value_range, outputs=outputs, data_format=data_format,
         class_names=class_names, draws=draws, batch_size=batch_size, seed=seed,
-        keep_examples=keep_examples,
+        keep_examples=keep_examples, prove=prove,
     )  # fmt: skip
     plan = inputs.plan
-    provenance = provenance_of(plan, inputs.models, inputs.sources, inputs.target_rule)
+    provenance = provenance_of(plan, inputs.models, inputs.sources, inputs.target_rule, prove)
     if inputs.class_names:
         provenance["class names"] = list(inputs.class_names)
     units = inputs.units()
-    if resume_dir is None:
-        outcomes = _outcomes(units, inputs, None, n_jobs, progress)
-    else:
-        with Store(resume_dir, provenance["identity"], inputs.clean_outputs) as store:
-            outcomes = _outcomes(units, inputs, store, n_jobs, progress)
+    with contextlib.ExitStack() as kept:
+        store = None
+        if resume_dir is not None:
+            stored = Store(resume_dir, provenance["identity"], inputs.clean_outputs)
+            store = kept.enter_context(stored)
+        proofs = _proofs(inputs, prove, store, progress)
+        plan = dataclasses.replace(plan, proved=proofs.proved())
+        inputs = dataclasses.replace(inputs, plan=plan)
+        outcomes = _outcomes(units, inputs, store, n_jobs, progress)
     results, failures = _gather(units, outcomes, plan.batch_size)
+    results += proofs.results
     if failures and not results:
         raise ValueError(
             f"Expected at least one attack to run. Received: {failures[0].message} from "
             f"{failures[0].attack!r}, and the others failed too. Check the attacks' settings."
         )
-    return _report(inputs, provenance, results, failures)
+    return _report(inputs, provenance, results, failures, proofs)
+
+
+def _proofs(
+    inputs: Checked, prove: str | None, store: Store | None, progress: bool | Progress | None
+) -> Proofs:
+    """What is proved of each model: from disk, or now and written at once."""
+    if prove is None:
+        return Proofs()
+    found: list[Proofs] = []
+    radii = inputs.epsilons["linf"]
+    with shown(progress, "proofs") as tell:
+        for name, model in inputs.models.items():
+            known = None if store is None else store.load_proofs(name)
+            if known is None:
+                known = proofs_of(prove, {name: model}, radii, inputs.plan, tell)
+                if store is not None:
+                    store.save_proofs(name, known)
+            found.append(known)
+    return Proofs(
+        [certificate for one in found for certificate in one.certificates],
+        [result for one in found for result in one.results],
+    )
 
 
 def _report(
@@ -165,6 +200,7 @@ def _report(
     provenance: Mapping[str, Any],
     results: Sequence[Result],
     failures: Sequence[Failure],
+    proofs: Proofs,
 ) -> RobustnessReport:
     """The report of what was found."""
     plan, models = inputs.plan, inputs.models
@@ -173,7 +209,10 @@ def _report(
         correct=plan.correct,
         results=[result._replace(kept={}) for result in results],
         epsilons=inputs.epsilons,
-        norms={name: attack.norm for name, attack in plan.attacks.items()},
+        norms={
+            **{name: attack.norm for name, attack in plan.attacks.items()},
+            **({SEARCH: "linf"} if proofs.results else {}),
+        },
         provenance=provenance,
         failures=[
             {
@@ -186,6 +225,7 @@ def _report(
         ],
         notes=[
             *inputs.notes,
+            *notes_on(proofs, inputs.epsilons.get("linf", ())),
             *notes_of(plan, models, inputs.epsilons, results, failures),
             *observations_of(plan, models, inputs.logits, inputs.class_names),
         ],
@@ -194,6 +234,7 @@ def _report(
             for name, m in models.items()
             for example in examples_of(name, m, results, plan, inputs.class_names)
         ],
+        certificates=proofs.certificates,
         examples={
             name: {norm: closest_examples(own, norm) for norm in plan.kept_norms}
             for name, own in attacked.items()
@@ -216,6 +257,8 @@ def _outcomes(
         if stored is not None:
             outcomes[unit] = stored
     missing = [unit for unit in units if unit not in outcomes]
+    if not units:
+        return outcomes
     with shown(progress, "attacks") as report:
         report("attacks", len(outcomes) / len(units))
 

@@ -43,10 +43,10 @@ def notes_of(
             f"{asked} gives no gradients: it was attacked by queries, and by examples of other "
             "models if there are any. An attack that knows its gradients is likely to find more."
         )
-    elif not any(attack.uses_gradients for attack in plan.attacks.values()):
+    elif plan.attacks and not any(attack.uses_gradients for attack in plan.attacks.values()):
         notes.append("No attack used gradients. Stronger attacks are likely to find more.")
     attacked = {attack.norm for attack in plan.attacks.values()}
-    for norm in epsilons:
+    for norm in epsilons if attacked else ():
         if norm not in attacked:
             notes.append(
                 f"No attack was made in {norms.symbol(norm)}: its figures count examples of "

@@ -74,6 +74,7 @@ class Plan:
         joined: attacks that joined by themselves, for the sake of some of the models.
         without_gradients: names of the attacked models that give no gradients.
         kept_norms: norms in which the closest example of every broken image is kept.
+        proved: by model and epsilon in L-infinity, which images are proved and not attacked.
     """
 
     attacks: Mapping[str, Attack]
@@ -90,6 +91,7 @@ class Plan:
     joined: tuple[str, ...] = ()
     without_gradients: tuple[str, ...] = ()
     kept_norms: tuple[str, ...] = ()
+    proved: Mapping[str, Mapping[float, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def can_be_made(self, attack: Attack, model: Classifier) -> bool:
         """Whether an attack can be made on a model itself."""
@@ -141,4 +143,9 @@ class Plan:
             goal=self.goal.take(rows),
             correct={name: self.correct[name][rows] for name in unit.models},
             seed=unit.seed(self.seed, unnamed=self.unnamed),
+            proved={
+                name: {radius: states[rows] for radius, states in self.proved[name].items()}
+                for name in unit.models
+                if name in self.proved
+            },
         )

@@ -26,6 +26,8 @@ def evidence_of(plan: Plan, models: Mapping[str, Classifier]) -> str:
     own = any(not threat.uses_source for threat in plan.threat_models)
     if not own or (hides and not sees) or plan.without_gradients:
         return EVIDENCE[0]
+    if not plan.attacks:
+        return "proof"
     return max((attack.evidence for attack in plan.attacks.values()), key=EVIDENCE.index)
 
 
@@ -34,6 +36,7 @@ def provenance_of(
     models: Mapping[str, Classifier],
     sources: Mapping[str, Classifier],
     targets: str | None,
+    prove: str | None = None,
 ) -> dict[str, Any]:
     """What the figures are made of: ``"identity"``, and what does not change them.
 
@@ -42,6 +45,7 @@ def provenance_of(
         models: attacked models by name.
         sources: source models by name.
         targets: how targets were chosen, or None for untargeted attacks.
+        prove: effort of proofs, or None.
     """
     backend = keras.backend.backend()
     x, goal = plan.x, plan.goal
@@ -66,6 +70,7 @@ def provenance_of(
             "batch size": plan.batch_size,
             "seed": plan.seed,
             **({"kept examples": list(plan.kept_norms)} if plan.kept_norms else {}),
+            **({"proofs": prove} if prove else {}),
             "backend": backend,
             "versions": {
                 "keras-qusec": __version__,

@@ -55,8 +55,9 @@ class Record:
         self.radii, self.restarts = plan.radii[unit.attack], attack.restarts
         self.kept_norms = plan.kept_norms
         self.closest = ClosestExamples(
-            model, plan.x, plan.goal, plan.correct[name], attack.norm, plan.kept_norms
-        )
+            model, plan.x, plan.goal, plan.correct[name], attack.norm, plan.kept_norms,
+            plan.proved.get(name) if attack.norm == "linf" else None,
+        )  # fmt: skip
         self.gradients = np.zeros(len(self.radii), "int64")
         self.queries = np.zeros(len(self.radii), "int64")
         self.seconds = np.zeros(len(self.radii))

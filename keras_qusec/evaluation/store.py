@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,14 @@ from typing import Any
 import numpy as np
 
 from keras_qusec import files
-from keras_qusec.results import Result, content_of_result, result_of
+from keras_qusec.evaluation.proofs import Proofs
+from keras_qusec.results import (
+    Result,
+    certificate_of,
+    content_of_certificate,
+    content_of_result,
+    result_of,
+)
 
 
 class Store:
@@ -120,8 +129,42 @@ class Store:
         contents = [content_of_result(result) for result in results]
         files.write({"key": key, "results": contents}, self._path(key))
 
+    def load_proofs(self, name: str) -> Proofs | None:
+        """What was proved of a model, or None.
+
+        Raises:
+            ValueError: for a damaged file.
+        """
+        path = self._path(_proofs_key(name))
+        if not path.exists():
+            return None
+        try:
+            content = files.read(path, "finished proofs")
+            return Proofs(
+                [certificate_of(one) for one in content["certificates"]],
+                [result_of(one) for one in content["results"]],
+            )
+        except files.DAMAGED as error:
+            raise ValueError(
+                f"Expected finished proofs in {path}. Received: a damaged file ({error}). Delete "
+                "this file; only these proofs are then made again."
+            ) from error
+
+    def save_proofs(self, name: str, proofs: Proofs) -> None:
+        """Write what was proved of a model."""
+        content = {
+            "certificates": [content_of_certificate(one) for one in proofs.certificates],
+            "results": [content_of_result(one) for one in proofs.results],
+        }
+        files.write(content, self._path(_proofs_key(name)))
+
     def _path(self, key: str) -> Path:
         return self._units / f"{key}.json"
+
+
+def _proofs_key(name: str) -> str:
+    words = re.sub(r"[^A-Za-z0-9]+", "-", name)[:60]
+    return f"proofs-{words}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _check_same(description: Path, identity: Mapping[str, Any]) -> None:

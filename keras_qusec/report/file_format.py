@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from keras_qusec.files import DAMAGED, packed, unpacked
 from keras_qusec.report.measurements import Measurements
 from keras_qusec.results import (
-    Certificate,
     Examples,
+    certificate_of,
+    content_of_certificate,
     content_of_example,
     content_of_result,
     example_of,
@@ -36,14 +35,7 @@ def content_of(report: Measurements) -> dict[str, Any]:
         "correct": {name: packed(rows) for name, rows in report.correct.items()},
         "results": [content_of_result(result) for result in report.results],
         "gallery": [content_of_example(example) for example in report.gallery],
-        "certificates": [
-            {
-                **certificate._asdict(),
-                "states": certificate.states.tolist(),
-                "seconds": packed(certificate.seconds),
-            }
-            for certificate in report.certificates
-        ],
+        "certificates": [content_of_certificate(one) for one in report.certificates],
         "examples": {
             name: {norm: list(map(packed, kept)) for norm, kept in by_norm.items()}
             for name, by_norm in report.kept.items()
@@ -77,16 +69,7 @@ def parts_of(content: Any) -> dict[str, Any]:
             "failures": content["failures"],
             "notes": content["notes"],
             "gallery": [example_of(example) for example in content["gallery"]],
-            "certificates": [
-                Certificate(
-                    **{
-                        **certificate,
-                        "states": np.array(certificate["states"], str),
-                        "seconds": unpacked(certificate["seconds"]),
-                    }
-                )
-                for certificate in content.get("certificates", [])
-            ],
+            "certificates": [certificate_of(one) for one in content.get("certificates", [])],
             "examples": {
                 name: {norm: Examples(*map(unpacked, parts)) for norm, parts in by_norm.items()}
                 for name, by_norm in content.get("examples", {}).items()

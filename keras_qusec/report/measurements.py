@@ -46,6 +46,7 @@ class Measurement(NamedTuple):
         gradients: images passed backward, per image of the data, up to this epsilon.
         queries: images passed forward, per image of the data, up to this epsilon.
         seconds: time for all images, up to this epsilon.
+        proved: of the worst case, the share of images that are proved; None if nobody tried.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Measurement(NamedTuple):
     gradients: float
     queries: float
     seconds: float
+    proved: float | None = None
 
     def __getattr__(self, name: str) -> Any:
         kind, _, norm = name.partition("_")
@@ -94,6 +96,35 @@ class Measurement(NamedTuple):
             columns |= {f"median_{norm}": size for norm, size in self.median.items()}
             columns |= {f"mean_{norm}": size for norm, size in self.mean.items()}
         return columns
+
+
+class Share(NamedTuple):
+    """A share of images, with its interval.
+
+    Attributes:
+        share: in [0, 1].
+        low: lower end of the 95 % interval (Wilson).
+        high: upper end of the 95 % interval.
+        images: number of images.
+    """
+
+    share: float
+    low: float
+    high: float
+    images: int
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Share:
+        """The share of images in a mask."""
+        count = int(rows.sum())
+        return cls(count / len(rows), *wilson_interval(count, len(rows)), len(rows))
+
+
+class Bracket(NamedTuple):
+    """Between which shares robust accuracy lies."""
+
+    proved: Share
+    attacked: Share
 
 
 class Measurements:
@@ -285,6 +316,34 @@ class Measurements:
         norm, epsilon = self._radius(None, norm, epsilon)
         proved = self._proved(model, norm, epsilon)
         return None if proved is None else float(proved.mean())
+
+    def bracket(
+        self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
+    ) -> Bracket | None:
+        """Between which shares robust accuracy lies: what is proved, and what no attack broke.
+
+        Args:
+            epsilon: radius; left out, the largest asked for.
+            norm: norm of epsilon; default that of the headline.
+            model: name; may be left out if there is one.
+
+        Returns:
+            A pair ``(proved, attacked)`` of `Share`; equal where the answer is exact. None if
+            nothing was proved.
+
+        Raises:
+            ValueError: for a name that is not in the report.
+
+        Example: ``proved, attacked = report.bracket(epsilon=0.3)``
+        """
+        model = self._model(model)
+        norm, epsilon = self._radius(None, norm, epsilon)
+        proved = self._proved(model, norm, epsilon)
+        if proved is None:
+            return None
+        chosen = [result for result in self.results if result.model == model]
+        attacked = self._robust(model, chosen, norm, epsilon)
+        return Bracket(Share.of(proved), Share.of(attacked))
 
     def images(
         self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
@@ -567,6 +626,9 @@ class Measurements:
             gradients=float(gradients / len(robust)),
             queries=float(queries / len(robust)),
             seconds=float(seconds),
+            proved=self.certified_accuracy(epsilon, norm=norm, model=model)
+            if is_worst_case and epsilon is not None
+            else None,
         )
 
 

@@ -183,6 +183,11 @@ def sentence(report: Measurements, model: str) -> str | None:
             epsilon=radius, norm=norm, threat_model="white-box", model=model
         )
         text += f"; white-box alone would have said {100 * white:.0f} %"
+    found = report.bracket(radius, norm=norm, model=model)
+    if found is not None:
+        low, high = (100 * share.share for share in found)
+        between = f"exactly {low:.1f} %" if low == high else f"between {low:.1f} % and {high:.1f} %"
+        text += f"; proofs and attacks together: {between} are robust"
     return f"{text}; evidence: {report.evidence}."
 
 
@@ -199,6 +204,8 @@ GLOSSARY = (
     ("adaptive", "the attacker also knows the defence: gradients through softer surrogates (BPDA), "
      "and attacks made for quantizers"),
     ("black-box", "the attacker does not see the model: examples made on another one"),
+    ("proved", "no image within epsilon is misclassified, whatever attack may come; the rest up to "
+     "the worst case is open"),
     ("95 % interval", "where the share on all images of this kind lies, if these are a sample "
      "(Wilson)"),
     ("gradient masking", "a model whose gradients lead attacks astray and that looks robust "
@@ -209,6 +216,8 @@ GLOSSARY = (
 EVIDENCE = {
     "quick": 'Accuracy under AutoAttack is often some points lower; ask for attacks="standard".',
     "standard": 'In our measurements as low as AutoAttack; attacks="strong" contains it.',
+    "proof": "Proofs, and the search that comes with them; ask for attacks as well if images are "
+    "open.",
     "strong": "AutoAttack and every attack of this package that fits, on what was not broken.",
 }
 

@@ -1,0 +1,137 @@
+"""What an evaluation proves before it attacks: certificates, and what the search broke."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_qusec import norms
+from keras_qusec.attacks import AttackedModel, Classifier
+from keras_qusec.certification import RobustnessProof
+from keras_qusec.certification.certify import EFFORTS, proof_of
+from keras_qusec.checks import one_of
+from keras_qusec.evaluation.plan import Plan
+from keras_qusec.results import PROVED, Certificate, Kept, Result
+
+# The search of a proof as an attack: it knows the model and its quantizer.
+SEARCH, THREAT_MODEL = "exact search", "adaptive"
+
+
+class Proofs(NamedTuple):
+    """What was proved and broken of each model.
+
+    Attributes:
+        certificates: one for each model and epsilon.
+        results: the search as an attack, one for each model.
+    """
+
+    certificates: Sequence[Certificate] = ()
+    results: Sequence[Result] = ()
+
+    def proved(self) -> dict[str, dict[float, np.ndarray]]:
+        """By model and epsilon in L-infinity which images are proved, ``(n,)``."""
+        found: dict[str, dict[float, np.ndarray]] = {}
+        for certificate in self.certificates:
+            states = certificate.states == PROVED
+            found.setdefault(certificate.model, {})[certificate.epsilon] = states
+        return found
+
+
+def check_prove(
+    prove: str | None, models: Mapping[str, Classifier], epsilons: Mapping[str, object], plan: Plan
+) -> None:
+    """Raise a ValueError for models or settings of which nothing can be proved."""
+    if prove is None:
+        return
+    one_of(prove, "prove", tuple(EFFORTS), hint="None proves nothing.")
+    if "linf" not in epsilons:
+        raise ValueError(
+            f"Expected epsilons in linf for prove={prove!r}. Received: {', '.join(epsilons)}. "
+            "Proofs are about L-infinity alone."
+        )
+    if plan.goal.targeted:
+        raise ValueError(
+            f"Expected untargeted attacks for prove={prove!r}: an image is proved if no class "
+            "but its own can be reached. Received: targets. Leave one of the two out."
+        )
+    for name, model in models.items():
+        if not isinstance(model, AttackedModel) or model.draws > 1:
+            kind = "an average of draws" if isinstance(model, AttackedModel) else "no Keras model"
+            raise ValueError(
+                f"Expected Keras models without random draws for prove={prove!r}. Received: "
+                f"{name!r}, {kind}, of which nothing can be proved. Leave prove out."
+            )
+
+
+def proofs_of(
+    prove: str,
+    models: Mapping[str, Classifier],
+    radii: Sequence[float],
+    plan: Plan,
+    tell: Callable[[str, float], None],
+) -> Proofs:
+    """Prove what can be proved of each model, and break what the search breaks.
+
+    Args:
+        prove: one of `EFFORTS`.
+        models: by name.
+        radii: in L-infinity.
+        plan: of the images and of what is kept.
+        tell: told what is proved, and the share done.
+    """
+    certificates, results = [], []
+    for place, (name, model) in enumerate(models.items()):
+
+        def say(text: str, share: float, place: int = place, name: str = name) -> None:
+            tell(f"{name}: {text}", (place + share) / len(models))
+
+        assert isinstance(model, AttackedModel)  # by `check_prove`
+        proof = proof_of(model, plan.x, plan.goal.labels, radii, EFFORTS[prove], prove, say)
+        certificates += [c._replace(model=name) for c in proof.certificates]
+        results.append(_result(name, proof, plan))
+    return Proofs(certificates, results)
+
+
+def _result(name: str, proof: RobustnessProof, plan: Plan) -> Result:
+    """The search as the result of an attack."""
+    closest = plan.x.copy()
+    broken = np.zeros(len(closest), bool)
+    # From the largest radius, so that what is broken within a smaller one stays.
+    for radius in reversed(proof.epsilons):
+        numbers, images = proof.examples(radius)
+        closest[numbers], broken[numbers] = images, True
+    rows = np.flatnonzero(broken)
+    distances = {norm: np.full(len(closest), np.inf, "float32") for norm in norms.names()}
+    for norm, values in norms.distances(plan.x[rows], closest[rows]).items():
+        distances[norm][rows] = values
+    none = np.zeros(len(proof.epsilons), "int64")
+    return Result(
+        model=name,
+        source=None,
+        threat_model=THREAT_MODEL,
+        attack=SEARCH,
+        radii=proof.epsilons,
+        distances=distances,
+        gradients=none,
+        queries=none,
+        seconds=np.array([c.seconds.sum() for c in proof.certificates]),
+        examples={int(row): closest[row] for row in rows[:3]},
+        kept={norm: Kept(rows, closest[rows]) for norm in plan.kept_norms},
+    )
+
+
+def notes_on(proofs: Proofs, radii: Sequence[float]) -> list[str]:
+    """What a reader must know of the proofs."""
+    notes = []
+    for name, by_radius in proofs.proved().items():
+        counts = ", ".join(
+            f"{int(by_radius[r].sum())} at {norms.radius_text(r)}" for r in radii if r in by_radius
+        )
+        notes.append(
+            f"Images of {name} that are proved were not attacked in L-inf at that epsilon: "
+            f"{counts} of {len(next(iter(by_radius.values())))}. Rows of single attacks count "
+            "them as robust."
+        )
+    return notes
