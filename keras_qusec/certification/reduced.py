@@ -89,15 +89,20 @@ class Reduced:
             value @ matrix.T for value, matrix in zip(values, self.matrices, strict=True)
         )
 
-    def tighten(self) -> Reduced:
-        """The same with bounds computed anew for its box, and what became linear folded away."""
+    def tighten(self, steps: int = 0) -> Reduced:
+        """The same with bounds computed anew for its box, and what became linear folded away.
+
+        Args:
+            steps: gradient steps on the slopes below ReLUs, for bounds of units.
+        """
         groups: list[Group] = []
         # What is left of each group, and what is folded: rows, slopes and offsets.
         folds: list[_Fold | None] = [None]
         for group in self.groups:
             matrices, offset = _folded(group.matrices, group.offset, folds)
             known = Group(group.curve, group.low, group.high, matrices, offset, group.error)
-            low, high = Reduced(self.low, self.high, groups, matrices, offset).bounds(both=True)
+            below = Reduced(self.low, self.high, groups, matrices, offset)
+            low, high = below.bounds(both=True, steps=steps)
             known.low, known.high = np.maximum(low, known.low), np.minimum(high, known.high)
             known.high = np.maximum(known.low, known.high)
             fold = _Fold.of(known)
@@ -106,8 +111,13 @@ class Reduced:
         matrices, offset = _folded(self.matrices, self.offset, folds)
         return Reduced(self.low, self.high, groups, matrices, offset)
 
-    def bounds(self, *, both: bool = False) -> Any:
-        """The largest value of each output, by linear bounds; or smallest and largest."""
+    def bounds(self, *, both: bool = False, steps: int = 0) -> Any:
+        """The largest value of each output, by linear bounds; or smallest and largest.
+
+        Args:
+            both: smallest and largest.
+            steps: gradient steps on the slopes below ReLUs; with `both` alone.
+        """
         middle, radius = self._interval()
         if not self.groups:
             # Intervals are exact for linear functions of the free inputs.
@@ -116,7 +126,12 @@ class Reduced:
             return np.minimum(self._linear(self.matrices, self.offset)[0], middle + radius)
         count = len(self.offset)
         twice = [np.concatenate([matrix, -matrix]) for matrix in self.matrices]
-        highest = self._linear(twice, np.concatenate([self.offset, -self.offset]))[0]
+        offsets = np.concatenate([self.offset, -self.offset])
+        if steps:
+            found = Reduced(self.low, self.high, self.groups, twice, offsets)
+            highest = found.optimized_lines(steps)[0]
+        else:
+            highest = self._linear(twice, offsets)[0]
         low, high = -highest[count:], highest[:count]
         return np.maximum(low, middle - radius), np.minimum(high, middle + radius)
 

@@ -19,6 +19,10 @@ Check = Callable[[Array], bool]
 _ENUMERATED = 2048
 # Gradient steps on the slopes of the lines below ReLUs, at each box.
 _SLOPE_STEPS = 5
+# Inputs at which a box is split at once.
+_SPLITS = 2
+# Boxes, the first ones, whose units' bounds are computed with such steps, too.
+_CAREFUL = 1
 
 
 class Found(NamedTuple):
@@ -116,7 +120,7 @@ class _Search:
     def _divided(self, box: _Box) -> list[_Box]:
         """The parts of a box that are left to look at, the most promising one last."""
         self.nodes += 1
-        network = box.network.tighten()
+        network = box.network.tighten(_SLOPE_STEPS if self.nodes <= _CAREFUL else 0)
         highest, slopes, weights = network.upper_lines()
         left = np.flatnonzero((highest + box.margins >= 0) & (highest > self.reached))
         if not len(left):
@@ -135,13 +139,10 @@ class _Search:
         bound = float((highest + margins)[left].max())
         gains = _gains(network, highest, margins[left], left, slopes, weights)
         box = box._replace(network=network.outputs(left), margins=margins[left], bound=bound)
-        order = np.argsort(-gains)
-        for place in order:
-            parts = _split(box, int(place))
-            if parts:
-                return parts
-        self.undecided = max(self.undecided, bound)
-        return []
+        parts = _split_at(box, box.places[np.argsort(-gains)])
+        if not parts:
+            self.undecided = max(self.undecided, bound)
+        return parts
 
     def _try_corners(self, network: Reduced, box: _Box, slopes: Array) -> None:
         """Ask for the corners at which the bounds are largest, if they seem adversarial."""
@@ -217,6 +218,24 @@ def _gains(
         total = shares.sum(axis=1)
         gains = gains + (gap / np.maximum(total, 1e-30)) @ shares
     return gains
+
+
+def _split_at(box: _Box, order: Array) -> list[_Box]:
+    """Parts of a box, split at the first inputs of an order that can be split.
+
+    Two at once: the boxes between are bounded only to be split again.
+    """
+    parts, splits = [box], 0
+    for name in order:
+        divided = []
+        for part in parts:
+            (place,) = np.flatnonzero(part.places == name)
+            divided += _split(part, int(place)) or [part]
+        if len(divided) > len(parts):
+            parts, splits = divided, splits + 1
+        if splits == _SPLITS:
+            break
+    return parts if splits else []
 
 
 def _split(box: _Box, place: int) -> list[_Box]:

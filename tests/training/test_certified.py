@@ -1,0 +1,208 @@
+"""CertifiedTraining: bounds in the compiled step, what is logged, what it is for."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_qusec import CertifiedTraining, QuSecQuantization, TrainableQuSecQuantization
+from keras_qusec.attacks import AttackedModel
+from keras_qusec.certification.box import reachable_box
+from keras_qusec.certification.graph import pieces_between
+from keras_qusec.certification.network import Network
+from keras_qusec.training.certified_objective import certified
+
+L = keras.layers
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Images of two classes: which half is bright, with noise."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, 256)
+    x = generator.uniform(0.0, 0.48, (256, 6, 6, 1))
+    x[y == 0, :3] += 0.5
+    x[y == 1, 3:] += 0.5
+    return np.clip(x, 0, 1).astype("float32"), y
+
+
+def network(*, front=None, normalize=False, classes=2):
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [keras.Input((6, 6, 1)), QuSecQuantization(2, hard=True) if front is None else front,
+         L.Conv2D(4, 3, activation="linear" if normalize else "relu"),
+         *([L.BatchNormalization(), L.ReLU()] if normalize else []),
+         L.Flatten(), L.Dense(classes)]
+    )  # fmt: skip
+
+
+def trained(model, data, *, epochs=6, epsilon=0.15, optimizer=None, **settings):
+    loss = settings.pop("loss", LOSS)
+    model.compile(optimizer or keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
+    callback = CertifiedTraining(epsilon, **settings)
+    return model.fit(*data, epochs=epochs, batch_size=64, verbose=0, callbacks=[callback]).history
+
+
+def proved_by_network(model, x, y, epsilon):
+    """The share of images that intervals in float64 prove."""
+    attacked = AttackedModel(model)
+    box = reachable_box(attacked, x, epsilon)
+    network = Network(pieces_between(model, box.quantizer.layer))
+    bounds = network.bounds(box.low.reshape(len(x), -1), box.high.reshape(len(x), -1))
+    gaps, _ = network.gaps(bounds, y)
+    gaps[np.arange(len(x)), y] = -np.inf
+    return float((gaps.max(axis=1) < 0).mean())
+
+
+@pytest.mark.parametrize("method", ["intervals", "mixed"])
+def test_it_makes_a_network_provable(data, method):
+    x, y = data
+    plain = network()
+    plain.compile(keras.optimizers.Adam(0.02), LOSS)
+    plain.fit(x, y, epochs=6, batch_size=64, verbose=0)
+    model = network()
+    history = trained(model, data, method=method, validation_data=(x, y), gradient_hardness=5.0)
+    before, after = (proved_by_network(m, x, y, 0.15) for m in (plain, model))
+    assert after > before + 0.05
+    assert history["val_certified_accuracy"][-1] == pytest.approx(after, abs=0.01)
+    assert history["certified_accuracy"][-1] > 0.7
+    assert history["epsilon"][0] < history["epsilon"][-1] == pytest.approx(0.15)
+    assert ("adversarial_accuracy" in history) == (method == "mixed")
+
+
+def test_the_logs_are_the_bounds_of_the_batch(data):
+    """With a learning rate of 0, from outside: loss and accuracy of intervals in float64."""
+    x, y = (part[:64] for part in data)
+    model = network()
+    optimizer = keras.optimizers.SGD(0.0)
+    history = trained(model, (x, y), epochs=1, optimizer=optimizer, warmup_epochs=0, ramp_epochs=0)
+    assert history["certified_accuracy"][0] == pytest.approx(proved_by_network(model, x, y, 0.15))
+    box = reachable_box(AttackedModel(model), x, 0.15)
+    exact = Network(pieces_between(model, model.layers[0]))
+    bounds = exact.bounds(box.low.reshape(64, -1), box.high.reshape(64, -1))
+    gaps, _ = exact.gaps(bounds, y)
+    gaps[np.arange(64), y] = 0.0
+    loss = np.log(np.exp(gaps).sum(axis=1)).mean()
+    assert history["certified_loss"][0] == pytest.approx(loss, rel=1e-4)
+    assert history["loss"][0] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_gradient_is_that_of_the_bounds(data):
+    """One step of SGD against differences of the certified loss."""
+    x, y = (part[:32] for part in data)
+    model = network(front=QuSecQuantization(2))
+    kernel = model.layers[-1].kernel
+    start = np.array(ops.convert_to_numpy(kernel))
+
+    def loss_at(weights):
+        kernel.assign(weights)
+        found = certified(
+            pieces_between(model), ops.convert_to_tensor(x), y, 0.1, (0.0, 1.0), training=False
+        )
+        return float(ops.convert_to_numpy(ops.stop_gradient(ops.mean(found.loss))))
+
+    slopes = []
+    for place in ((9, 0), (5, 1), (30, 0)):
+        ends = []
+        for side in (-1e-3, 1e-3):
+            moved = start.copy()
+            moved[place] += side
+            ends.append(loss_at(moved))
+        slopes.append((ends[1] - ends[0]) / 2e-3)
+    kernel.assign(start)
+    optimizer = keras.optimizers.SGD(1.0)
+    trained(
+        model, (x, y), epochs=1, epsilon=0.1, optimizer=optimizer, warmup_epochs=0, ramp_epochs=0
+    )
+    moved = start - ops.convert_to_numpy(kernel)
+    np.testing.assert_allclose(
+        [moved[p] for p in ((9, 0), (5, 1), (30, 0))], slopes, rtol=0.03, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize(
+    "front",
+    [lambda: TrainableQuSecQuantization(2, hardness=8.0), lambda: L.Rescaling(1.0)],
+    ids=["trained thresholds", "none"],
+)
+def test_other_fronts(data, front):
+    model = network(front=front())
+    before = [np.array(w) for w in model.get_weights()]
+    history = trained(model, data, epochs=2)
+    assert all(np.isfinite(history["certified_loss"]))
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+    if isinstance(model.layers[0], TrainableQuSecQuantization):
+        moved = [np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)]
+        assert moved[0] > 0  # the thresholds
+
+
+def test_batch_normalization_and_other_losses(data):
+    x, y = data
+    model = network(normalize=True)
+    history = trained(model, data, epochs=8, validation_data=(x, y))
+    assert history["certified_accuracy"][-1] > 0.5
+    one_hot = network()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    assert "certified_loss" in trained(one_hot, (x, np.eye(2)[y]), epochs=1, loss=loss)
+    binary = network(classes=1)
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    history = trained(binary, (x, y.astype("float32")), epochs=4, loss=loss)
+    assert history["certified_accuracy"][-1] > 0.5
+
+
+def test_clean_weight_mixes_the_two_losses(data):
+    x, y = (part[:64] for part in data)
+    losses = {}
+    for weight in (0.0, 0.25):
+        history = trained(
+            network(), (x, y), epochs=1, optimizer=keras.optimizers.SGD(0.0), warmup_epochs=0,
+            ramp_epochs=0, clean_weight=weight,
+        )  # fmt: skip
+        losses[weight] = {name: values[0] for name, values in history.items()}
+    own, bound = losses[0.25]["clean_loss"], losses[0.0]["certified_loss"]
+    assert losses[0.25]["loss"] == pytest.approx(0.25 * own + 0.75 * bound, rel=1e-5)
+
+
+def test_with_epsilon_0_the_bounds_are_the_loss(data):
+    x, y = (part[:64] for part in data)
+    history = trained(
+        network(), (x, y), epochs=1, epsilon=0.0, optimizer=keras.optimizers.SGD(0.0),
+        warmup_epochs=0, ramp_epochs=0,
+    )  # fmt: skip
+    assert history["certified_loss"][0] == pytest.approx(history["clean_loss"][0], rel=1e-5)
+    assert history["certified_accuracy"][0] == pytest.approx(history["clean_accuracy"][0])
+
+
+def test_the_model_is_left_as_it_was(data):
+    model = network()
+    step = model.train_step
+    trained(model, data, epochs=1)
+    assert model.train_step == step
+    before = model.evaluate(*data, verbose=0)
+    model.fit(*data, epochs=1, verbose=0)
+    assert "certified_loss" not in model.history.history
+    assert before != model.evaluate(*data, verbose=0)
+
+
+class Squared(L.Layer):
+    def call(self, x):
+        return x * x
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (network, {"clean_weight": 1.0}, "clean_weight below 1"),
+        (network, {"method": "crown"}, "method to be one of"),
+        (network, {"epsilon": 3.0}, "epsilon"),
+        (lambda: network(front=Squared(name="square")), {}, "'square' of class Squared"),
+        (lambda: keras.Sequential([keras.Input((6, 6, 1), dtype="uint8"), L.Flatten(), L.Dense(2)]),
+         {}, "float Input"),
+    ],
+)  # fmt: skip
+def test_errors(data, make, settings, message):
+    with pytest.raises(ValueError, match=message):
+        trained(make(), data, epochs=1, **settings)
