@@ -77,6 +77,7 @@ def test_examples_in_docstrings(module):
         "README.md",
         "docs/adversarial_training.md",
         "docs/evaluation.md",
+        "docs/certification.md",
         "docs/quantizer.md",
         "docs/index.md",
         "docs/defenses/index.md",
