@@ -199,6 +199,10 @@ def _convolution(layer: Any, call: Call) -> list[Piece]:
             before = [(window.size[0] - 1) * window.dilation[0], 0]
             none = [0, 0]
             x = ops.pad(x, [none, none, before] if first else [none, before, none])
+            return ops.conv(
+                x, kernel, strides=list(layer.strides), padding="valid",
+                dilation_rate=layer.dilation_rate, data_format=layer.data_format,
+            )  # fmt: skip
         return layer.convolution_op(x, kernel)
 
     affine = Affine(
