@@ -291,11 +291,13 @@ class Prover:
     def bounds(self, box: Box, rows: Array) -> list[Bounds]:
         """Bounds of all nodes by intervals, for some images of a box."""
         low, high = (part[rows].reshape(len(rows), -1) for part in (box.low, box.high))
-        # Levels between the ends are known but for their last bit.
-        error = 0.0
-        if box.grid is not None:
-            error = 2.0**-22 * float(max(np.abs(low).max(), np.abs(high).max()))
-        return self.network.bounds(low, high, error)
+        return self.network.bounds(low, high, self.level_error(box) * (high > low))
+
+    def level_error(self, box: Box) -> float:
+        """How far a level between the ends of a box may be from the number taken for it."""
+        if box.grid is None or (box.high - box.low).max() < 1.5 * box.grid[1]:
+            return 0.0  # all levels are ends, which are known to the last bit
+        return 2.0**-22 * float(max(np.abs(box.low).max(), np.abs(box.high).max()))
 
     def prove_by_intervals(
         self, x: Array, labels: Array, epsilon: float, found: _Decisions
@@ -307,13 +309,13 @@ class Prover:
             began = time.perf_counter()
             box = reachable_box(self.model, x[part], epsilon)
             bounds = self.bounds(box, np.arange(len(part)))
-            gaps, margins = self._gaps(bounds, labels[part])
+            gaps, margins = self.gaps(bounds, labels[part])
             proved = part[(gaps + margins).max(axis=1) < 0]
             found.states[proved], found.how[proved] = PROVED, "intervals"
             found.margin = max(found.margin, float(margins.max(initial=0.0)))
             found.seconds[part] += (time.perf_counter() - began) / len(part)
 
-    def _gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
+    def gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
         """The gaps of other logits over that of the label, and their margins for rounding.
 
         Both ``(batch, classes)``; of the label itself minus infinity and 0.
@@ -335,7 +337,7 @@ class Prover:
             began = time.perf_counter()
             box = reachable_box(self.model, x[part], epsilon)
             bounds = self.bounds(box, np.arange(len(part)))
-            _, margins = self._gaps(bounds, labels[part])
+            _, margins = self.gaps(bounds, labels[part])
             found.seconds[part] += (time.perf_counter() - began) / len(part)
             for place, row in enumerate(part):
                 began = time.perf_counter()
@@ -375,8 +377,11 @@ class _Image:
             exact=not self.prover.network.has_steps,
         )  # fmt: skip
 
-    def is_broken(self, values: Array) -> bool:
-        """Whether what moves can have these values, and the model then is wrong."""
+    def is_broken(self, values: Array) -> bool | None:
+        """Whether what moves can have these values, and the model then is wrong.
+
+        None if it is not, and might be in another batch or order of summation.
+        """
         model, box = self.prover.model, self.box
         received = box.low[self.place].copy()
         received.reshape(-1)[self.moving] = values
@@ -392,4 +397,8 @@ class _Image:
         if np.isfinite(distances["linf"][0]):
             self.example = images[0]
             return True
-        return False
+        inputs = received.reshape(1, -1)
+        error = np.full(inputs.shape, self.prover.level_error(self.box))
+        bounds = self.prover.network.bounds(inputs, inputs, error)
+        gaps, margins = self.prover.gaps(bounds, self.label)
+        return False if ((gaps + margins).max() < 0) else None

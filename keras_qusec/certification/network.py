@@ -169,17 +169,17 @@ class Network:
                 values.append(node.made.function(values[node.inputs[0]]))
         return values[-1]
 
-    def bounds(self, low: Array, high: Array, error: float = 0.0) -> list[Bounds]:
+    def bounds(self, low: Array, high: Array, error: Any = 0.0) -> list[Bounds]:
         """Bounds of every node by intervals.
 
         Args:
             low: smallest inputs, ``(batch, size)``.
             high: largest inputs.
-            error: how far an input that moves may be from a number that is taken for it.
+            error: how far each input may be from the number that is taken for it.
         """
         low, high = low.astype("float64"), high.astype("float64")
         moves = high > low
-        found = [Bounds(low, high, error * moves, moves)]
+        found = [Bounds(low, high, np.broadcast_to(error, low.shape), moves)]
         for node in self.nodes[1:]:
             found.append(self._bounds(node, [found[number] for number in node.inputs]))
         return found

@@ -12,11 +12,14 @@ from keras_qusec.certification.reduced import Reduced
 from keras_qusec.results import BROKEN, OPEN, PROVED
 
 Array = np.ndarray
-# Asked whether an input, one number for each free value, is an adversarial example.
-Check = Callable[[Array], bool]
+# Asked whether an input, one number for each free value, is an adversarial example; None if it
+# is none and yet its outputs are within rounding of it, so that nothing is proved of it.
+Check = Callable[[Array], bool | None]
 
 # So many corners are cheaper to be tried at once than to be searched.
 _ENUMERATED = 2048
+# Corners of such a box that are asked for, if so many are within rounding of being adversarial.
+_ASKED = 32
 # Gradient steps on the slopes of the lines below ReLUs, at each box.
 _SLOPE_STEPS = 5
 # Inputs at which a box is split at once.
@@ -152,10 +155,10 @@ class _Search:
             corners = np.where(slopes > 0, network.high, network.low)
         self._ask(corners, network.forward(corners), box)
 
-    def _ask(self, corners: Array, outputs: Array, box: _Box) -> None:
+    def _ask(self, corners: Array, outputs: Array, box: _Box, *, most: int = 3) -> None:
         """Ask for inputs whose outputs are not clearly below zero, the most likely first."""
         highest = (outputs + box.margins).max(axis=1)
-        for row in np.argsort(-highest)[:3]:
+        for row in np.argsort(-highest)[:most]:
             if highest[row] < 0:
                 return
             whole = box.fixed.copy()
@@ -163,11 +166,13 @@ class _Search:
             if whole.tobytes() in self.tried:
                 continue
             self.tried.add(whole.tobytes())
-            if self.check(whole):
+            answer = self.check(whole)
+            if answer:
                 self.broken = True
                 return
-            self.reached = max(self.reached, float(outputs[row].max()))
-            self.undecided = max(self.undecided, float(highest[row]))
+            if answer is None:
+                self.reached = max(self.reached, float(outputs[row].max()))
+                self.undecided = max(self.undecided, float(highest[row]))
 
     def _enumerated(self, box: _Box) -> bool:
         """Try all corners of a small box; whether that was done."""
@@ -180,11 +185,12 @@ class _Search:
         grid = np.meshgrid(*choices, indexing="ij") if choices else []
         corners = np.stack([axis.ravel() for axis in grid], axis=1) if grid else np.zeros((1, 0))
         outputs = box.network.forward(corners)
-        highest = float((outputs + box.margins).max())
-        if highest >= 0:
-            self._ask(corners, outputs, box)
-            if not self.broken:
-                self.undecided = max(self.undecided, highest)
+        highest = (outputs + box.margins).max(axis=1)
+        near = np.flatnonzero(highest >= 0)
+        # Alone, a corner has a smaller margin than the box.
+        self._ask(corners, outputs, box, most=_ASKED)
+        if len(near) > _ASKED and not self.broken:
+            self.undecided = max(self.undecided, float(highest.max()))
         return True
 
 

@@ -30,7 +30,8 @@ def _line_style(report: Measurements, threat_model: str) -> Any:
 def robustness_curves(report: Measurements, path: str | os.PathLike) -> Path:
     """Accuracy against epsilon: one panel a model and norm, one line an attack.
 
-    The worst case is drawn over the others, with its 95 % interval.
+    The worst case is drawn over the others, with its 95 % interval; where images were proved, a
+    band lies between what is proved and the worst case.
 
     Args:
         report: what `evaluate_robustness` returned.
@@ -84,6 +85,15 @@ def robustness_figure(report: Measurements, models: Sequence[str] | None = None)
             _percent([case.high for case in cases]),
             color="black", alpha=0.12, linewidth=0,
         )  # fmt: skip
+        proved = [(case.epsilon, case.proved) for case in cases if case.proved is not None]
+        if proved:
+            places, shares = zip(*proved, strict=True)
+            (named["proved"],) = axis.plot(places, _percent(shares), "s--", color="#009e73")
+            # Between the two lines nothing is known.
+            tried = [case.robust_accuracy for case in cases if case.proved is not None]
+            axis.fill_between(
+                places, _percent(shares), _percent(tried), color="#009e73", alpha=0.2, linewidth=0
+            )
         axis.set_title(words(model), fontsize=10)
         axis.set_xlabel(f"epsilon, {symbol(norm)}")
         axis.set_xlim(0, radii[-1])
@@ -118,6 +128,15 @@ def worst_case_figure(report: Measurements) -> Any:
                 marker=_MARKERS[place % len(_MARKERS)], linewidth=width, alpha=0.85,
                 label=words(model),
             )  # fmt: skip
+            proved = [(case.epsilon, case.proved) for case in cases if case.proved is not None]
+            if proved:
+                places, shares = zip(*proved, strict=True)
+                tried = [case.robust_accuracy for case in cases if case.proved is not None]
+                axis.plot(places, _percent(shares), "--", color=_colour(place), linewidth=1)
+                axis.fill_between(
+                    places, _percent(shares), _percent(tried), color=_colour(place), alpha=0.15,
+                    linewidth=0,
+                )  # fmt: skip
             below = [100 * (case.robust_accuracy - case.low) for case in cases]
             above = [100 * (case.high - case.robust_accuracy) for case in cases]
             axis.errorbar(

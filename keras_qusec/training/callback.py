@@ -255,7 +255,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             # Weighed by the images of each batch, as Keras' own metrics are.
             count = ADVERSARIAL_COUNT if name.startswith("adversarial") else CLEAN_COUNT
             # Bounds are of all images, whichever of the two parts these make up.
-            weights = [report.get(count, report.get(ADVERSARIAL_COUNT)) for report in chosen]
+            weights = [report.get(count, report.get(ADVERSARIAL_COUNT, 1.0)) for report in chosen]
             logs[name] = float(np.average([report[name] for report in chosen], weights=weights))
         if self._validation is not None:
             logs[self._validation.name] = self._validation.end_epoch(self.model)
