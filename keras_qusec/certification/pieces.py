@@ -224,7 +224,7 @@ class Matrix(Affine):
             middle = middle + offset
         own = ops.sum(middle * labels, axis=1, keepdims=True)
         features, classes = kernel.shape
-        # Of each pair of classes, what separates them.
+        # What separates the classes of each pair.
         pairs = ops.absolute(ops.expand_dims(kernel, 1) - ops.expand_dims(kernel, 2))
         radius = ops.matmul((high - low) / 2.0, ops.reshape(pairs, (features, classes * classes)))
         radius = ops.reshape(radius, (-1, classes, classes))
