@@ -3,20 +3,25 @@
     KERAS_BACKEND=torch python benchmarks/certification.py decide MODEL.keras --images 1000
     KERAS_BACKEND=torch python benchmarks/certification.py attacks MODEL.keras --epsilon 0.1
     KERAS_BACKEND=torch python benchmarks/certification.py training
+    KERAS_BACKEND=torch python benchmarks/certification.py verdicts FOLDER --seconds 120
 
 One thread. `decide` proves the first test images of MNIST, at most some seconds an image, with an
 interval (Wilson) beside each share. `attacks` takes turns on the same images: the published
 AutoAttack alone, the standard evaluation alone, proofs alone, and the standard evaluation that
 proves first; medians over the rounds. `training` times steps of `CertifiedTraining`, when epsilon
 has reached its value, beside plain steps of the same network, batch 128; medians over the rounds.
+`verdicts` decides problems of a competition of verifiers: networks in ONNX, properties in VNN-LIB,
+and `verdicts.csv` with what the winner said; none may differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,14 +36,19 @@ from keras_qusec import (
     datasets,
     evaluate_robustness,
 )
+from keras_qusec.certification.exchange import read_box, read_network
+from keras_qusec.certification.network import Network
+from keras_qusec.certification.reduced import Reduced
+from keras_qusec.certification.reduction import reduced
+from keras_qusec.certification.search import Found, search
 from keras_qusec.models import paper_cnn
 from keras_qusec.statistics import wilson_interval
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["decide", "attacks", "training"])
-    parser.add_argument("model", nargs="?", help="a .keras file")
+    parser.add_argument("what", choices=["decide", "attacks", "training", "verdicts"])
+    parser.add_argument("model", nargs="?", help="a .keras file, or a folder")
     parser.add_argument("--data", default="mnist5k", help="a data set of keras_qusec.datasets")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.1, 0.2, 0.3])
@@ -52,6 +62,9 @@ def main() -> None:
         torch.set_num_threads(1)
     if options.what == "training":
         training(options.rounds)
+        return
+    if options.what == "verdicts":
+        verdicts(Path(options.model), options.seconds)
         return
     data = datasets.load(options.data)
     x, y = data.x_test[: options.images], data.y_test[: options.images]
@@ -111,6 +124,54 @@ def attacks(model: keras.Model, x: np.ndarray, y: np.ndarray, options: argparse.
     for name, seconds in times.items():
         middle = statistics.median(seconds)
         print(f"| {name} | {middle:.1f} | {middle / first:.2f} | {shares[name]} |")
+
+
+def verdicts(folder: Path, seconds: float) -> None:
+    """A line for each problem, and how many agree."""
+    counts: dict[str, int] = {}
+    for row in csv.DictReader((folder / "verdicts.csv").open()):
+        network = read_network(folder / row["network"])
+        low, high, label = read_box(folder / row["property"])
+        began = time.perf_counter()
+        found = decided(network, low, high, label, seconds)
+        spent = time.perf_counter() - began
+        verdict = {"proved": "unsat", "broken": "sat", "open": "open"}[found.state]
+        agrees = "open" in verdict or row["verdict"] in (verdict, "timeout")
+        kind = verdict if agrees else "CONTRADICTION"
+        counts[kind] = counts.get(kind, 0) + 1
+        print(
+            f"{row['network'][:17]} {row['property'][:11]} {row['verdict']:8} {verdict:6} "
+            f"{spent:7.1f} s {found.nodes} boxes" + ("" if agrees else " CONTRADICTION"),
+            flush=True,
+        )
+    print(counts)
+
+
+def decided(
+    network: Network, low: np.ndarray, high: np.ndarray, label: int, seconds: float
+) -> Found:
+    """What the search says of a property of a network."""
+    bounds = network.bounds(low[None], high[None])
+    gaps, errors = network.gaps(bounds, np.array([label]))
+    others = np.delete(np.arange(network.classes), label)
+    if (gaps + errors)[0, others].max() < 0:
+        return Found("proved", 0.0, 0)
+    small = reduced(network, bounds, 0)
+    matrices = [matrix[others] - matrix[label] for matrix in small.matrices]
+    offset = small.offset[others] - small.offset[label]
+    moving = np.flatnonzero(high > low)
+
+    def check(values: np.ndarray) -> bool | None:
+        inputs = low.copy()
+        inputs[moving] = values
+        logits = network.forward(inputs[None])[0]
+        gap, error = logits[others].max() - logits[label], errors[0, others].max()
+        return True if gap > error else None if gap > -error else False
+
+    return search(
+        Reduced(small.low, small.high, small.groups, matrices, offset), [None] * len(moving),
+        errors[0, others], check, seconds=seconds,
+    )  # fmt: skip
 
 
 def training(rounds: int, *, steps: int = 12) -> None:

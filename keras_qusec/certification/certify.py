@@ -249,7 +249,7 @@ class Prover:
         self.quantizer = "none in front"
         if box.quantizer is not None:
             self.quantizer = "soft" if box.grid is None else "hard"
-        self.network = Network(pieces_between(model.model, start))
+        self.network = Network.of(pieces_between(model.model, start))
         values = sum(node.size for node in self.network.nodes)
         self.at_a_time = max(1, _VALUES_AT_A_TIME // values)
         self._check_network(x)

@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_qusec.certification.curves import Curve
 from keras_qusec.certification.graph import Pieces, size_of
+from keras_qusec.certification.matrices import selection
 from keras_qusec.certification.pieces import Largest, Linear, Squash
 
 Array = np.ndarray
@@ -65,20 +66,49 @@ class Bounds(NamedTuple):
     moves: Array
 
 
+def node_of(inputs: Sequence[int], made: Linear | Curve | Largest, size: int) -> Node:
+    """A node, with what its bounds need beside what makes it."""
+    if not isinstance(made, Linear):
+        return Node(tuple(inputs), made, size)
+    if len(made.offset) != size:
+        raise ValueError(
+            f"Expected a layer of {size} values. Received: a rule that gives {len(made.offset)}."
+        )
+    patterns: tuple[Any, ...] = ()
+    if made.terms > _FEW:
+        patterns = tuple(matrix.astype("bool") for matrix in made.matrices)
+    return Node(tuple(inputs), made, size, tuple(map(abs, made.matrices)), patterns)
+
+
 class Network:
     """A classifier, or the part of it behind its quantizer, in float64.
 
     Args:
-        pieces: see `pieces_between`.
+        nodes: the values in the order in which they are computed; the first is what comes in, the
+            last are the logits.
 
     Attributes:
-        nodes: the values in the order in which they are computed; the first is what comes in.
         classes: number of classes.
+        has_steps: whether there is a staircase among its activations.
     """
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = list(nodes)
+        self.classes = self.nodes[-1].size
+        self.has_steps = any(isinstance(n.made, Curve) and n.made.has_steps for n in self.nodes)
+
+    @classmethod
+    def of(cls, pieces: Pieces) -> Network:
+        """The network of a Keras model.
+
+        Args:
+            pieces: see `pieces_between`.
+
+        Raises:
+            ValueError: for a softmax in its middle, or a rule of another shape than its layer's.
+        """
         numbers = {0: 0}
-        self.nodes = [Node((), None, size_of(pieces.shapes[0]))]
+        nodes = [Node((), None, size_of(pieces.shapes[0]))]
         for step in pieces.steps:
             made = step.piece.exact([pieces.shapes[number] for number in step.inputs])
             if isinstance(made, Squash):
@@ -86,36 +116,17 @@ class Network:
                     f"Expected a {made.name} at the end of a classifier. Received: one in its "
                     "middle, which has no rule."
                 )
-            size = size_of(pieces.shapes[step.output])
-            sizes: tuple[Any, ...] = ()
-            patterns: tuple[Any, ...] = ()
-            if isinstance(made, Linear):
-                sizes = tuple(abs(matrix) for matrix in made.matrices)
-                if made.terms > _FEW:
-                    patterns = tuple(matrix.astype("bool") for matrix in made.matrices)
-                if len(made.offset) != size:
-                    raise ValueError(
-                        f"Expected a layer of {size} values. Received: a rule that gives "
-                        f"{len(made.offset)}."
-                    )
-            numbers[step.output] = len(self.nodes)
-            inputs = tuple(numbers[number] for number in step.inputs)
-            self.nodes.append(Node(inputs, made, size, sizes, patterns))
-        self._add_second_class(numbers[pieces.output])
-        self.classes = self.nodes[-1].size
-        self.has_steps = any(isinstance(n.made, Curve) and n.made.has_steps for n in self.nodes)
-
-    def _add_second_class(self, output: int) -> None:
-        """Put the logits last; one number is the logit of class 1 of two, that of class 0 is 0."""
-        size = self.nodes[output].size
-        if size > 1 and output == len(self.nodes) - 1:
-            return
-        from keras_qusec.certification.matrices import selection
-
-        matrix = selection(np.arange(size) if size > 1 else np.array([-1, 0]), size)
-        none = np.zeros(matrix.shape[0])
-        made = Linear((matrix,), none, none, 0)
-        self.nodes.append(Node((output,), made, len(none), (matrix,)))
+            numbers[step.output] = len(nodes)
+            inputs = [numbers[number] for number in step.inputs]
+            nodes.append(node_of(inputs, made, size_of(pieces.shapes[step.output])))
+        output = numbers[pieces.output]
+        size = nodes[output].size
+        if size == 1 or output != len(nodes) - 1:
+            # One number is the logit of class 1 of two; that of class 0 is 0.
+            matrix = selection(np.arange(size) if size > 1 else np.array([-1, 0]), size)
+            none = np.zeros(matrix.shape[0])
+            nodes.append(node_of([output], Linear((matrix,), none, none, 0), len(none)))
+        return cls(nodes)
 
     def gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
         """The largest differences of the logits from that of a label, by intervals.

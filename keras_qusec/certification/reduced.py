@@ -18,6 +18,10 @@ from keras_qusec.certification.curves import RELU, Curve, Lines
 Array = np.ndarray
 
 
+# More than float64 rounds in the bounds of a unit, in shares of their size.
+_ROUNDING = 1e-9
+
+
 @dataclasses.dataclass
 class Group:
     """Unstable units of one layer: a curve of a linear function of what comes before.
@@ -69,6 +73,8 @@ class Reduced:
         groups: unstable units, layer by layer.
         matrices: of the outputs: of the free inputs, and of each group.
         offset: of the outputs.
+        known: number of the last outputs which are no outputs: they are known to be 0 or more,
+            since a search has split units there.
     """
 
     low: Array
@@ -76,6 +82,12 @@ class Reduced:
     groups: list[Group]
     matrices: list[Array]
     offset: Array
+    known: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of the outputs, without what is known of them."""
+        return len(self.offset) - self.known
 
     def forward(self, inputs: Array) -> Array:
         """Outputs ``(n, outputs)`` of free inputs ``(n, free)``."""
@@ -85,12 +97,15 @@ class Reduced:
                 value @ matrix.T for value, matrix in zip(values, group.matrices, strict=True)
             )
             values.append(group.curve.function(received))
-        return self.offset + sum(
+        outputs = self.offset + sum(
             value @ matrix.T for value, matrix in zip(values, self.matrices, strict=True)
         )
+        return np.asarray(outputs[:, : self.count])
 
-    def tighten(self, steps: int = 0) -> Reduced:
+    def tighten(self, steps: int = 0) -> Reduced | None:
         """The same with bounds computed anew for its box, and what became linear folded away.
+
+        None if no input of the box switches the units as a search has split them.
 
         Args:
             steps: gradient steps on the slopes below ReLUs, for bounds of units.
@@ -104,12 +119,14 @@ class Reduced:
             below = Reduced(self.low, self.high, groups, matrices, offset)
             low, high = below.bounds(both=True, steps=steps)
             known.low, known.high = np.maximum(low, known.low), np.minimum(high, known.high)
+            if (known.low > known.high + _ROUNDING * (1 + np.abs(known.high))).any():
+                return None
             known.high = np.maximum(known.low, known.high)
             fold = _Fold.of(known)
             groups.append(known.rows(fold.kept))
             folds.append(fold)
         matrices, offset = _folded(self.matrices, self.offset, folds)
-        return Reduced(self.low, self.high, groups, matrices, offset)
+        return Reduced(self.low, self.high, groups, matrices, offset, self.known)
 
     def bounds(self, *, both: bool = False, steps: int = 0) -> Any:
         """The largest value of each output, by linear bounds; or smallest and largest.
@@ -142,7 +159,7 @@ class Reduced:
             Their largest values in the box ``(outputs,)``, slopes ``(outputs, free)``, and the
             weight of each group's units in them, ``(outputs, units)`` for each group.
         """
-        return self._linear(self.matrices, self.offset)
+        return self._linear(*self._rows(slice(self.count)))
 
     def optimized_lines(self, steps: int) -> tuple[Array, Array, list[Array]]:
         """As `upper_lines`, with slopes of the lines below each ReLU that make the bounds smaller.
@@ -155,8 +172,12 @@ class Reduced:
 
         Source: Xu et al. 2021, alpha-CROWN.
         """
-        found = self.upper_lines()
+        outputs, known = self._rows(slice(self.count)), self._rows(slice(self.count, None))
+        found = self._linear(*outputs)
         best, slopes = found[0].copy(), found[1].copy()
+        # What each output takes of what is known to be 0 or more, which only raises it.
+        shares = np.zeros((self.count, self.known))
+        pushed = np.zeros_like(shares)
         weights = [weight.copy() for weight in found[2]]
         alphas: list[Array | None] = [
             np.repeat(group.lines().low_slope[None], len(best), axis=0)
@@ -166,7 +187,15 @@ class Reduced:
         ]
         means = [np.zeros(0) if alpha is None else np.zeros_like(alpha) for alpha in alphas]
         for step in range(steps):
-            for place, gradient in enumerate(self._alpha_gradients(found, alphas)):
+            values, gradients = self._at_corners(found, alphas)
+            if self.known:
+                reached = known[1] + sum(v @ m.T for v, m in zip(values, known[0], strict=True))
+                pushed = 0.7 * pushed + reached
+                size = np.abs(known[0][0]).sum(axis=1) + 1e-9
+                scale = np.abs(found[1]).sum(axis=1, keepdims=True) / size
+                largest = np.abs(pushed).max(axis=1, keepdims=True, initial=1e-30)
+                shares = np.maximum(shares - 0.5 * 0.7**step * scale * pushed / largest, 0.0)
+            for place, gradient in enumerate(gradients):
                 alpha = alphas[place]
                 if alpha is None or gradient is None or not alpha.size:
                     continue
@@ -175,7 +204,13 @@ class Reduced:
                 rate = 0.5 * 0.7**step
                 alpha -= rate * np.clip(3.0 * means[place] / size, -1.0, 1.0)
                 np.clip(alpha, 0.0, 1.0, out=alpha)
-            found = self._linear(self.matrices, self.offset, alphas)
+            taken = outputs
+            if self.known:
+                taken = (
+                    [one + shares @ more for one, more in zip(outputs[0], known[0], strict=True)],
+                    outputs[1] + shares @ known[1],
+                )
+            found = self._linear(*taken, alphas)
             better = found[0] < best
             best[better], slopes[better] = found[0][better], found[1][better]
             for kept, weight in zip(weights, found[2], strict=True):
@@ -183,10 +218,13 @@ class Reduced:
                     kept[better] = weight[better]
         return best, slopes, weights
 
-    def _alpha_gradients(
+    def _rows(self, chosen: slice) -> tuple[list[Array], Array]:
+        return [matrix[chosen] for matrix in self.matrices], self.offset[chosen]
+
+    def _at_corners(
         self, found: tuple[Array, Array, list[Array]], alphas: Sequence[Array | None]
-    ) -> list[Array | None]:
-        """How each bound changes with the slope of the line below each unit."""
+    ) -> tuple[list[Array], list[Array | None]]:
+        """What the lines give where each bound is reached, and how it changes with their slopes."""
         _, slopes, weights = found
         # The corner at which each bound is reached, and what the lines in force give there.
         values = [np.where(slopes > 0, self.high, self.low)]
@@ -205,7 +243,7 @@ class Reduced:
             high = lines.high_slope * received + lines.high_offset
             values.append(np.where(above, high, below * received + lines.low_offset))
             gradients.append(None if alpha is None else np.where(above, 0.0, weight * received))
-        return gradients
+        return values, gradients
 
     def _linear(
         self,
@@ -249,7 +287,7 @@ class Reduced:
         lows, highs = self.low.copy(), self.high.copy()
         lows[place], highs[place] = low, high
         if low < high:
-            return Reduced(lows, highs, self.groups, self.matrices, self.offset)
+            return dataclasses.replace(self, low=lows, high=highs)
 
         def without(matrices: Sequence[Array], offset: Array) -> tuple[list[Array], Array]:
             column = matrices[0][:, place]
@@ -261,13 +299,39 @@ class Reduced:
             matrices, offset = without(group.matrices, group.offset)
             groups.append(Group(group.curve, group.low, group.high, matrices, offset, group.error))
         matrices, offset = without(self.matrices, self.offset)
-        return Reduced(np.delete(lows, place), np.delete(highs, place), groups, matrices, offset)
+        lows, highs = np.delete(lows, place), np.delete(highs, place)
+        return Reduced(lows, highs, groups, matrices, offset, self.known)
 
     def outputs(self, chosen: Array) -> Reduced:
-        """The same with some of the outputs."""
+        """The same with some of the outputs, and what is known of them."""
+        rows = np.concatenate([chosen, np.arange(self.count, len(self.offset))])
         return dataclasses.replace(
-            self, matrices=[matrix[chosen] for matrix in self.matrices], offset=self.offset[chosen]
+            self, matrices=[matrix[rows] for matrix in self.matrices], offset=self.offset[rows]
         )
+
+    def switched(self, number: int, unit: int) -> tuple[Reduced, Reduced]:
+        """The same where a ReLU is off, and where it is on.
+
+        Args:
+            number: of its group.
+            unit: which of the group.
+        """
+        group = self.groups[number]
+        parts = []
+        for sign in (-1.0, 1.0):
+            low, high = group.low.copy(), group.high.copy()
+            (high if sign < 0 else low)[unit] = 0.0
+            changed = Group(group.curve, low, high, group.matrices, group.offset, group.error)
+            rows = [sign * matrix[unit] for matrix in group.matrices]
+            rows += [np.zeros(matrix.shape[1]) for matrix in self.matrices[len(rows) :]]
+            matrices = [
+                np.concatenate([matrix, row[None]])
+                for matrix, row in zip(self.matrices, rows, strict=True)
+            ]
+            offset = np.append(self.offset, sign * group.offset[unit])
+            groups = [*self.groups[:number], changed, *self.groups[number + 1 :]]
+            parts.append(Reduced(self.low, self.high, groups, matrices, offset, self.known + 1))
+        return parts[0], parts[1]
 
 
 @dataclasses.dataclass

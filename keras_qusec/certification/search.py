@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_qusec.certification.curves import RELU
 from keras_qusec.certification.reduced import Reduced
 from keras_qusec.results import BROKEN, OPEN, PROVED
 
@@ -124,6 +125,8 @@ class _Search:
         """The parts of a box that are left to look at, the most promising one last."""
         self.nodes += 1
         network = box.network.tighten(_SLOPE_STEPS if self.nodes <= _CAREFUL else 0)
+        if network is None:
+            return []
         highest, slopes, weights = network.upper_lines()
         left = np.flatnonzero((highest + box.margins >= 0) & (highest > self.reached))
         if not len(left):
@@ -140,9 +143,12 @@ class _Search:
         if self.broken:
             return []
         bound = float((highest + margins)[left].max())
-        gains = _gains(network, highest, margins[left], left, slopes, weights)
+        gains, gaps = _gains(network, highest, margins[left], left, slopes, weights)
         box = box._replace(network=network.outputs(left), margins=margins[left], bound=bound)
-        parts = _split_at(box, box.places[np.argsort(-gains)])
+        parts = []
+        if any(values is None for values in box.levels):
+            parts = _switched(box, gaps)
+        parts = parts or _split_at(box, box.places[np.argsort(-gains)])
         if not parts:
             self.undecided = max(self.undecided, bound)
         return parts
@@ -201,12 +207,13 @@ def _gains(
     left: Array,
     slopes: Array,
     weights: Sequence[Array],
-) -> Array:
-    """How much each free input loosens the bound of the class that is farthest from proved."""
+) -> tuple[Array, list[Array]]:
+    """How much each free input, and each unit, loosens the bound farthest from proved."""
     worst = left[np.argmax(highest[left] + margins)]
     width = network.high - network.low
     gains = 0.5 * np.abs(slopes[worst]) * width
     reach: list[Array] = []
+    gaps: list[Array] = []
     for group, weight in zip(network.groups, weights, strict=True):
         # How much each free input moves each unit, through the units before at their chords.
         lines = group.lines()
@@ -214,16 +221,32 @@ def _gains(
         for matrix, before in zip(group.matrices[1:], reach, strict=True):
             moved = moved + np.abs(matrix) @ before
         reach.append(np.abs(lines.high_slope)[:, None] * moved)
-        if not len(weight):
+        if not weight.size:
+            gaps.append(np.zeros(0))
             continue
         gap = (lines.high_slope - lines.low_slope) * group.high
         gap = np.abs(weight[worst]) * np.maximum(
             lines.high_offset - lines.low_offset, np.maximum(gap, 0.0)
         )
+        gaps.append(gap)
         shares = moved * width
         total = shares.sum(axis=1)
         gains = gains + (gap / np.maximum(total, 1e-30)) @ shares
-    return gains
+    return gains, gaps
+
+
+def _switched(box: _Box, gaps: Sequence[Array]) -> list[_Box]:
+    """A box with the ReLU off and on that loosens the bound most; none if there is no ReLU left."""
+    network = box.network
+    best = [
+        float(gap.max(initial=0.0)) if group.curve is RELU else 0.0
+        for group, gap in zip(network.groups, gaps, strict=True)
+    ]
+    if not best or max(best) <= 0:
+        return []
+    number = int(np.argmax(best))
+    halves = network.switched(number, int(np.argmax(gaps[number])))
+    return [box._replace(network=half) for half in halves]
 
 
 def _split_at(box: _Box, order: Array) -> list[_Box]:

@@ -37,7 +37,7 @@ def check_sound(model, *, seed=0, count=60):
     """
     generator = np.random.default_rng(seed)
     pieces = pieces_between(model)
-    network = Network(pieces)
+    network = Network.of(pieces)
     shape = model.input_shape[1:]
     low, high = random_box(shape, generator)
     points = points_in(low, high, count, generator)

@@ -190,7 +190,7 @@ def test_quantizers(front):
     model = sequential(
         (4,), [*before, layer, conv(L.Dense, 5, activation="relu"), conv(L.Dense, 3)]
     )
-    network, generator = Network(pieces_between(model)), np.random.default_rng(0)
+    network, generator = Network.of(pieces_between(model)), np.random.default_rng(0)
     low = generator.uniform(-1, 0.5, (3, 4)).astype("float32")
     high = low + 0.4
     bounds = network.bounds(low, high)[-1]
@@ -255,7 +255,7 @@ class Coded(keras.Model):
 )
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
-        Network(pieces_between(make()))
+        Network.of(pieces_between(make()))
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid", "softmax layer"])
@@ -266,7 +266,7 @@ def test_the_squashing_at_the_end_is_left_out(head):
     bare = sequential((4,), [conv(L.Dense, 3)])
     bare.set_weights(model.get_weights())
     x = np.random.default_rng(0).normal(size=(5, 4))
-    given, expected = (Network(pieces_between(m)).forward(x) for m in (model, bare))
+    given, expected = (Network.of(pieces_between(m)).forward(x) for m in (model, bare))
     np.testing.assert_array_equal(given, expected)
 
 

@@ -50,7 +50,7 @@ def proved_by_network(model, x, y, epsilon):
     """The share of images that intervals in float64 prove."""
     attacked = AttackedModel(model)
     box = reachable_box(attacked, x, epsilon)
-    network = Network(pieces_between(model, box.quantizer.layer))
+    network = Network.of(pieces_between(model, box.quantizer.layer))
     bounds = network.bounds(box.low.reshape(len(x), -1), box.high.reshape(len(x), -1))
     gaps, _ = network.gaps(bounds, y)
     gaps[np.arange(len(x)), y] = -np.inf
@@ -81,7 +81,7 @@ def test_the_logs_are_the_bounds_of_the_batch(data):
     history = trained(model, (x, y), epochs=1, optimizer=optimizer, warmup_epochs=0, ramp_epochs=0)
     assert history["certified_accuracy"][0] == pytest.approx(proved_by_network(model, x, y, 0.15))
     box = reachable_box(AttackedModel(model), x, 0.15)
-    exact = Network(pieces_between(model, model.layers[0]))
+    exact = Network.of(pieces_between(model, model.layers[0]))
     bounds = exact.bounds(box.low.reshape(64, -1), box.high.reshape(64, -1))
     gaps, _ = exact.gaps(bounds, y)
     gaps[np.arange(64), y] = 0.0
