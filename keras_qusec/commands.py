@@ -104,7 +104,23 @@ def certify(options: argparse.Namespace) -> int:
         (options.output, lambda report, path: report.save(path)),
         (options.examples, lambda report, path: report.save_examples(path)),
         (options.html, lambda report, path: report.to_html(path)),
+        (options.export, lambda report, path: _export(given, report, path, options.outputs)),
     ])  # fmt: skip
+
+
+def _export(given: _Inputs, report: Any, folder: str, outputs: str | None) -> Path:
+    """A folder for each epsilon, with what other verifiers need."""
+    from keras_qusec.certification.exchange import export_problems
+    from keras_qusec.norms import radius_text
+
+    (model,) = given.models.values()
+    for epsilon in report.epsilons["linf"]:
+        name = f"epsilon-{radius_text(epsilon).replace('/', '-of-')}"
+        export_problems(
+            model, given.x, given.y, Path(folder) / name, epsilon=epsilon,
+            value_range=given.value_range, outputs=outputs,
+        )  # fmt: skip
+    return Path(folder)
 
 
 class _Inputs(NamedTuple):

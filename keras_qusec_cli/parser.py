@@ -223,6 +223,11 @@ def _add_certify(commands: Any) -> None:
         "--examples", metavar="FILE", type=_file(".npz"),
         help="write the adversarial examples that the search found",
     )  # fmt: skip
+    certify.add_argument(
+        "--export", metavar="FOLDER",
+        help="write the part behind the quantizer as ONNX, and a VNN-LIB property for each image "
+        "and epsilon, for other verifiers (needs onnx)",
+    )  # fmt: skip
 
 
 def _add_audit(commands: Any) -> None:

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
 import keras_qusec_cli as cli
-from keras_qusec import RobustnessReport, __version__, datasets
+from keras_qusec import QuSecQuantization, RobustnessReport, __version__, datasets
 from keras_qusec.attacks import registry
 from keras_qusec_cli.quiet import quiet
 
@@ -349,3 +350,54 @@ def test_what_libraries_print_is_shown_after_an_error(capfd):
     with pytest.raises(ImportError):
         fails()
     assert capfd.readouterr().err == "cannot open shared object\n"
+
+
+class TestCertify:
+    """The command certify, and --prove of evaluate."""
+
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((28, 28, 1)), QuSecQuantization(2, hard=True),
+             keras.layers.AveragePooling2D(4), keras.layers.Flatten(),
+             keras.layers.Dense(10, activation="softmax")]
+        )  # fmt: skip
+        data = datasets.mnist5k()
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(data.x_train[:500], data.y_train[:500], epochs=2, verbose=0)
+        path = tmp_path_factory.mktemp("certify") / "model.keras"
+        model.save(path)
+        return str(path)
+
+    @pytest.mark.once
+    def test_certify(self, model, tmp_path, capsys):
+        pytest.importorskip("onnx")
+        html, folder = tmp_path / "proof.html", tmp_path / "problems"
+        given = ["certify", model, "--images", "12", "--epsilons", "0.01", "--effort", "bounds"]
+        assert (
+            cli.main(
+                [
+                    *given,
+                    "--html",
+                    str(html),
+                    "--output",
+                    str(tmp_path / "p.json"),
+                    "--export",
+                    str(folder),
+                ]
+            )
+            == 0
+        )
+        text = capsys.readouterr().out
+        assert "  proved" in text
+        assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Written"))
+        assert "proved" in html.read_text()
+        assert len(list((folder / "epsilon-0.01").glob("*.vnnlib"))) == 12
+        assert (
+            cli.main(
+                ["evaluate", model, "--images", "12", "--epsilons", "0.01", "--prove", "bounds"]
+            )
+            == 0
+        )
+        assert "were not attacked" in capsys.readouterr().out
