@@ -87,7 +87,8 @@ class Measurement(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """All parts by name, sizes as `median_l2` and so on."""
-        parts = {name: value for name, value in self._asdict().items() if name != "mean"}
+        left_out = {"mean", *(["proved"] if self.proved is None else [])}
+        parts = {name: value for name, value in self._asdict().items() if name not in left_out}
         columns: dict[str, Any] = {}
         for name, value in parts.items():
             if name != "median":

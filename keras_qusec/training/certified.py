@@ -175,7 +175,7 @@ class _NoAttack(GradientAttack):
 class CertifiedValidation(AdversarialValidation):
     """Measures after each epoch the share of validation images that intervals prove."""
 
-    name = "val_certified_accuracy"
+    name, callback = "val_certified_accuracy", "CertifiedTraining"
 
     def robust(self, model: AttackedModel) -> np.ndarray:
         pieces, attack = pieces_between(model.model), self.attack

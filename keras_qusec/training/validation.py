@@ -36,7 +36,8 @@ class AdversarialValidation:
         seed: of the attack.
     """
 
-    name = "val_adversarial_accuracy"
+    # What is logged, and the callback that logs it.
+    name, callback = "val_adversarial_accuracy", "AdversarialTraining"
 
     def __init__(
         self,
@@ -140,17 +141,17 @@ class AdversarialValidation:
             return
         self._warned = True
         warnings.warn(
-            f"{self.name} was measured on other weights than "
+            f"{self.callback}: {self.name} was measured on other weights than "
             "those that the model has after an epoch, which ModelCheckpoint saves. A callback, or "
             "an optimizer with use_ema=True, put others there. For averaged weights use "
-            "SwapEMAWeights(swap_on_epoch=True), then the training callback, then ModelCheckpoint.",
+            f"SwapEMAWeights(swap_on_epoch=True), then {self.callback}, then ModelCheckpoint.",
             stacklevel=3,
         )
 
     def _warn_of_one_class(self) -> None:
         if len(self.labels) > 1 and len(set(self.labels.tolist())) == 1:
             warnings.warn(
-                f"AdversarialTraining: all {len(self.labels)} images of validation_data are of "
+                f"{self.callback}: all {len(self.labels)} images of validation_data are of "
                 f"class {self.labels[0]}. The end of a data set whose images come class by class "
                 "is no fair part of it: use keras_qusec.datasets.split(x, y).",
                 stacklevel=2,
