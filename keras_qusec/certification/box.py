@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from keras import ops
 
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.attacks.input_quantizer import InputQuantizer, input_quantizer
+from keras_qusec.certification.graph import SidePathError, pieces_before, pieces_between
+from keras_qusec.certification.network import Network
 
 Array = np.ndarray
 
@@ -66,12 +69,61 @@ def reachable_box(model: AttackedModel, x: Array, epsilon: float) -> Box:
         epsilon: radius in L-infinity, in units of the pixel values.
     """
     darkest, brightest = norms.LInfinity().ends(x, epsilon, model.value_range)
-    quantizer = input_quantizer(model, x)
-    low, high, grid = darkest, brightest, None
-    if quantizer is not None:
-        low, high, grid = quantizer.outputs(darkest), quantizer.outputs(brightest), quantizer.grid
-        if grid is None:
-            low, high = low - SOFT_MARGIN, high + SOFT_MARGIN
+    ends, grid = (darkest, brightest), None
+    low, high = ends
     if model.channels_first:
         low, high = np.moveaxis(low, -1, 1), np.moveaxis(high, -1, 1)
-    return Box(low, high, grid, quantizer, (darkest, brightest))
+    quantizer = front_quantizer(model, x)
+    if quantizer is not None:
+        grid = quantizer.grid
+        low, high = _outputs(model, quantizer, low, high)
+        if grid is None:
+            low, high = low - SOFT_MARGIN, high + SOFT_MARGIN
+    return Box(low, high, grid, quantizer, ends)
+
+
+def front_quantizer(model: AttackedModel, x: Array) -> InputQuantizer | None:
+    """The quantizer that all of an image passes, by trial and by the model's graph; or None.
+
+    Args:
+        model: the classifier.
+        x: images, of which the shape matters.
+    """
+
+    def find() -> InputQuantizer | None:
+        found = input_quantizer(model, x)
+        if found is None:
+            return None
+        try:
+            pieces_between(model.model, found.layer)
+        except SidePathError:
+            return None
+        return found
+
+    return model.kept(("front of proofs", x.shape[1:]), find)
+
+
+def _outputs(
+    model: AttackedModel, quantizer: InputQuantizer, low: Array, high: Array
+) -> tuple[Array, Array]:
+    """What a quantizer gives at the ends of what it receives, images as the model has them.
+
+    Layers before it round, on each backend in another way; so what it receives is widened by all
+    that they may round.
+    """
+    layer = quantizer.layer
+    pieces = pieces_before(model.model, layer)
+    # Made anew, since weights may have changed.
+    front = Network.of_front(pieces)
+    received = front.bounds(low.reshape(len(low), -1), high.reshape(len(high), -1))[-1]
+    ends = []
+    for side, values in ((-1, received.low), (1, received.high)):
+        wide = values + side * received.error
+        # To the next float32 outside, where float64 lies between two of them.
+        near = wide.astype("float32")
+        inside = side * (near.astype("float64") - wide) < 0
+        near = np.where(inside, np.nextafter(near, np.float32(side * np.inf)), near)
+        images = near.reshape(len(low), *pieces.shapes[pieces.output])
+        outputs = ops.stop_gradient(layer(ops.convert_to_tensor(images)))
+        ends.append(np.array(ops.convert_to_numpy(ops.cast(outputs, "float32"))))
+    return ends[0], ends[1]

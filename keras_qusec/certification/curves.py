@@ -35,7 +35,8 @@ class Curve:
         linear: whether it is a straight line between knots.
         curvature: between knots the second derivative is at most this large.
         slope: no secant is steeper than this.
-        roundings: how many float32 roundings computing it takes at most; 0 if it is exact.
+        roundings: how many float32 roundings computing it takes at most; 0 if it is exact. Of a
+            curve that is not straight they are of what it receives, too, which may cancel.
     """
 
     function: Callable[[Array], Array]
@@ -126,15 +127,15 @@ def leaky(slope: Any) -> Curve:
         return np.where(z < 0, slopes * z, z)
 
     if not slopes.ndim:
-        return Curve(function, (0.0,), turns, True, slope=steepest, roundings=1)
-    return _Leaky(function, (0.0,), turns, True, slope=steepest, roundings=1, slopes=slopes)
+        return Curve(function, (0.0,), turns, True, slope=steepest, roundings=2)
+    return _Leaky(function, (0.0,), turns, True, slope=steepest, roundings=2, slopes=slopes)
 
 
 def ramp(slope: float, low: float, high: float, offset: float = 0.0) -> Curve:
     """``clip(slope * z + offset, low, high)``."""
     knots = ((low - offset) / slope, (high - offset) / slope)
     return Curve(
-        lambda z: np.clip(slope * z + offset, low, high), knots, (), True, slope=slope, roundings=2
+        lambda z: np.clip(slope * z + offset, low, high), knots, (), True, slope=slope, roundings=4
     )
 
 
@@ -151,7 +152,7 @@ def relu_family(negative_slope: float, max_value: float | None) -> Curve:
         turns = (0.0,) if negative_slope < 0 else ()
         return Curve(
             lambda z: np.minimum(np.where(z < 0, negative_slope * z, z), max_value),
-            (0.0, max_value), turns, True, slope=max(1.0, abs(negative_slope)), roundings=1,
+            (0.0, max_value), turns, True, slope=max(1.0, abs(negative_slope)), roundings=2,
         )  # fmt: skip
     return bounded_ramp(max_value)
 
@@ -159,9 +160,12 @@ def relu_family(negative_slope: float, max_value: float | None) -> Curve:
 def elu(alpha: float = 1.0, scale: float = 1.0) -> Curve:
     """The exponential ramp."""
     return Curve(
-        lambda z: scale * np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0.0))), (0.0,),
-        curvature=abs(scale * alpha), slope=abs(scale) * max(1.0, abs(alpha)),
-    )  # fmt: skip
+        lambda z: scale * np.where(z > 0, z, alpha * np.expm1(np.minimum(z, 0.0))),
+        (0.0,),
+        (0.0,) if alpha < 0 else (),
+        curvature=abs(scale * alpha),
+        slope=abs(scale) * max(1.0, abs(alpha)),
+    )
 
 
 def _sigmoid(z: Array) -> Array:

@@ -95,21 +95,77 @@ def pieces_between(model: keras.Model, start: Any = None) -> Pieces:
     """
     reader = _Reader(start)
     output = reader.read(model, None)
-    steps = list(reader.steps)
-    # A classifier's end: what squashes logits, and what only moves them.
-    ending = [place for place, step in enumerate(steps) if _squashes(step.piece)]
     if not reader.found:
         raise ValueError(
             f"Expected a path from {start.name!r} to the logits of {model.name!r}. Received: a "
             "model whose output does not depend on it."
         )
-    if ending and all(isinstance(s.piece, Selection) for s in steps[ending[-1] + 1 :]):
+    steps = _needed(reader.steps, output)
+    if any(_IMAGE in step.inputs for step in steps) or output == _IMAGE:
+        raise SidePathError(
+            f"Expected {start.name!r} to receive all of the image. Received: {model.name!r}, where "
+            "a path leads past it."
+        )
+    # A classifier's end: what squashes logits, and what only moves them.
+    ending = [place for place, step in enumerate(steps) if _squashes(step.piece)]
+    if ending and all(
+        isinstance(s.piece, Selection) and len(s.inputs) == 1 for s in steps[ending[-1] + 1 :]
+    ):
         squashed = steps.pop(ending[-1])
         steps = [
             step._replace(inputs=tuple(_other(n, squashed) for n in step.inputs)) for step in steps
         ]
         output = _other(output, squashed)
     return Pieces(tuple(steps), output, tuple(reader.shapes))
+
+
+def pieces_before(model: keras.Model, layer: Any) -> Pieces:
+    """The pieces of a model from its input to what one of its layers receives.
+
+    Args:
+        model: built functional or sequential model with one input.
+        layer: a layer of it.
+
+    Raises:
+        ValueError: as `pieces_between`.
+    """
+    reader = _Reader(None)
+    reader.end = layer
+    try:
+        reader.read(model, None)
+    except _ReachedError as reached:
+        steps = _needed(reader.steps, reached.number)
+        return Pieces(tuple(steps), reached.number, tuple(reader.shapes))
+    raise ValueError(
+        f"Expected {layer.name!r} to be a layer of {model.name!r}. Received: a model whose output "
+        "does not depend on it."
+    )
+
+
+class SidePathError(ValueError):
+    """A path from the image leads past a quantizer."""
+
+
+class _ReachedError(Exception):
+    """The layer up to which a graph is read was reached."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+# The number of the image where value 0 is the output of a layer behind it.
+_IMAGE = 1
+
+
+def _needed(steps: Sequence[Step], output: int) -> list[Step]:
+    """The steps that a value depends on, in their order."""
+    wanted, kept = {output}, []
+    for step in reversed(steps):
+        if step.output in wanted:
+            wanted |= set(step.inputs)
+            kept.append(step)
+    return kept[::-1]
 
 
 def _squashes(piece: Piece) -> bool:
@@ -127,10 +183,10 @@ class _Reader:
     """Reads the pieces of a graph and of the models inside it."""
 
     def __init__(self, start: Any) -> None:
-        self.start = start
+        self.start, self.end = start, None
         self.found = start is None
         self.steps: list[Step] = []
-        self.shapes: list[Shape] = [()]
+        self.shapes: list[Shape] = [(), ()]
 
     def read(self, model: Any, given: Sequence[int] | None) -> int:
         """The number of a model's output, from those of its inputs; None: the model's own input."""
@@ -146,9 +202,8 @@ class _Reader:
                 f"{len(model.inputs)} and {len(model.outputs)}."
             )
         if given is None:
-            given = [0]
-            if self.start is None:
-                self.shapes[0] = _shape(model.inputs[0])
+            given = [0 if self.start is None else _IMAGE]
+            self.shapes[given[0]] = _shape(model.inputs[0])
         known = {id(model.inputs[0]): given[0]}
         waiting = [model.outputs[0]]
         while waiting:
@@ -166,6 +221,8 @@ class _Reader:
                 waiting += missing
                 continue
             inputs = tuple(known[id(parent)] for parent in call.parents)
+            if self.end is not None and call.operation is self.end:
+                raise _ReachedError(inputs[0])
             known[id(tensor)] = self._call(call, inputs)
         return known[id(model.outputs[0])]
 

@@ -25,6 +25,8 @@ Array = np.ndarray
 UNIT = 2.0**-24
 # The share of a margin that is kept for the rounding of float64.
 _FOR_FLOAT64 = 1e-3
+# Sums whose terms add up to less stay within the range of float32, in any order.
+_LARGEST = 1e38
 # Sums of so few terms are not looked into for terms that are zero.
 _FEW = 32
 # Below the smallest normal float32, results may be rounded to zero.
@@ -73,6 +75,13 @@ def node_of(inputs: Sequence[int], made: Linear | Curve | Largest, size: int) ->
     if len(made.offset) != size:
         raise ValueError(
             f"Expected a layer of {size} values. Received: a rule that gives {len(made.offset)}."
+        )
+    if not all(np.isfinite(matrix.data).all() for matrix in made.matrices) or (
+        not np.isfinite(made.offset).all()
+    ):
+        raise ValueError(
+            "Expected finite weights. Received: a layer with NaN or infinity among its weights, of "
+            "which nothing can be proved. Check the model's training."
         )
     patterns: tuple[Any, ...] = ()
     if made.terms > _FEW:
@@ -126,6 +135,20 @@ class Network:
             matrix = selection(np.arange(size) if size > 1 else np.array([-1, 0]), size)
             none = np.zeros(matrix.shape[0])
             nodes.append(node_of([output], Linear((matrix,), none, none, 0), len(none)))
+        return cls(nodes)
+
+    @classmethod
+    def of_front(cls, pieces: Pieces) -> Network:
+        """The network of the layers before a quantizer: its last node is what that receives."""
+        nodes = [Node((), None, size_of(pieces.shapes[0]))]
+        numbers = {0: 0}
+        for step in pieces.steps:
+            made = step.piece.exact([pieces.shapes[number] for number in step.inputs])
+            if isinstance(made, Squash):
+                raise ValueError(f"Expected no {made.name} before a quantizer. Received: one.")
+            numbers[step.output] = len(nodes)
+            inputs = [numbers[number] for number in step.inputs]
+            nodes.append(node_of(inputs, made, size_of(pieces.shapes[step.output])))
         return cls(nodes)
 
     def gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
@@ -191,8 +214,12 @@ class Network:
         low, high = low.astype("float64"), high.astype("float64")
         moves = high > low
         found = [Bounds(low, high, np.broadcast_to(error, low.shape), moves)]
-        for node in self.nodes[1:]:
-            found.append(self._bounds(node, [found[number] for number in node.inputs]))
+        # Where a sum may leave the range of float32, errors are infinite, and what comes of that.
+        with np.errstate(invalid="ignore", over="ignore"):
+            for node in self.nodes[1:]:
+                made = self._bounds(node, [found[number] for number in node.inputs])
+                unknown = np.isnan(made.error)
+                found.append(made._replace(error=np.where(unknown, np.inf, made.error)))
         return found
 
     def _bounds(self, node: Node, inputs: Sequence[Bounds]) -> Bounds:
@@ -212,7 +239,8 @@ class Network:
         # Where rounding changes nothing, as where a ReLU is off, no error goes on.
         rounded = made.ends(low - error, high + error)
         passed = np.where(rounded[0] == rounded[1], 0.0, made.slope * error)
-        error = passed + made.roundings * UNIT * (size + _TINY)
+        rounded_size = size if made.linear else size + largest_of(low - error, high + error)
+        error = passed + made.roundings * (UNIT * rounded_size + _TINY)
         if not made.linear:
             # Where a derivative is zero is known to twelve digits.
             least, most = least - 1e-9 * size, most + 1e-9 * size
@@ -229,8 +257,10 @@ def _linear_bounds(node: Node, made: Linear, inputs: Sequence[Bounds]) -> Bounds
         error = error + (size @ before.T).T
         if made.terms:
             rounding = _rounding(made, node.patterns, low, high, before)
-            error = error + rounding * (size @ (largest_of(low, high) + before).T).T
-            error = error + rounding * made.offset_size + made.terms * _TINY
+            terms = (size @ (largest_of(low, high) + before).T).T + made.offset_size
+            error = error + rounding * terms + made.terms * _TINY
+            # Where a sum might leave the range of float32, nothing is known.
+            error = np.where(terms + error < _LARGEST, error, np.inf)
     # What float64 rounds: in sums as the error of float32 but for the unit, and in their ends.
     slack = 2.0**-27 * error + 2.0**-50 * (np.abs(middle) + radius)
     return Bounds(middle - radius - slack, middle + radius + slack, error, radius > 0)
@@ -244,13 +274,11 @@ def _rounding(
     Products with inputs that are zero are zero, and adding those is exact. ``(batch, outputs)``, or
     ``(batch, 1)``.
     """
-    others = 1.0 * ((low != 0) | (high != 0) | (before != 0))
-    if len(made.matrices) == 1 and made.terms > _FEW:
-        (pattern,) = patterns
-        terms = np.minimum(made.terms, (pattern @ others.T).T + 2)
-    else:
-        terms = np.minimum(made.terms, others.sum(axis=1, keepdims=True) + 2)
-    return terms * UNIT * (1 + _FOR_FLOAT64)
+    terms: Any = np.full((len(low), 1), float(made.terms))
+    if len(made.matrices) == 1 and patterns:
+        others = 1.0 * ((low != 0) | (high != 0) | (before != 0))
+        terms = np.minimum(made.terms, (patterns[0] @ others.T).T + 2)
+    return np.asarray(terms * UNIT * (1 + _FOR_FLOAT64))
 
 
 def largest_of(low: Array, high: Array) -> Array:

@@ -265,10 +265,14 @@ class Scaling(Piece):
 
     def exact(self, shapes: Sequence[Shape]) -> Linear:
         (shape,) = shapes
-        factor, offset = (
-            np.broadcast_to(numbers(value), (1, *shape)).ravel().astype("float64")
-            for value in self.numbers()
-        )
+        given = [numbers(value) for value in self.numbers()]
+        if any(np.broadcast_shapes(part.shape, (1, *shape)) != (1, *shape) for part in given):
+            raise ValueError(
+                f"Expected factors and offsets that fit values of shape {shape}. Received: shapes "
+                f"{[part.shape for part in given]}, with which they would be repeated. Repeat the "
+                "values by a layer before."
+            )
+        factor, offset = (np.broadcast_to(part, (1, *shape)).ravel() for part in given)
         size = np.abs(offset)
         if self.offset_size is not None:
             parts = numbers(self.offset_size())

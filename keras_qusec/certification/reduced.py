@@ -119,7 +119,8 @@ class Reduced:
             below = Reduced(self.low, self.high, groups, matrices, offset)
             low, high = below.bounds(both=True, steps=steps)
             known.low, known.high = np.maximum(low, known.low), np.minimum(high, known.high)
-            if (known.low > known.high + _ROUNDING * (1 + np.abs(known.high))).any():
+            size = 1 + np.abs(low) + np.abs(high) + np.abs(group.low) + np.abs(group.high)
+            if (known.low > known.high + _ROUNDING * size).any():
                 return None
             known.high = np.maximum(known.low, known.high)
             fold = _Fold.of(known)

@@ -100,10 +100,12 @@ class _Reduction:
 
     def _is_constant(self, number: int) -> Array:
         """Which values of a curve are the same number anywhere within their bounds."""
-        found = self.bounds[number]
-        curve = self.nodes[number].made
+        found, (source,) = self.bounds[number], self.nodes[number].inputs
+        before, curve = self.bounds[source], self.nodes[number].made
         if isinstance(curve, Curve) and curve.linear:
-            return np.asarray(found.low == found.high)
+            # By the same question as later, so that nothing is left out that is asked for.
+            straight = curve.is_linear(before.low, before.high)
+            return np.asarray(straight & (found.low == found.high))
         return np.zeros(len(found.low), bool)
 
     def run(self) -> Reduced:

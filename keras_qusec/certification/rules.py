@@ -111,8 +111,8 @@ def _check_precision(layer: Any) -> None:
         )
 
 
-def activation_pieces(given: Any) -> list[Piece]:
-    """The pieces of an activation function.
+def activation_pieces(given: Any, call: Call) -> list[Piece]:
+    """The pieces of the activation function of a call's layer.
 
     Raises:
         ValueError: for one without a rule.
@@ -121,7 +121,7 @@ def activation_pieces(given: Any) -> list[Piece]:
     if function is keras.activations.linear:
         return []
     if isinstance(function, keras.layers.Layer):
-        return pieces_of(Call(function, [], (), None, 0))
+        return pieces_of(Call(function, [], (), call.output, 0))
     if isinstance(function, BoundedReLU):
         return [Activation(function, bounded_ramp(function.bound))]
     name = getattr(function, "__name__", type(function).__name__)
@@ -130,8 +130,6 @@ def activation_pieces(given: Any) -> list[Piece]:
     known: Any = getattr(keras.activations, name, None)
     if name in CURVES and function == known:
         return [Activation(function, CURVES[name])]
-    if name == "gelu":
-        return [Activation(function, CURVES["gelu"])]
     raise ValueError(
         f"Expected an activation function whose bounds are known: one of {', '.join(CURVES)}. "
         f"Received: {name}. Write it as a layer, and register a rule for that with "
@@ -167,7 +165,7 @@ def _dense(layer: Any, call: Call) -> list[Piece]:
         lambda: ops.convert_to_tensor(layer.kernel),
         lambda: layer.bias + 0.0 if layer.use_bias else None,
     )
-    return [matrix, *activation_pieces(layer.activation)]
+    return [matrix, *activation_pieces(layer.activation, call)]
 
 
 def _window(layer: Any) -> Window:
@@ -212,7 +210,7 @@ def _convolution(layer: Any, call: Call) -> list[Piece]:
         matrix,
         math.prod(layer.kernel.shape[:-1]),
     )
-    return [affine, *activation_pieces(layer.activation)]
+    return [affine, *activation_pieces(layer.activation, call)]
 
 
 def _depthwise(layer: Any, kernel: Any, offset: Callable[[], Any]) -> Affine:
@@ -246,7 +244,7 @@ def _strides(layer: Any) -> Any:
 @register(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 def _depthwise_layer(layer: Any, call: Call) -> list[Piece]:
     affine = _depthwise(layer, lambda: layer.kernel, lambda: _bias(layer, len(layer.kernel_size)))
-    return [affine, *activation_pieces(layer.activation)]
+    return [affine, *activation_pieces(layer.activation, call)]
 
 
 @register(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
@@ -272,7 +270,7 @@ def _separable(layer: Any, call: Call) -> list[Piece]:
     before = _depthwise(layer, lambda: layer.depthwise_kernel, lambda: None)
     output, channels = tuple(call.output.shape[1:]), int(layer.pointwise_kernel.shape[-2])
     before.shape = (channels, *output[1:]) if first else (*output[:-1], channels)
-    return [before, pointwise, *activation_pieces(layer.activation)]
+    return [before, pointwise, *activation_pieces(layer.activation, call)]
 
 
 @register(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
@@ -302,7 +300,7 @@ def _transposed(layer: Any, call: Call) -> list[Piece]:
         matrix,
         math.prod(window.size) * layer.kernel.shape[-1],
     )
-    return [affine, *activation_pieces(layer.activation)]
+    return [affine, *activation_pieces(layer.activation, call)]
 
 
 @register(keras.layers.BatchNormalization)
@@ -467,7 +465,7 @@ def _global_max(layer: Any, call: Call) -> list[Piece]:
 
 @register(keras.layers.Activation)
 def _activation(layer: Any, call: Call) -> list[Piece]:
-    return activation_pieces(layer.activation)
+    return activation_pieces(layer.activation, call)
 
 
 @register(keras.layers.ReLU)

@@ -128,7 +128,7 @@ class _Search:
         if network is None:
             return []
         highest, slopes, weights = network.upper_lines()
-        left = np.flatnonzero((highest + box.margins >= 0) & (highest > self.reached))
+        left = np.flatnonzero(~((highest + box.margins < 0) | (highest <= self.reached)))
         if not len(left):
             return []
         network, margins = network.outputs(left), box.margins[left]
@@ -136,7 +136,7 @@ class _Search:
         if self._enumerated(box):
             return []
         highest, slopes, weights = network.optimized_lines(_SLOPE_STEPS)
-        left = np.flatnonzero((highest + margins >= 0) & (highest > self.reached))
+        left = np.flatnonzero(~((highest + margins < 0) | (highest <= self.reached)))
         if not len(left):
             return []
         self._try_corners(network, box, slopes[left])
@@ -192,7 +192,7 @@ class _Search:
         corners = np.stack([axis.ravel() for axis in grid], axis=1) if grid else np.zeros((1, 0))
         outputs = box.network.forward(corners)
         highest = (outputs + box.margins).max(axis=1)
-        near = np.flatnonzero(highest >= 0)
+        near = np.flatnonzero(~(highest < 0))
         # Alone, a corner has a smaller margin than the box.
         self._ask(corners, outputs, box, most=_ASKED)
         if len(near) > _ASKED and not self.broken:
