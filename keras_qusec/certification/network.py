@@ -239,7 +239,10 @@ class Network:
         # Where rounding changes nothing, as where a ReLU is off, no error goes on.
         rounded = made.ends(low - error, high + error)
         passed = np.where(rounded[0] == rounded[1], 0.0, made.slope * error)
-        rounded_size = size if made.linear else size + largest_of(low - error, high + error)
+        rounded_size = size
+        if not made.linear:
+            # What cancels on the way is of the size of the input, or of 1 as in exp(z) - 1.
+            rounded_size = size + largest_of(low - error, high + error) + 1.0
         error = passed + made.roundings * (UNIT * rounded_size + _TINY)
         if not made.linear:
             # Where a derivative is zero is known to twelve digits.
