@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -193,7 +193,6 @@ class _Decisions:
     states: Array
     how: Array
     seconds: Array
-    bounds: Array
     examples: dict[int, Array]
     margin: float = 0.0
 
@@ -202,7 +201,7 @@ class _Decisions:
         count = len(correct)
         return cls(
             np.where(correct, OPEN, BROKEN).astype("U6"), np.where(correct, "", "clean")
-            .astype("U9"), np.zeros(count), np.full(count, np.inf), {},
+            .astype("U9"), np.zeros(count), {},
         )  # fmt: skip
 
     @property
@@ -299,6 +298,15 @@ class Prover:
         self, x: Array, labels: Array, epsilon: float, found: _Decisions
     ) -> None:
         """Prove what intervals can."""
+        for part, _, _, gaps, margins in self._batches(x, labels, epsilon, found):
+            proved = part[(gaps + margins).max(axis=1) < 0]
+            found.states[proved], found.how[proved] = PROVED, "intervals"
+            found.margin = max(found.margin, float(margins.max(initial=0.0)))
+
+    def _batches(
+        self, x: Array, labels: Array, epsilon: float, found: _Decisions
+    ) -> Iterator[tuple[Array, Box, list[Bounds], Array, Array]]:
+        """Open images a batch at a time: rows, box, bounds of all nodes, gaps and margins."""
         rows = found.open
         for first in range(0, len(rows), self.at_a_time):
             part = rows[first : first + self.at_a_time]
@@ -306,10 +314,8 @@ class Prover:
             box = reachable_box(self.model, x[part], epsilon)
             bounds = self.bounds(box, np.arange(len(part)))
             gaps, margins = self.gaps(bounds, labels[part])
-            proved = part[(gaps + margins).max(axis=1) < 0]
-            found.states[proved], found.how[proved] = PROVED, "intervals"
-            found.margin = max(found.margin, float(margins.max(initial=0.0)))
             found.seconds[part] += (time.perf_counter() - began) / len(part)
+            yield part, box, bounds, gaps, margins
 
     def gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
         """The gaps of other logits over that of the label, and their margins for rounding.
@@ -327,25 +333,20 @@ class Prover:
         say: Callable[[float], None],
     ) -> None:  # fmt: skip
         """Decide what is open by linear bounds and the search."""
-        rows = found.open
-        for first in range(0, len(rows), self.at_a_time):
-            part = rows[first : first + self.at_a_time]
-            began = time.perf_counter()
-            box = reachable_box(self.model, x[part], epsilon)
-            bounds = self.bounds(box, np.arange(len(part)))
-            _, margins = self.gaps(bounds, labels[part])
-            found.seconds[part] += (time.perf_counter() - began) / len(part)
+        count, done = len(found.open), 0
+        for part, box, bounds, _, margins in self._batches(x, labels, epsilon, found):
             for place, row in enumerate(part):
                 began = time.perf_counter()
                 one = _Image(self, x[row : row + 1], labels[row : row + 1], epsilon, box, place)
                 end = one.decide(bounds, margins[place], seconds)
-                found.states[row], found.bounds[row] = end.state, end.bound
+                found.states[row] = end.state
                 if end.state == BROKEN:
                     found.examples[int(row)] = one.example
                 if end.state != OPEN:
                     found.how[row] = "linear" if end.nodes == 1 else "search"
                 found.seconds[row] += time.perf_counter() - began
-                say((first + place + 1) / len(rows))
+                done += 1
+                say(done / count)
 
 
 class _Image:

@@ -89,6 +89,23 @@ def node_of(inputs: Sequence[int], made: Linear | Curve | Largest, size: int) ->
     return Node(tuple(inputs), made, size, tuple(map(abs, made.matrices)), patterns)
 
 
+def _nodes_of(pieces: Pieces) -> tuple[list[Node], int]:
+    """The nodes of pieces, in their order, and the number of the one that is their output."""
+    numbers = {0: 0}
+    nodes = [Node((), None, size_of(pieces.shapes[0]))]
+    for step in pieces.steps:
+        made = step.piece.exact([pieces.shapes[number] for number in step.inputs])
+        if isinstance(made, Squash):
+            raise ValueError(
+                f"Expected a {made.name} at the end of a classifier. Received: one in its "
+                "middle, which has no rule."
+            )
+        numbers[step.output] = len(nodes)
+        inputs = [numbers[number] for number in step.inputs]
+        nodes.append(node_of(inputs, made, size_of(pieces.shapes[step.output])))
+    return nodes, numbers[pieces.output]
+
+
 class Network:
     """A classifier, or the part of it behind its quantizer, in float64.
 
@@ -116,19 +133,7 @@ class Network:
         Raises:
             ValueError: for a softmax in its middle, or a rule of another shape than its layer's.
         """
-        numbers = {0: 0}
-        nodes = [Node((), None, size_of(pieces.shapes[0]))]
-        for step in pieces.steps:
-            made = step.piece.exact([pieces.shapes[number] for number in step.inputs])
-            if isinstance(made, Squash):
-                raise ValueError(
-                    f"Expected a {made.name} at the end of a classifier. Received: one in its "
-                    "middle, which has no rule."
-                )
-            numbers[step.output] = len(nodes)
-            inputs = [numbers[number] for number in step.inputs]
-            nodes.append(node_of(inputs, made, size_of(pieces.shapes[step.output])))
-        output = numbers[pieces.output]
+        nodes, output = _nodes_of(pieces)
         size = nodes[output].size
         if size == 1 or output != len(nodes) - 1:
             # One number is the logit of class 1 of two; that of class 0 is 0.
@@ -140,16 +145,7 @@ class Network:
     @classmethod
     def of_front(cls, pieces: Pieces) -> Network:
         """The network of the layers before a quantizer: its last node is what that receives."""
-        nodes = [Node((), None, size_of(pieces.shapes[0]))]
-        numbers = {0: 0}
-        for step in pieces.steps:
-            made = step.piece.exact([pieces.shapes[number] for number in step.inputs])
-            if isinstance(made, Squash):
-                raise ValueError(f"Expected no {made.name} before a quantizer. Received: one.")
-            numbers[step.output] = len(nodes)
-            inputs = [numbers[number] for number in step.inputs]
-            nodes.append(node_of(inputs, made, size_of(pieces.shapes[step.output])))
-        return cls(nodes)
+        return cls(_nodes_of(pieces)[0])
 
     def gaps(self, bounds: Sequence[Bounds], labels: Array) -> tuple[Array, Array]:
         """The largest differences of the logits from that of a label, by intervals.

@@ -507,19 +507,11 @@ def _constant(call: Call) -> tuple[Any, bool] | None:
     return np.asarray(first, "float32"), True
 
 
-def _same_shapes(call: Call) -> list[Piece] | None:
-    """How two tensors of other shapes are made alike; None for one that cannot be."""
-    shapes = [tuple(parent.shape[1:]) for parent in call.parents]
-    if len(set(shapes)) == 1:
-        return []
-    return None
-
-
 def _sum_operation(second_sign: float) -> Rule:
     def rule(layer: Any, call: Call) -> list[Piece]:
         constant = _constant(call)
         if constant is None:
-            if _same_shapes(call) is None:
+            if len({tuple(parent.shape[1:]) for parent in call.parents}) > 1:
                 raise ValueError(
                     f"Expected tensors of one shape for {type(layer).__name__}. Received: "
                     f"{[tuple(p.shape) for p in call.parents]}. Broadcast them before."

@@ -185,7 +185,7 @@ def _proofs(
         for name, model in inputs.models.items():
             known = None if store is None else store.load_proofs(name)
             if known is None:
-                known = proofs_of(prove, {name: model}, radii, inputs.plan, tell)
+                known = proofs_of(prove, name, model, radii, inputs.plan, tell)
                 if store is not None:
                     store.save_proofs(name, known)
             found.append(known)

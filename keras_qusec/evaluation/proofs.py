@@ -67,31 +67,30 @@ def check_prove(
 
 def proofs_of(
     prove: str,
-    models: Mapping[str, Classifier],
+    name: str,
+    model: Classifier,
     radii: Sequence[float],
     plan: Plan,
     tell: Callable[[str, float], None],
 ) -> Proofs:
-    """Prove what can be proved of each model, and break what the search breaks.
+    """Prove what can be proved of a model, and break what the search breaks.
 
     Args:
         prove: one of `EFFORTS`.
-        models: by name.
+        name: name of the model.
+        model: it.
         radii: in L-infinity.
         plan: of the images and of what is kept.
         tell: told what is proved, and the share done.
     """
-    certificates, results = [], []
-    for place, (name, model) in enumerate(models.items()):
+    assert isinstance(model, AttackedModel)  # by `check_prove`
 
-        def say(text: str, share: float, place: int = place, name: str = name) -> None:
-            tell(f"{name}: {text}", (place + share) / len(models))
+    def say(text: str, share: float) -> None:
+        tell(f"{name}: {text}", share)
 
-        assert isinstance(model, AttackedModel)  # by `check_prove`
-        proof = proof_of(model, plan.x, plan.goal.labels, radii, EFFORTS[prove], prove, say)
-        certificates += [c._replace(model=name) for c in proof.certificates]
-        results.append(_result(name, proof, plan))
-    return Proofs(certificates, results)
+    proof = proof_of(model, plan.x, plan.goal.labels, radii, EFFORTS[prove], prove, say)
+    certificates = [certificate._replace(model=name) for certificate in proof.certificates]
+    return Proofs(certificates, [_result(name, proof, plan)])
 
 
 def _result(name: str, proof: RobustnessProof, plan: Plan) -> Result:

@@ -37,7 +37,6 @@ class CertifiedLoss(ModelLoss):
     clean_weight: float = 0.0
     regularization: float = 0.0
     attacked: bool = False
-    final: bool = False
     compares_probabilities: ClassVar[bool] = False
 
     def loss(
@@ -53,9 +52,6 @@ class CertifiedLoss(ModelLoss):
             weight = ops.cast(sample_weight, certified_loss.dtype)
             certified_loss = certified_loss * ops.reshape(weight, ops.shape(certified_loss))
         certified_loss = ops.mean(certified_loss)
-        if self.final and self.clean_weight == 0:
-            # The pass of the images themselves then has no gradient, which saves its way back.
-            return certified_loss + _regularization_losses(step.model)
         own = ops.mean(
             step.compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
@@ -63,7 +59,7 @@ class CertifiedLoss(ModelLoss):
         )
         share = step.local.factor * (1.0 - self.clean_weight)
         total = (1.0 - share) * own + share * ops.cast(certified_loss, own.dtype)
-        if self.regularization and not self.final:
+        if self.regularization:
             weight = self.regularization * (1.0 - step.local.factor)
             total = total + weight * ops.cast(found.looseness(), own.dtype)
         return total
@@ -163,12 +159,6 @@ def one_hot(y: Any, classes: int, dtype: Any) -> Tensor:
         y = ops.argmax(y, axis=-1)
     numbers = ops.cast(ops.reshape(y, (-1,)), "int32")
     return ops.one_hot(numbers, classes, dtype=dtype)
-
-
-def _regularization_losses(model: keras.Model) -> Tensor:
-    """The losses that the model's layers add of themselves, such as weight decay."""
-    losses = [ops.mean(ops.cast(loss, "float32")) for loss in model.losses]
-    return sum(losses[1:], losses[0]) if losses else 0.0
 
 
 def _over(first: Tensor, width: Tensor) -> Tensor:
