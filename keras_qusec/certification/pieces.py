@@ -152,7 +152,7 @@ class Affine(Piece):
     Args:
         linear: function of a tensor and the weights that returns the linear part.
         weights: function without arguments that returns the weights, a list of tensors; in
-            bounds their absolute values are given to `linear`, too.
+            bounds half of the first one and their absolute values are given to `linear`, too.
         offset: function that returns what is added, broadcast over the output, or None.
         matrix: function of the input's shape and the weights as float64 arrays that returns the
             matrix of the linear part.
@@ -172,11 +172,13 @@ class Affine(Piece):
 
     def interval(self, inputs: Sequence[Interval], *, training: bool) -> Interval:
         ((low, high),) = inputs
-        weights, offset = self.weights(), self.offset()
-        middle = self.linear((low + high) / 2.0, *weights)
+        (first, *others), offset = self.weights(), self.offset()
+        # Halves of the weights and not of the much larger bounds; it is the same to the bit.
+        weights = [first / 2.0, *others]
+        middle = self.linear(low + high, *weights)
         if offset is not None:
             middle = middle + offset
-        radius = self.linear((high - low) / 2.0, *map(ops.absolute, weights))
+        radius = self.linear(high - low, *map(ops.absolute, weights))
         return Interval(middle - radius, middle + radius)
 
     def exact(self, shapes: Sequence[Shape]) -> Linear:

@@ -196,23 +196,7 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._check_model()
         self._offset_known = False
         self._warned = False
-        settings = StepSettings(
-            attack=self.attack,
-            ratio=self.ratio,
-            objective=self.objective,
-            epsilon_factor=self.epsilon_factor,
-            gradient_hardness=self.gradient_hardness,
-            attacked_input=self.attacked_input,
-            outputs=self.outputs,
-            seed=self.seed,
-        )
-        compiled = self._compiled
-        # A schedule's beginning is part of what was traced.
-        if compiled and not self._scheduled and compiled.serves(settings, self.model):
-            compiled.begin(self.params)
-        else:
-            compiled = AdversarialFunction(settings, self.model, self.params)
-        self._function = self._compiled = compiled
+        self._put_step_in()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._reports = []
@@ -287,6 +271,26 @@ class AdversarialTraining(keras.callbacks.Callback):
         """What a copy or a pickle takes over: the settings, not the model and its compiled step."""
         left_out: dict[str, Any] = {"_model": None, "_function": None, "_compiled": None}
         return {**vars(self), **left_out, "_reports": []}
+
+    def _put_step_in(self) -> None:
+        """Give the model the training step of the settings as they are."""
+        settings = StepSettings(
+            attack=self.attack,
+            ratio=self.ratio,
+            objective=self.objective,
+            epsilon_factor=self.epsilon_factor,
+            gradient_hardness=self.gradient_hardness,
+            attacked_input=self.attacked_input,
+            outputs=self.outputs,
+            seed=self.seed,
+        )
+        compiled = self._compiled
+        # A schedule's beginning is part of what was traced.
+        if compiled and not self._scheduled and compiled.serves(settings, self.model):
+            compiled.begin(self.params)
+        else:
+            compiled = AdversarialFunction(settings, self.model, self.params)
+        self._function = self._compiled = compiled
 
     # Checks.
 

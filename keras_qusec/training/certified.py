@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -151,6 +152,15 @@ class CertifiedTraining(AdversarialTraining):
         self.ramp_epochs = epochs / 2 if ramp is None else ramp
         self.objective = self._loss
         super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        ramped = epoch >= self.warmup_epochs + self.ramp_epochs and self.epsilon_schedule is None
+        objective = dataclasses.replace(self._loss, settled=ramped)
+        if objective != self.objective:
+            # What needs no ramp any more is compiled without it.
+            self.objective = objective
+            self._put_step_in()
 
 
 class _NoAttack(GradientAttack):

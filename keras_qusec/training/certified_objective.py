@@ -30,6 +30,7 @@ class CertifiedLoss(ModelLoss):
         clean_weight: weight of the model's own loss when epsilon has reached its value.
         regularization: weight of what keeps bounds tight while epsilon rises.
         attacked: the model's loss is that of attacked images.
+        settled: epsilon has its value for the rest of the training.
     """
 
     epsilon: float = 0.0
@@ -37,6 +38,7 @@ class CertifiedLoss(ModelLoss):
     clean_weight: float = 0.0
     regularization: float = 0.0
     attacked: bool = False
+    settled: bool = False
     compares_probabilities: ClassVar[bool] = False
 
     def loss(
@@ -52,15 +54,22 @@ class CertifiedLoss(ModelLoss):
             weight = ops.cast(sample_weight, certified_loss.dtype)
             certified_loss = certified_loss * ops.reshape(weight, ops.shape(certified_loss))
         certified_loss = ops.mean(certified_loss)
+        for added in step.model.losses:
+            certified_loss = certified_loss + ops.sum(ops.cast(added, certified_loss.dtype))
+        if self.settled and not self.clean_weight:
+            # Without a weight the clean pass is for the logs alone; leaving its gradient out saves
+            # more than a plain step.
+            return certified_loss
         own = ops.mean(
             step.compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
             )
         )
-        share = step.local.factor * (1.0 - self.clean_weight)
+        factor = 1.0 if self.settled else step.local.factor
+        share = factor * (1.0 - self.clean_weight)
         total = (1.0 - share) * own + share * ops.cast(certified_loss, own.dtype)
-        if self.regularization:
-            weight = self.regularization * (1.0 - step.local.factor)
+        if self.regularization and not self.settled:
+            weight = self.regularization * (1.0 - factor)
             total = total + weight * ops.cast(found.looseness(), own.dtype)
         return total
 

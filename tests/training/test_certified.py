@@ -206,3 +206,46 @@ class Squared(L.Layer):
 def test_errors(data, make, settings, message):
     with pytest.raises(ValueError, match=message):
         trained(make(), data, epochs=1, **settings)
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.3])
+def test_a_step_without_the_clean_gradient_is_the_same_step(data, clean_weight):
+    """A schedule that is always 1 keeps the step of the ramp, with the loss of clean images."""
+    settings = {"epochs": 2, "warmup_epochs": 0, "ramp_epochs": 0, "clean_weight": clean_weight}
+    weights, losses = [], []
+    for schedule in (None, lambda epoch: ops.ones_like(epoch)):
+        model = network()
+        model.layers[-1].kernel.regularizer = keras.regularizers.L2(0.1)
+        optimizer = keras.optimizers.SGD(0.1)
+        history = trained(model, data, optimizer=optimizer, epsilon_schedule=schedule, **settings)
+        weights.append(model.get_weights())
+        losses.append(history["loss"])
+        # The regularizer of the model is part of the loss at every epsilon.
+        added = 0.1 * np.square(model.get_weights()[-2]).sum()
+        bounds = history["certified_loss"][-1]
+        if not clean_weight:
+            assert history["loss"][-1] > bounds + 0.5 * added
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_the_step_changes_where_epsilon_has_its_value(data):
+    """Warm-up, ramp and the rest in one fit, also continued from the middle."""
+    model = network()
+    model.compile(keras.optimizers.SGD(0.01), LOSS)
+    callback = CertifiedTraining(0.15, warmup_epochs=1, ramp_epochs=2)
+    seen = []
+
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.append((callback.objective.settled, logs["epsilon"]))
+
+    settings = {"batch_size": 64, "verbose": 0, "callbacks": [callback, Seen()]}
+    model.fit(*data, epochs=5, **settings)
+    assert [settled for settled, _ in seen] == [False, False, False, True, True]
+    radii = [radius for _, radius in seen]
+    assert radii[0] == 0 < radii[1] < radii[2] < radii[3] == radii[4] == pytest.approx(0.15)
+    seen.clear()
+    model.fit(*data, epochs=6, initial_epoch=2, **settings)
+    assert [settled for settled, _ in seen] == [False, True, True, True]
