@@ -12,7 +12,7 @@ from keras_qusec import norms
 from keras_qusec.attacks import Attack, AttackedModel, Goal
 from keras_qusec.datasets import spread_rows
 from keras_qusec.report import RobustnessReport
-from keras_qusec.results import Result
+from keras_qusec.results import PROVED, Result
 
 # The attack whose success is judged, and a second one along gradients, towards targets: what both
 # miss is no matter of the loss.
@@ -35,6 +35,7 @@ class Budget(NamedTuple):
         planted: images in which an adversarial example is planted.
         standard: whether the standard evaluation is made too.
         substitute: whether a substitute is trained to transfer from, if no source is given.
+        prove: effort of proofs behind a hard quantizer.
     """
 
     name: str
@@ -47,11 +48,16 @@ class Budget(NamedTuple):
     planted: int
     standard: bool
     substitute: bool
+    prove: str
 
 
 BUDGETS = {
-    "quick": Budget("quick", 120, 2, 300, 20, 60, 32, 12, standard=False, substitute=False),
-    "full": Budget("full", 200, 5, 3000, 100, 150, 100, 40, standard=True, substitute=True),
+    "quick": Budget(
+        "quick", 120, 2, 300, 20, 60, 32, 12, standard=False, substitute=False, prove="bounds"
+    ),
+    "full": Budget(
+        "full", 200, 5, 3000, 100, 150, 100, 40, standard=True, substitute=True, prove="standard"
+    ),
 }
 
 
@@ -100,6 +106,8 @@ class Evidence:
         transfers: what examples of other models found, or None.
         identities: names of the sources that are the model itself with the identity's gradient for
             layers in front.
+        proofs: what was proved, and what the search broke, or None.
+        not_proved_because: why nothing was proved, where `proofs` is None.
     """
 
     def __init__(
@@ -118,6 +126,8 @@ class Evidence:
         adaptive_report: RobustnessReport | None,
         transfers: RobustnessReport | None,
         identities: Sequence[str],
+        proofs: RobustnessReport | None = None,
+        not_proved_because: str = "nothing was proved",
     ) -> None:
         self.model, self.followed = model, list(followed)
         self.x, self.labels, self.correct = x, labels, correct
@@ -130,6 +140,7 @@ class Evidence:
             transfers,
         )
         self.identities = tuple(identities)
+        self.proofs, self.not_proved_because = proofs, not_proved_because
 
     @property
     def has_evaluation(self) -> bool:
@@ -185,8 +196,16 @@ class Evidence:
     @functools.cached_property
     def worst(self) -> np.ndarray:
         """Which images anything at all broke within epsilon, ``(n,)`` bool."""
-        reports = (self.evaluation, self.adaptive_report, self.transfers)
+        reports = (self.evaluation, self.adaptive_report, self.transfers, self.proofs)
         return np.any([self._broken(report) for report in reports], axis=0)
+
+    @functools.cached_property
+    def proved(self) -> np.ndarray | None:
+        """Which images are proved within epsilon, ``(n,)`` bool; None if nothing was tried."""
+        if self.proofs is None:
+            return None
+        states = [certificate.states == PROVED for certificate in self.proofs.certificates]
+        return np.any(states, axis=0)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from keras_qusec.audit.more_effort import MoreEffort
 from keras_qusec.audit.noise import NoiseBeatsGradients
 from keras_qusec.audit.one_step import OneStep
 from keras_qusec.audit.planted_examples import PlantedExamples
+from keras_qusec.audit.proofs import Proofs
 from keras_qusec.audit.random_outputs import RandomOutputs
 from keras_qusec.audit.rising_accuracy import RisingAccuracy
 from keras_qusec.audit.saturated_outputs import SaturatedOutputs
@@ -39,4 +40,5 @@ CHECKS: tuple[Check, ...] = (
     PlantedExamples(),
     Distances(),
     FiniteDifferences(),
+    Proofs(),
 )

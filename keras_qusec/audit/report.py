@@ -20,7 +20,9 @@ from keras_qusec.report import RobustnessReport
 from keras_qusec.report.tables import WIDTH
 from keras_qusec.statistics import share_interval, wilson_interval
 
-ROBUST, OVERSTATED, MASKED = "robust", "overstated", "masked"
+ROBUST, OVERSTATED, MASKED, FAILED = "robust", "overstated", "masked", "failed"
+# The check that finds this package at fault, and not the model or the evaluation.
+_CONTRADICTION = "proofs"
 # Below this, with 95 % confidence, other attacks find no more than the judged one.
 _TOLERANCE = 0.02
 # With fewer images most limits cannot be passed.
@@ -115,6 +117,12 @@ class AuditReport:
         """The robust accuracy that is left by everything that the audit tried, in [0, 1]."""
         return self._accuracy("worst")
 
+    @property
+    def proved_accuracy(self) -> float | None:
+        """The share of images that is proved, in [0, 1]; None if no proof was tried."""
+        proved = self._evidence.proved
+        return None if proved is None else float(proved.mean())
+
     def _accuracy(self, which: str) -> float | None:
         evidence = self._evidence
         if not evidence.has_evaluation:
@@ -132,7 +140,9 @@ class AuditReport:
 
     @property
     def kind(self) -> str:
-        """``"robust"``, ``"overstated"`` or ``"masked"``."""
+        """``"robust"``, ``"overstated"``, ``"masked"``, or ``"failed"`` if proofs are broken."""
+        if _CONTRADICTION in self.raised:
+            return FAILED
         by_kind = [r.check.shows_masking for r in self._results if r.status == RAISED]
         if any(by_kind):
             return MASKED
@@ -157,8 +167,14 @@ class AuditReport:
 
     @property
     def evidence(self) -> str:
-        """How strong the evidence is: ``"quick"`` or ``"standard"``."""
-        return "standard" if self._evidence.budget.standard else "quick"
+        """How strong the evidence is: ``"quick"``, ``"standard"``, or ``"exact"``.
+
+        Exact where all images that no attack broke are proved.
+        """
+        evidence = self._evidence
+        if evidence.proved is not None and self.proved_accuracy == self.worst_accuracy:
+            return "exact"
+        return "standard" if evidence.budget.standard else "quick"
 
     @property
     def verdict(self) -> str:
@@ -174,6 +190,14 @@ class AuditReport:
             f"{100 * worst:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {self.images} images "
             f"stand within L-inf {radius_text(self._evidence.epsilon)}; evidence: {self.evidence}"
         )
+        proved = self.proved_accuracy
+        if proved is not None and self.evidence != "exact":
+            stand += f", and {100 * proved:.1f} % are proved"
+        if self.kind == FAILED:
+            return (
+                "keras-qusec failed: an attack broke an image that is proved, so trust neither "
+                f"before this is reported and mended; {stand}"
+            )
         if self.kind == ROBUST:
             return f"robust as far as we can attack: {stand}"
         _, least, most = self.overstated_by
@@ -225,6 +249,7 @@ class AuditReport:
             "level": self._evidence.budget.name,
             "judged accuracy": self.judged_accuracy,
             "worst accuracy": self.worst_accuracy,
+            "proved accuracy": self.proved_accuracy,
             "raised": list(self.raised),
             "notes": self.notes,
             "checks": [

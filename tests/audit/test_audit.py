@@ -70,7 +70,7 @@ def test_clear_model(clear):
     assert "of 24 images stand within L-inf 0.02; evidence: quick" in clear.verdict
     assert clear.judged_accuracy >= clear.worst_accuracy >= clear.judged_accuracy - 0.1
     not_run = [check.identifier for check in clear.checks if check.status == NOT_RUN]
-    assert not_run == ["transfer", "surrogates"]
+    assert not_run == ["transfer", "surrogates", "proofs"]
 
 
 def test_masked_model(masked):
@@ -123,7 +123,7 @@ def small_cnn_on(channels):
 
 def test_each_check_says_what_it_is():
     identifiers = [check.identifier for check in CHECKS]
-    assert len(set(identifiers)) == len(CHECKS) == 17
+    assert len(set(identifiers)) == len(CHECKS) == 18
     for check in CHECKS:
         assert check.rule.startswith("Raised if")
         assert any(letter.isdigit() for letter in check.rule) or check.identifier in (
@@ -307,3 +307,32 @@ def test_each_planted_example_is_one_of_its_own():
         assert planted.plant(points)
         reached = attacked.is_adversarial(points, Goal(np.zeros(50, "int64")))
         assert np.flatnonzero(reached).tolist() == [0]
+
+
+def test_proofs_make_evidence_exact_and_a_contradiction_fails(monkeypatch):
+    """Behind a hard quantizer; then a proof that is wrong, which an attack on the levels finds."""
+    model = small_cnn(2)
+    front = QuSecQuantization(2, hard=True)
+    model = keras.Sequential([keras.Input((8, 8, 1)), front, *model.layers])
+    settings = {"epsilon": 0.02, "threat_models": ("white-box", "adaptive"), "level": "full"}
+    found = audited(model, **settings)
+    check = found.checks[-1]
+    assert (check.identifier, check.status) == ("proofs", PASSED)
+    assert found.proved_accuracy == found.worst_accuracy == found.to_dict()["proved accuracy"]
+    assert found.evidence == "exact"
+    assert "evidence: exact" in found.verdict
+    quick = audited(model, epsilon=0.1)
+    assert quick.proved_accuracy <= quick.worst_accuracy
+
+    def wrong(evaluate, model, x, budget, tell):
+        report, reason = proofs(evaluate, model, x, budget, tell)
+        for certificate in report.certificates:
+            certificate.states[:] = "proved"
+        return report, reason
+
+    proofs = audit._proofs
+    monkeypatch.setattr(audit, "_proofs", wrong)
+    failed = audited(model, epsilon=0.1)
+    assert failed.kind == "failed"
+    assert failed.verdict.startswith("keras-qusec failed: an attack broke an image")
+    assert "proved and yet broken" in str(failed)

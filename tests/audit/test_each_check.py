@@ -14,7 +14,7 @@ from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
 from keras_qusec.audit.evidence import BUDGETS, JUDGED, TARGETED, Evidence
 from keras_qusec.audit.rising_accuracy import radii_of
 from keras_qusec.defenses import straight_through
-from keras_qusec.results import Result
+from keras_qusec.results import Certificate, Result
 
 # The checks are NumPy but for planted examples, gradients and logits, which other tests see on
 # each backend.
@@ -71,6 +71,17 @@ def report_of(found, correct, models="m", sources=()):
     )  # fmt: skip
 
 
+def proofs_of(correct, proved):
+    """A report that proves some images and attacks none."""
+    states = np.where(correct, "open", "broken")
+    states[list(proved)] = "proved"
+    report = report_of({}, correct)
+    report.certificates.append(
+        Certificate("m", "linf", EPSILON, states, "bounds", np.zeros(COUNT), 0.0)
+    )
+    return report
+
+
 def evidence_of(
     model=None,
     found=None,
@@ -81,6 +92,7 @@ def evidence_of(
     outputs="logits",
     identities=(),
     surrogates=False,
+    proved=None,
 ):
     attacked = AttackedModel(model or model_of(), outputs=outputs)
     labels = attacked.predictions(X)
@@ -93,6 +105,7 @@ def evidence_of(
         budget=BUDGETS["quick"], seed=0, evaluation=report_of(found, correct),
         adaptive_report=None if adaptive_report is None else report_of(adaptive_report, correct),
         transfers=None if transfers is None else report_of(transfers, correct), identities=identities,
+        proofs=None if proved is None else proofs_of(correct, proved),
     )  # fmt: skip
 
 
@@ -123,6 +136,7 @@ RAISE = {
     "loss-path": lambda: evidence_of(model_of(mirrored)),
     "distances": lambda: evidence_of(found={"fmn-linf": FAR, **WITHIN}),
     "finite-differences": lambda: evidence_of(model_of(mirrored)),
+    "proofs": lambda: evidence_of(found={"pgd": NEAR}, proved=range(5)),
 }
 # What would be found of a model whose gradients can be trusted.
 GOOD = {
@@ -133,7 +147,11 @@ GOOD = {
 
 def good(**more):
     return evidence_of(
-        found=GOOD, transfers={"pgd from other": FAR}, adaptive_report={"pgd": FAR}, **more
+        found=GOOD,
+        transfers={"pgd from other": FAR},
+        adaptive_report={"pgd": FAR},
+        proved=(),
+        **more,
     )
 
 
