@@ -232,6 +232,7 @@ def compare(options: argparse.Namespace) -> int:
         images=options.images,
         epochs=options.epochs,
         threat_models=options.threat_models,
+        prove=options.prove,
         seed=options.seed,
         folder=options.resume,
         n_jobs=options.jobs,

@@ -23,6 +23,8 @@ from keras_qusec.training import AdversarialTraining
 EPSILON = 0.3
 EPSILONS = (0.1, 0.2, EPSILON)
 SEED = 0
+# The model of which images are proved.
+PROVED = "constant + PGD training"
 
 
 class DemoModel(NamedTuple):
@@ -59,7 +61,8 @@ def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, DemoModel]:
     def fgsm() -> AdversarialTraining:
         return AdversarialTraining("fgsm", epsilon=EPSILON, ratio=0.5, validation_data=(x, y))
 
-    # Against the adaptive attacker: through a softer quantizer's gradient.
+    # Against the adaptive attacker: through a softer quantizer's gradient. Hard steps, so that
+    # images can be proved.
     pgd = AdversarialTraining(
         "pgd", epsilon=EPSILON, steps=4, step_size=EPSILON / 2, gradient_hardness=10.0
     )
@@ -71,7 +74,7 @@ def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, DemoModel]:
         "trainable + FGSM training": DemoModel(
             paper_cnn(TrainableQuSecQuantization(2), seed=SEED), fgsm()
         ),
-        "constant + PGD training": DemoModel(paper_cnn(QuSecQuantization(2), seed=SEED), pgd),
+        PROVED: DemoModel(paper_cnn(QuSecQuantization(2, hard=True), seed=SEED), pgd),
     }
 
 
@@ -128,6 +131,7 @@ def run_demo(
         threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended": models["undefended"]},
         seed=SEED,
+        prove={PROVED: "bounds"},
         progress=lambda text, share: progress(text, 0.6 + 0.4 * share),
     )
     text = (
@@ -174,9 +178,11 @@ What the numbers mean
   softer ones, and keep the strongest attack on each image. Training on FGSM
   (the paper's Fig. 5) teaches a model FGSM, not robustness, as the rows of the
   standard evaluation show. Training on PGD through softer gradients defends.
+  Its steps are hard, so that images can be proved: no attack can break those.
 What they do not mean
-  They are not a guarantee: a stronger attack can only lower them. They hold for
-  this small training set, this network and these threat models, nothing else."""
+  Where nothing is proved they are no guarantee: a stronger attack can lower
+  them. They hold for this small training set, this network and these threat
+  models, nothing else."""
 
 
 def summary(result: DemoResult) -> str:

@@ -307,6 +307,9 @@ def _add_compare(commands: Any) -> None:
         "--attacks", nargs="+", default=["fgsm", "standard"], metavar="ATTACK",
         help="names of attacks (default: fgsm standard); \"keras-qusec attacks\" lists them",
     )  # fmt: skip
+    compare.add_argument(
+        "--prove", choices=EFFORTS, help="prove images first, behind hard quantizers"
+    )
     compare.add_argument("--seed", type=int, default=0, help="default: 0")
     compare.add_argument("--jobs", type=int, help="processes (default: 1)")
     compare.add_argument(

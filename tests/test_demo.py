@@ -35,6 +35,8 @@ class TestDemo:
                 white = report.robust_accuracy(attack, 0.3, "white-box", model=model)
                 adaptive = report.robust_accuracy(attack, 0.3, "adaptive", model=model)
                 assert clean >= white >= adaptive >= report.robust_accuracy(model=model)
+            proved = report.certified_accuracy(0.1, model=model)
+            assert (proved is None) == (model != demo.PROVED)
         shares = [share for _, share in seen]
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1)

@@ -22,7 +22,7 @@ from keras_qusec.audit.report import AuditReport, CheckResult, Cost
 from keras_qusec.audit.surrogate_gradients import with_identity
 from keras_qusec.audit.transfer import substitute
 from keras_qusec.backends import with_gradients
-from keras_qusec.certification.box import front_quantizer
+from keras_qusec.certification.box import behind_hard_quantizer
 from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation import evaluate_robustness
@@ -229,8 +229,7 @@ def _proofs(
     Other models have bounds, too, which are loose and can take minutes an image.
     """
     try:
-        quantizer = front_quantizer(model, x)
-        if quantizer is None or quantizer.grid is None:
+        if not behind_hard_quantizer(model, x):
             return None, (
                 "no hard quantizer is in front, behind which proofs are quick; "
                 "certify_robustness tries on any model with a graph"

@@ -103,6 +103,12 @@ def front_quantizer(model: AttackedModel, x: Array) -> InputQuantizer | None:
     return model.kept(("front of proofs", x.shape[1:]), find)
 
 
+def behind_hard_quantizer(model: AttackedModel, x: Array) -> bool:
+    """Whether all of an image passes a hard quantizer first, behind which proofs are quick."""
+    quantizer = front_quantizer(model, x)
+    return quantizer is not None and quantizer.grid is not None
+
+
 def _outputs(
     model: AttackedModel, quantizer: InputQuantizer, low: Array, high: Array
 ) -> tuple[Array, Array]:

@@ -13,8 +13,11 @@ import keras
 import numpy as np
 
 from keras_qusec import datasets, files, parallel
+from keras_qusec.attacks import AttackedModel
 from keras_qusec.attacks.foolbox import import_foolbox
-from keras_qusec.checks import whole_number
+from keras_qusec.certification.box import behind_hard_quantizer
+from keras_qusec.certification.certify import EFFORTS, Prover
+from keras_qusec.checks import one_of, whole_number
 from keras_qusec.comparison import contenders
 from keras_qusec.comparison.contenders import Training
 from keras_qusec.comparison.results import Comparison, Measured
@@ -44,6 +47,7 @@ class Settings(NamedTuple):
         seed: seed of all that is random.
         folder: where finished work is kept.
         threat_models: under which each is attacked.
+        prove: effort of proofs behind hard quantizers, or None.
     """
 
     epsilons: tuple[float, ...]
@@ -53,6 +57,7 @@ class Settings(NamedTuple):
     seed: int
     folder: str
     threat_models: tuple[str, ...] = THREAT_MODELS
+    prove: str | None = None
 
     def training(self, data: Dataset) -> Training:
         """The settings of the contenders' training."""
@@ -72,6 +77,7 @@ def compare(
     images: int = 100,
     epochs: int = 4,
     threat_models: Sequence[str] = THREAT_MODELS,
+    prove: str | None = None,
     seed: int = 0,
     folder: str | os.PathLike | None = None,
     n_jobs: int | None = None,
@@ -91,6 +97,8 @@ def compare(
         epochs: epochs of each classifier.
         threat_models: names as in `evaluate_robustness`; those that use a source get the
             undefended network of another seed.
+        prove: effort of proofs as in `evaluate_robustness`, for defences with a hard quantizer in
+            front, or None. Behind others proofs are possible and take minutes an image.
         seed: seed of all that is random.
         folder: where trained models and finished evaluations are kept. Called again, a defence
             that is there already is not trained again; one is a unit of its own, so that
@@ -121,11 +129,13 @@ def compare(
     for name, value in {"images": images, "epochs": epochs}.items():
         whole_number(value, name)
     whole_number(seed, "seed", least=0)
+    if prove is not None:
+        one_of(prove, "prove", tuple(EFFORTS), hint="None proves nothing.")
     loaded = datasets.load(data)
     with tempfile.TemporaryDirectory() as temporary, shown(progress, "training") as report:
         settings = Settings(
             tuple(map(float, np.ravel(epsilons))), tuple(attacks), images, epochs, seed,
-            str(folder or temporary), tuple(map(str, threat_models)),
+            str(folder or temporary), tuple(map(str, threat_models)), prove,
         )  # fmt: skip
         report("source of black-box examples", 0.0)
         source = settings.source_training(loaded)
@@ -176,12 +186,14 @@ def compared(
     rows = datasets.stratified_sample(data.y_test, settings.images, settings.seed)
     x, y = data.x_test[rows], data.y_test[rows]
     transferred = any(threats.get(name).uses_source for name in settings.threat_models)
+    proves = settings.prove and _proves(model, x)
     evaluated = evaluate_robustness(
         {name: model}, x, y, attacks=list(settings.attacks), epsilons=settings.epsilons,
         threat_models=settings.threat_models,
         source_model={"undefended, another seed": source} if transferred else None,
         seed=settings.seed,
         class_names=data.class_names,
+        prove={name: settings.prove} if proves else None,
         resume_dir=Path(folder) / f"{name}-evaluation", progress=False,
     )  # fmt: skip
     return Measured(
@@ -192,6 +204,15 @@ def compared(
         inference=_inference_ratio(model, source, x),
         parameters=model.count_params(),
     )
+
+
+def _proves(model: keras.Model, x: np.ndarray) -> bool:
+    """Whether a defence stands behind a hard quantizer and all its layers have rules."""
+    try:
+        attacked = AttackedModel(model)
+        return behind_hard_quantizer(attacked, x[:1]) and bool(Prover(attacked, x[:8]))
+    except ValueError:
+        return False
 
 
 def trained(

@@ -32,7 +32,7 @@ from keras_qusec.defenses import (
 )
 from keras_qusec.models import paper_cnn
 from keras_qusec.registry import Registry
-from keras_qusec.training import AdversarialTraining
+from keras_qusec.training import AdversarialTraining, CertifiedTraining
 
 
 class Training(NamedTuple):
@@ -84,6 +84,12 @@ def _pgd(training: Training) -> AdversarialTraining:
         "pgd", epsilon=training.epsilon, steps=4, step_size=training.epsilon / 2,
         gradient_hardness=10.0, seed=training.seed,
     )  # fmt: skip
+
+
+def _hard_certified(training: Training) -> keras.Model:
+    longer = training._replace(epochs=2 * training.epochs)
+    bounds = CertifiedTraining(training.epsilon, seed=training.seed)
+    return longer.fitted(training.network(QuSecQuantization(2, hard=True)), bounds)
 
 
 def _squeezing(training: Training) -> keras.Model:
@@ -196,6 +202,10 @@ for _name, _contender in {
     "constant-pgd": Contender(
         lambda t: t.fitted(t.network(QuSecQuantization(2)), _pgd(t)),
         "QuSecQuantization(2) and PGD training through softer gradients",
+    ),
+    "hard-certified": Contender(
+        _hard_certified,
+        "QuSecQuantization(2, hard=True) and CertifiedTraining by intervals, twice the epochs",
     ),
 }.items():
     _CONTENDERS.add(_name, _contender)

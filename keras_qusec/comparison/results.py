@@ -55,7 +55,18 @@ class Comparison:
         norm, radii = next(iter(self.measured[0].report.epsilons.items()))
         for epsilon in radii:
             threats = [_HEADS.get(name, name) for name in self._threat_models()]
-            columns = ["defence", "clean", *threats, "worst", "95 %", "train", "infer", "params"]
+            proved = ["proved"] if self._proves else []
+            columns = [
+                "defence",
+                "clean",
+                *threats,
+                *proved,
+                "worst",
+                "95 %",
+                "train",
+                "infer",
+                "params",
+            ]
             rows = [self._row(one, norm, epsilon) for one in self.measured]
             title = f"Accuracy in % at epsilon {radius_text(epsilon)} ({norm}), and cost"
             tables.append(Table(title, columns, rows, ()))
@@ -65,6 +76,11 @@ class Comparison:
         """Under which all defences were attacked."""
         return self.measured[0].report.threat_models
 
+    @property
+    def _proves(self) -> bool:
+        """Whether anything was proved of any defence."""
+        return any(one.report.certificates for one in self.measured)
+
     def _row(self, one: Measured, norm: str, epsilon: float) -> list[str]:
         report = one.report
         shares = [report.clean_accuracy()]
@@ -73,9 +89,13 @@ class Comparison:
             for name in self._threat_models()
         ]
         case = report.worst_case(report.models[0], norm, epsilon)
+        proved = report.certified_accuracy(epsilon, norm=norm)
+        cells = ["-" if proved is None else f"{100 * proved:.1f}"] if self._proves else []
         return [
             one.name,
-            *(f"{100 * share:.1f}" for share in [*shares, case.robust_accuracy]),
+            *(f"{100 * share:.1f}" for share in shares),
+            *cells,
+            f"{100 * case.robust_accuracy:.1f}",
             f"{100 * case.low:.0f}-{100 * case.high:.0f}",
             f"{one.training_seconds:.0f}s",
             f"{one.inference:.1f}x",
@@ -89,7 +109,12 @@ class Comparison:
         attacks = "; ".join(identity["attacks"].values())
         versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
         settings = "; ".join(f"{one.name}: {one.settings}" for one in self.measured)
+        proved = (
+            "Proved is the share that no attack can break; - where no hard quantizer is in front, "
+            "or a layer has no rule.",
+        )
         return [
+            *(proved if self._proves else ()),
             "Worst is the accuracy under all attacks of all threat models: the figure to read. "
             "White-box alone is no evidence for a defence that masks gradients. A detector's "
             "rejected clean image is an error, and an adversarial example must be accepted.",

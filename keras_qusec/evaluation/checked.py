@@ -35,7 +35,7 @@ from keras_qusec.evaluation.inputs import (
     threat_models_of,
 )
 from keras_qusec.evaluation.plan import Plan, Unit
-from keras_qusec.evaluation.proofs import check_prove
+from keras_qusec.evaluation.proofs import efforts_of
 from keras_qusec.evaluation.run import Models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.integer_inputs import check_reachable
@@ -69,7 +69,7 @@ class Checked:
     class_names: tuple[str, ...]
     target_rule: str | None
     notes: Sequence[str]
-    prove: str | None = None
+    prove: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def clean_outputs(self) -> list[np.ndarray]:
@@ -118,7 +118,7 @@ def checked_inputs(
     batch_size: int | None,
     seed: int,
     keep_examples: bool,
-    prove: str | None,
+    prove: str | Mapping[str, str] | None,
 ) -> Checked:
     """What `evaluate_robustness` was given, which see, checked.
 
@@ -198,9 +198,11 @@ def checked_inputs(
         without_gradients=tuple(name for name, m in models.items() if not m.has_gradients),
         kept_norms=tuple(by_norm) if keep_examples else (),
     )
-    check_prove(prove, models, by_norm, plan)
+    efforts = efforts_of(prove, models, by_norm, plan)
     rule = targets if isinstance(targets, str) or targets is None else "classes given"
-    return Checked(plan, models, sources, by_norm, logits, source_logits, names, rule, notes, prove)
+    return Checked(
+        plan, models, sources, by_norm, logits, source_logits, names, rule, notes, efforts
+    )
 
 
 def _attacked(

@@ -50,7 +50,7 @@ def evaluate_robustness(
     n_jobs: int | None = None,
     resume_dir: str | os.PathLike | None = None,
     keep_examples: bool = False,
-    prove: str | None = None,
+    prove: str | Mapping[str, str] | None = None,
     progress: bool | Progress | None = None,
 ) -> RobustnessReport:
     """Attack classifiers and report what is left of their accuracy.
@@ -120,7 +120,8 @@ def evaluate_robustness(
         prove: prove images first, as `certify_robustness` does, with effort ``"bounds"``,
             ``"standard"`` or ``"exact"``; proved images are not attacked in L-infinity, and the
             report says between which shares robust accuracy lies (`RobustnessReport.bracket`).
-            With ``attacks=[]`` nothing else is done.
+            With ``attacks=[]`` nothing else is done. A dictionary proves of some models alone:
+            ``{"name": "standard"}``.
         progress: True or False to show a progress bar on the terminal (default: if there is
             one), or a function called with a text and the share done.
 
@@ -150,7 +151,9 @@ def evaluate_robustness(
         keep_examples=keep_examples, prove=prove,
     )  # fmt: skip
     plan = inputs.plan
-    provenance = provenance_of(plan, inputs.models, inputs.sources, inputs.target_rule, prove)
+    provenance = provenance_of(
+        plan, inputs.models, inputs.sources, inputs.target_rule, inputs.prove
+    )
     if inputs.class_names:
         provenance["class names"] = list(inputs.class_names)
     units = inputs.units()
@@ -159,10 +162,11 @@ def evaluate_robustness(
         if resume_dir is not None:
             stored = Store(resume_dir, provenance["identity"], inputs.clean_outputs)
             store = kept.enter_context(stored)
-        proofs = _proofs(inputs, prove, store, progress)
+        first, second = _halves(progress) if inputs.prove else (None, progress)
+        proofs = _proofs(inputs, store, first)
         plan = dataclasses.replace(plan, proved=proofs.proved())
         inputs = dataclasses.replace(inputs, plan=plan)
-        outcomes = _outcomes(units, inputs, store, n_jobs, progress)
+        outcomes = _outcomes(units, inputs, store, n_jobs, second)
     results, failures = _gather(units, outcomes, plan.batch_size)
     results += proofs.results
     if failures and not results:
@@ -173,19 +177,27 @@ def evaluate_robustness(
     return _report(inputs, provenance, results, failures, proofs)
 
 
-def _proofs(
-    inputs: Checked, prove: str | None, store: Store | None, progress: bool | Progress | None
-) -> Proofs:
+def _halves(progress: bool | Progress | None) -> tuple[Any, Any]:
+    """The progress of the proofs and of the attacks; a function sees one share that rises."""
+    if not callable(progress):
+        return progress, progress
+    return (
+        lambda text, share: progress(text, share / 2),
+        lambda text, share: progress(text, (1 + share) / 2),
+    )
+
+
+def _proofs(inputs: Checked, store: Store | None, progress: bool | Progress | None) -> Proofs:
     """What is proved of each model: from disk, or now and written at once."""
-    if prove is None:
+    if not inputs.prove:
         return Proofs()
     found: list[Proofs] = []
     radii = inputs.epsilons["linf"]
     with shown(progress, "proofs") as tell:
-        for name, model in inputs.models.items():
+        for name, effort in inputs.prove.items():
             known = None if store is None else store.load_proofs(name)
             if known is None:
-                known = proofs_of(prove, name, model, radii, inputs.plan, tell)
+                known = proofs_of(effort, name, inputs.models[name], radii, inputs.plan, tell)
                 if store is not None:
                     store.save_proofs(name, known)
             found.append(known)

@@ -39,13 +39,29 @@ class Proofs(NamedTuple):
         return found
 
 
-def check_prove(
-    prove: str | None, models: Mapping[str, Classifier], epsilons: Mapping[str, object], plan: Plan
-) -> None:
-    """Raise a ValueError for models or settings of which nothing can be proved."""
+def efforts_of(
+    prove: str | Mapping[str, str] | None,
+    models: Mapping[str, Classifier],
+    epsilons: Mapping[str, object],
+    plan: Plan,
+) -> dict[str, str]:
+    """The effort of proofs by model, of those of which something is to be proved.
+
+    Args:
+        prove: one for all models, one for some of them by name, or None.
+        models: all by name.
+        epsilons: by norm.
+        plan: of the evaluation.
+
+    Raises:
+        ValueError: for models or settings of which nothing can be proved.
+    """
     if prove is None:
-        return
-    one_of(prove, "prove", tuple(EFFORTS), hint="None proves nothing.")
+        return {}
+    efforts = dict(prove) if isinstance(prove, Mapping) else dict.fromkeys(models, prove)
+    for name, effort in efforts.items():
+        one_of(name, "a name in prove", tuple(models))
+        one_of(effort, "prove", tuple(EFFORTS), hint="None proves nothing.")
     if "linf" not in epsilons:
         raise ValueError(
             f"Expected epsilons in linf for prove={prove!r}. Received: {', '.join(epsilons)}. "
@@ -56,13 +72,15 @@ def check_prove(
             f"Expected untargeted attacks for prove={prove!r}: an image is proved if no class "
             "but its own can be reached. Received: targets. Leave one of the two out."
         )
-    for name, model in models.items():
+    for name in efforts:
+        model = models[name]
         if not isinstance(model, AttackedModel) or model.draws > 1:
             kind = "an average of draws" if isinstance(model, AttackedModel) else "no Keras model"
             raise ValueError(
                 f"Expected Keras models without random draws for prove={prove!r}. Received: "
                 f"{name!r}, {kind}, of which nothing can be proved. Leave prove out."
             )
+    return efforts
 
 
 def proofs_of(
@@ -83,7 +101,7 @@ def proofs_of(
         plan: of the images and of what is kept.
         tell: told what is proved, and the share done.
     """
-    assert isinstance(model, AttackedModel)  # by `check_prove`
+    assert isinstance(model, AttackedModel)  # by `efforts_of`
 
     def say(text: str, share: float) -> None:
         tell(f"{name}: {text}", share)

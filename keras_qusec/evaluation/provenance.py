@@ -36,7 +36,7 @@ def provenance_of(
     models: Mapping[str, Classifier],
     sources: Mapping[str, Classifier],
     targets: str | None,
-    prove: str | None = None,
+    prove: Mapping[str, str],
 ) -> dict[str, Any]:
     """What the figures are made of: ``"identity"``, and what does not change them.
 
@@ -45,7 +45,7 @@ def provenance_of(
         models: attacked models by name.
         sources: source models by name.
         targets: how targets were chosen, or None for untargeted attacks.
-        prove: effort of proofs, or None.
+        prove: effort of proofs, by model.
     """
     backend = keras.backend.backend()
     x, goal = plan.x, plan.goal
@@ -70,7 +70,7 @@ def provenance_of(
             "batch size": plan.batch_size,
             "seed": plan.seed,
             **({"kept examples": list(plan.kept_norms)} if plan.kept_norms else {}),
-            **({"proofs": prove} if prove else {}),
+            **({"proofs": dict(prove)} if prove else {}),
             "backend": backend,
             "versions": {
                 "keras-qusec": __version__,

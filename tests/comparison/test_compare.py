@@ -103,6 +103,36 @@ def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
 
 
 @pytest.mark.once
+def test_what_is_proved_has_a_column(data):
+    """Of defences behind hard steps alone; a soft one has a dash."""
+
+    def hard(training):
+        front = QuSecQuantization(2, hard=True)
+        return trained(small_network(front), training.data, images=256, epochs=1)
+
+    comparison.register("hard", hard)
+    comparison.register("soft", lambda t: small_network(QuSecQuantization(2)))
+    try:
+        found = comparison.compare(
+            data, ["hard", "soft"], prove="standard", **{**SETTINGS, "epsilons": (0.1,)}
+        )
+        with pytest.raises(ValueError, match="prove to be one of"):
+            comparison.compare(data, ["hard"], prove="all", **SETTINGS)
+    finally:
+        comparison.unregister("hard")
+        comparison.unregister("soft")
+    (table,) = found.tables()
+    place = table.columns.index("proved")
+    assert table.columns[place + 1] == "worst"
+    (first, second) = table.rows
+    assert second[place] == "-"
+    # A search decides so small a network, and the decision is exact.
+    assert float(first[place]) == float(first[place + 1]) > 0
+    assert "Proved is the share" in str(found)
+    assert max(map(len, str(found).splitlines())) <= 80
+
+
+@pytest.mark.once
 @pytest.mark.usefixtures("small")
 def test_a_damaged_file_says_what_it_is(data, tmp_path):
     settings = {**SETTINGS, "images": 4, "epsilons": (0.1,)}

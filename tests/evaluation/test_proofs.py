@@ -97,6 +97,19 @@ def test_what_the_search_broke_counts_and_is_kept(model, data):
     assert report.robust_accuracy(epsilon=0.2) == report.certified_accuracy(0.2)
 
 
+def test_of_some_models_alone(model, data):
+    """A dictionary gives each model an effort of its own, and none to those left out."""
+    models = {"net": model, "other": model}
+    report = evaluate_robustness(
+        models, *data, attacks=["fgsm"], epsilons=[0.1], prove={"net": "bounds"}
+    )
+    assert [certificate.model for certificate in report.certificates] == ["net"]
+    assert report.bracket(model="other") is None
+    assert report.provenance["identity"]["proofs"] == {"net": "bounds"}
+    with pytest.raises(ValueError, match="a name in prove to be one of"):
+        evaluate_robustness(models, *data, attacks=[], epsilons=[0.1], prove={"nets": "bounds"})
+
+
 def test_it_resumes(model, data, tmp_path, monkeypatch):
     from keras_qusec.evaluation import proofs
 
