@@ -2,6 +2,7 @@
 
 from keras_qusec.training.callback import AdversarialTraining
 from keras_qusec.training.certified import CertifiedTraining
+from keras_qusec.training.initializer import IBPNormal
 from keras_qusec.training.objectives import ModelLoss, Trades, TrainingObjective
 from keras_qusec.training.schedule import HardnessSchedule
 
@@ -9,6 +10,7 @@ __all__ = [
     "AdversarialTraining",
     "CertifiedTraining",
     "HardnessSchedule",
+    "IBPNormal",
     "ModelLoss",
     "Trades",
     "TrainingObjective",

@@ -12,6 +12,7 @@ from keras_qusec.attacks import AttackedModel
 from keras_qusec.certification.box import reachable_box
 from keras_qusec.certification.graph import pieces_between
 from keras_qusec.certification.network import Network
+from keras_qusec.training import IBPNormal
 from keras_qusec.training.certified_objective import certified
 
 L = keras.layers
@@ -249,3 +250,36 @@ def test_the_step_changes_where_epsilon_has_its_value(data):
     seen.clear()
     model.fit(*data, epochs=6, initial_epoch=2, **settings)
     assert [settled for settled, _ in seen] == [False, True, True, True]
+
+
+def test_initial_weights_keep_the_width_of_intervals():
+    """Through ten wide layers, where Keras' own weights widen them a thousand times."""
+
+    def widening(initializer):
+        layers = [
+            L.Dense(300, activation="relu", kernel_initializer=initializer(n)) for n in range(10)
+        ]
+        model = keras.Sequential([keras.Input((300,)), *layers, L.Dense(2)])
+        x = ops.convert_to_tensor(np.random.default_rng(0).random((8, 300)).astype("float32"))
+        found = certified(
+            pieces_between(model), x, np.zeros(8, "int64"), 0.1, (-1.0, 2.0), training=False
+        )
+        widths = [float(ops.convert_to_numpy(ops.stop_gradient(ops.mean(high - low))))
+                  for low, high in found.values.values()]  # fmt: skip
+        return widths[20] / widths[0]
+
+    assert widening(lambda n: IBPNormal(seed=n)) == pytest.approx(1.0, abs=0.5)
+    assert widening(lambda n: keras.initializers.GlorotUniform(seed=n)) > 100
+
+
+def test_initial_weights_are_those_of_their_seed_and_are_saved(tmp_path):
+    dense = L.Dense(4, kernel_initializer=IBPNormal(seed=3))
+    model = keras.Sequential([keras.Input((5,)), dense])
+    other = L.Dense(4, kernel_initializer=IBPNormal(seed=3))
+    other.build((None, 5))
+    np.testing.assert_array_equal(*(ops.convert_to_numpy(d.kernel) for d in (dense, other)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].kernel_initializer.seed == 3
+    unseeded = IBPNormal()
+    assert IBPNormal.from_config(unseeded.get_config()).seed is None
