@@ -27,9 +27,8 @@ class IBPNormal(keras.initializers.Initializer):
     Example:
 
     >>> from keras_qusec.training import IBPNormal
-    >>> layer = keras.layers.Dense(100, kernel_initializer=IBPNormal(seed=0))
-    >>> layer.build((None, 1000))
-    >>> round(1000 * float(keras.ops.std(layer.kernel)), 1)
+    >>> weights = IBPNormal(seed=0)((1000, 100))
+    >>> round(1000 * float(keras.ops.std(weights)), 1)
     2.5
     """
 
