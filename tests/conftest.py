@@ -52,7 +52,8 @@ def cnn():
 # What these folders and files compute is compiled by others, whose tests run on each backend.
 _COMPILED_BELOW = (
     "audit", "comparison", "reproduction", "report", "test_cli", "test_debugging", "test_demo",
-    "test_extensions", "test_package", "test_public_reports",
+    "test_extensions", "test_odd_inputs", "test_other_backends", "test_package", "test_parity",
+    "test_public_reports", "test_random_models", "test_squeezing",
 )  # fmt: skip
 
 
