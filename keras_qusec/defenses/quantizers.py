@@ -13,6 +13,7 @@ from keras_qusec import checks
 from keras_qusec.defenses.base import current_surrogate, find_layers, given_output
 from keras_qusec.plots import embedded, thresholds_figure
 from keras_qusec.quantization import (
+    byte_thresholds,
     check_hardness,
     check_levels,
     check_thresholds,
@@ -23,6 +24,8 @@ from keras_qusec.quantization import (
 
 # Raised when a saved config gains or changes a key that an older release cannot read.
 CONFIG_VERSION = 1
+# As many as are unrolled, of which every exporter makes a graph.
+_MOST_BYTE_LEVELS = 36
 GRANULARITIES = ("pixel", "channel", "shared")
 
 Tensor = Any
@@ -245,7 +248,10 @@ class QuSecQuantization(_Quantizer):
     Args:
         levels: number of output levels n, an integer from 2 up.
         hardness: z, above 0. In units of the value range: 50 makes 2 levels a step.
-        thresholds: n - 1 increasing numbers inside `value_range`; default ``k / n`` of it.
+        thresholds: n - 1 increasing numbers inside `value_range`; default ``k / n`` of it; or
+            ``"bytes"`` for those moved up to the next of 256 byte values (`byte_thresholds`), the
+            same for images of bytes, which models of 8-bit and 16-bit numbers keep. Up to 36
+            levels.
         value_range: darkest and brightest pixel value. Values outside are legal and
             saturate towards 0 and 1.
         hard: output the step function itself, exactly one of n values.
@@ -284,6 +290,8 @@ class QuSecQuantization(_Quantizer):
     ) -> None:
         super().__init__(levels, hardness, value_range, hard, gradient_hardness, **kwargs)
         self._given = None
+        if isinstance(thresholds, str):
+            thresholds = self._named(thresholds)
         if thresholds is not None:
             values = check_thresholds(thresholds, self.levels, self.value_range)
             if values.ndim != 1:
@@ -293,6 +301,16 @@ class QuSecQuantization(_Quantizer):
                     "differ between pixels or channels use TrainableQuSecQuantization."
                 )
             self._given = values.tolist()
+
+    def _named(self, thresholds: str) -> np.ndarray:
+        """The thresholds of a name, of which there is one."""
+        checks.one_of(thresholds, "thresholds", ("bytes",), hint="Or give numbers.")
+        if self.levels > _MOST_BYTE_LEVELS:
+            raise ValueError(
+                f'Expected at most {_MOST_BYTE_LEVELS} levels for thresholds="bytes". Received: '
+                f"levels={self.levels}. With more, bytes are hardly quantized; leave it out."
+            )
+        return byte_thresholds(equal_thresholds(self.levels, self.value_range), self.value_range)
 
     @property
     def thresholds(self) -> np.ndarray:

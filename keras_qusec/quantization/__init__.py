@@ -2,6 +2,7 @@
 
 from keras_qusec.quantization.quantize import hard_quantize, soft_quantize
 from keras_qusec.quantization.thresholds import (
+    byte_thresholds,
     check_hardness,
     check_levels,
     check_thresholds,
@@ -9,6 +10,7 @@ from keras_qusec.quantization.thresholds import (
 )
 
 __all__ = [
+    "byte_thresholds",
     "check_hardness",
     "check_levels",
     "check_thresholds",

@@ -9,8 +9,10 @@ from keras import ops
 from keras_qusec.custom_gradients import upstream_gradient
 from keras_qusec.quantization.sigmoids import sigmoid_slope
 
-# Loops up to this long are unrolled: no loop overhead, and simpler exported graphs.
+# Backward loops up to this long are unrolled, which saves the loop's overhead.
 _UNROLL = 4
+# Forward loops up to this long, too: of loops, LiteRT's converter to whole numbers makes no model.
+_UNROLL_FORWARD = 35
 
 Tensor = Any
 
@@ -35,9 +37,9 @@ def free_quantizer(hard: bool, differentiate_thresholds: bool) -> Any:
     return quantizer
 
 
-def _fold(steps: Any, body: Any, state: Any) -> Any:
+def _fold(steps: Any, body: Any, state: Any, unroll: int = _UNROLL) -> Any:
     """``for k in range(steps): state = body(k, state)``, as a graph loop when long."""
-    if isinstance(steps, int) and steps <= _UNROLL:
+    if isinstance(steps, int) and steps <= unroll:
         for k in range(steps):
             state = body(k, state)
         return state
@@ -45,12 +47,20 @@ def _fold(steps: Any, body: Any, state: Any) -> Any:
 
 
 def _sum(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-    """Sum of the sigmoids of all thresholds."""
-    if t.shape[0] == 1:
-        return ops.sigmoid(z * (x - t[0]))
-    # Multiplied once, not once a threshold: a pass over the images saved in each round.
+    """Sum of the sigmoids of all thresholds.
+
+    With products and not ``z * (x - t)``, which has no place for small differences between 8-bit
+    numbers; and multiplied once, not once a threshold, which saves a pass over the images.
+    """
     zx, zt = z * x, z * t
-    return _fold(t.shape[0], lambda k, total: total + ops.sigmoid(zx - zt[k]), ops.zeros_like(x))
+    if t.shape[0] == 1:
+        return ops.sigmoid(zx - zt[0])
+    return _fold(
+        t.shape[0],
+        lambda k, total: total + ops.sigmoid(zx - zt[k]),
+        ops.zeros_like(x),
+        _UNROLL_FORWARD,
+    )
 
 
 def _count(x: Tensor, t: Tensor) -> Tensor:
@@ -58,7 +68,10 @@ def _count(x: Tensor, t: Tensor) -> Tensor:
     return _fold(
         t.shape[0],
         lambda k, total: total + ops.cast(x >= t[k], x.dtype),
-        ops.clip(x, 0.0, 0.0),  # zero everywhere but for NaN, which no comparison keeps
+        # Zero everywhere but for NaN, which no comparison keeps. A range without width, as of
+        # ``clip(x, 0, 0)``, would make all 8-bit numbers of an exported model zero.
+        ops.relu6(x) * 0.0,
+        _UNROLL_FORWARD,
     )
 
 

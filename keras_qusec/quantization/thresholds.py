@@ -71,6 +71,47 @@ def check_thresholds(thresholds: Any, levels: int, value_range: Range) -> np.nda
     return values
 
 
+# How far below a byte value thresholds are put, in steps from byte to byte: more than images
+# scaled by another division are off, less than 8-bit numbers can tell.
+_BELOW = 1e-3
+
+
+def byte_thresholds(thresholds: Any, value_range: Range = (0.0, 1.0)) -> np.ndarray:
+    """Thresholds moved up to the next of 256 byte values, less a thousandth of a step.
+
+    Images of bytes are quantized as before, since between two bytes there is none. But models
+    that compute with 8-bit or 16-bit numbers round a threshold between two bytes to one of them,
+    and may then take the darker byte for the brighter one; these they keep.
+
+    Args:
+        thresholds: numbers inside the value range, any shape.
+        value_range: pixel values of byte 0 and byte 255.
+
+    Returns:
+        float32 array of the same shape.
+
+    Raises:
+        ValueError: for two thresholds, along the first axis, that lie between the same two bytes.
+
+    Example:
+
+    >>> from keras_qusec.quantization import byte_thresholds
+    >>> (255 * byte_thresholds([0.25, 0.5])).round(3).tolist()
+    [63.999, 127.999]
+    """
+    low, high = checks.value_range(value_range)
+    values = np.asarray(thresholds, "float64")
+    step = (high - low) / 255
+    # float32 thresholds that are a byte value stay there.
+    numbers = np.ceil((values - low) / step - 1e-4)
+    if values.ndim and np.any(np.diff(numbers, axis=0) <= 0):
+        raise ValueError(
+            "Expected increasing thresholds with a byte value between each two of them. Received: "
+            f"{values.tolist()!r}. Use fewer levels."
+        )
+    return (low + step * (numbers - _BELOW)).astype("float32")
+
+
 def equal_thresholds(levels: int, value_range: Range = (0.0, 1.0)) -> np.ndarray:
     """Equally spaced thresholds, ``t_k = k / levels`` of the value range.
 
