@@ -4,9 +4,9 @@
     KERAS_BACKEND=torch python benchmarks/other_verifier.py MODEL.keras --images 10 --epsilon 0.1
 
 Exports the first test images of MNIST as `keras-qusec certify --export` does, asks Marabou
-whether any wrong class can be reached, and compares with `certify_robustness`. Between two levels lie numbers that
-no image reaches, so a counterexample of Marabou does not contradict a proof; a proof of Marabou
-contradicts an adversarial example. Linux, Python 3.11.
+whether any wrong class can be reached, and compares with `certify_robustness`. Between two levels
+lie numbers that no image reaches, so a counterexample of Marabou does not contradict a proof; a
+proof of Marabou contradicts an adversarial example. Linux, Python 3.11.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras
-import numpy as np
 
 from keras_qusec import certify_robustness, datasets
 from keras_qusec.certification.exchange import export_problems, read_box

@@ -6,7 +6,7 @@ about, to the last float.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 # A soft quantizer's float32 sigmoids are not monotone to the last bits, and batches of other sizes
 # may differ in them. Measured: at most 2.4e-7 on three backends.
-SOFT_MARGIN = 2e-6
+_SIGMOID_MARGIN = 2e-6
 
 
 class Box(NamedTuple):
@@ -78,8 +78,20 @@ def reachable_box(model: AttackedModel, x: Array, epsilon: float) -> Box:
         grid = quantizer.grid
         low, high = _outputs(model, quantizer, low, high)
         if grid is None:
-            low, high = low - SOFT_MARGIN, high + SOFT_MARGIN
+            margin = soft_margin(quantizer.layer)
+            low, high = low - margin, high + margin
     return Box(low, high, grid, quantizer, ends)
+
+
+def soft_margin(layer: Any) -> float:
+    """By how much a soft quantizer's output may differ between two ways to compute it.
+
+    What its sigmoids receive is a difference of two numbers of the size of the hardness, each of
+    which is rounded, or not if a compiler fuses them; a sigmoid changes by a quarter of that.
+    """
+    low, high = layer.value_range
+    largest = layer.hardness * max(abs(low), abs(high)) / (high - low)
+    return _SIGMOID_MARGIN + 0.25 * 2.0**-21 * largest
 
 
 def front_quantizer(model: AttackedModel, x: Array) -> InputQuantizer | None:

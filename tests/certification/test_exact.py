@@ -16,7 +16,7 @@ from keras_qusec import (
     evaluate_robustness,
 )
 from keras_qusec.attacks import AttackedModel
-from keras_qusec.certification.box import reachable_box
+from keras_qusec.certification.box import reachable_box, soft_margin
 from keras_qusec.certification.certify import Prover
 from keras_qusec.norms import LInfinity
 
@@ -215,15 +215,22 @@ def test_levels_are_those_of_the_quantizer():
 
 
 @pytest.mark.parametrize("levels", [2, 5, 40])
-def test_the_margin_of_soft_quantizers_is_enough(levels):
-    layer = QuSecQuantization(levels)
+@pytest.mark.parametrize("hardness", [50.0, 5000.0])
+def test_the_margin_of_soft_quantizers_is_enough(levels, hardness):
+    """Also against sigmoids in float64, which is what no way to compute them is far from."""
+    layer = QuSecQuantization(levels, hardness=hardness)
+    layer.build((None, 1))
+    margin = soft_margin(layer)
     x = np.sort(np.random.default_rng(0).random(60_000).astype("float32"))
     whole = ops.convert_to_numpy(layer(x[None]))[0]
     falls = np.maximum.accumulate(whole) - whole
     alone = np.concatenate(
         [ops.convert_to_numpy(layer(part[None]))[0] for part in x[:99].reshape(9, 11)]
     )
-    assert max(falls.max(), np.abs(alone - whole[:99]).max()) < 1e-6
+    assert max(falls.max(), np.abs(alone - whole[:99]).max()) < margin / 2
+    argument = hardness * (x[:, None].astype("float64") - layer.thresholds)
+    exact = (1 / (1 + np.exp(-np.clip(argument, -700, 700)))).mean(axis=1)
+    assert np.abs(whole - exact).max() < margin / 2
 
 
 def test_rounding_covers_batches_of_any_size():

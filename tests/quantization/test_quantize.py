@@ -146,7 +146,7 @@ def test_surrogate_keeps_the_value_and_changes_the_gradient():
         z, (dz,) = value_and_gradients(
             lambda x, n=levels: soft_quantize(x, n, gradient_hardness=4.0), x
         )
-        np.testing.assert_array_equal(y, z)
+        np.testing.assert_allclose(y, z, rtol=3e-7)  # compilers may fuse differently
         expected = reference(x, equal_thresholds(levels), 4.0)[1]
         np.testing.assert_allclose(dz, expected, rtol=2e-4)
         assert np.abs(dz - dx).max() > 0.3
