@@ -153,6 +153,8 @@ def decided(
     """What the search says of a property of a network."""
     bounds = network.bounds(low[None], high[None])
     gaps, errors = network.gaps(bounds, np.array([label]))
+    # The competition asks about real numbers, so what is rounded is our float64 alone.
+    errors = errors * 2.0**-29
     others = np.delete(np.arange(network.classes), label)
     if (gaps + errors)[0, others].max() < 0:
         return Found("proved", 0.0, 0)

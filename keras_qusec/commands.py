@@ -43,9 +43,11 @@ def evaluate(options: argparse.Namespace) -> int:
     others = {norm: getattr(options, f"{norm}_epsilons") for norm in ("l2", "l1", "l0")}
     epsilons = {"linf": linf, **{norm: radii for norm, radii in others.items() if radii}}
     given_epsilons = options.epsilons or len(epsilons) > 1
+    asked = all(not getattr(model, "has_gradients", True) for model in given.models.values())
     threat_models = options.threat_models or (
-        ["white-box", "adaptive", *(["black-box"] if given.sources else [])]
-    )
+        [*([] if asked else ["white-box", "adaptive"]),
+         *(["black-box"] if given.sources or asked else [])]
+    )  # fmt: skip
     report = evaluate_robustness(
         given.models,
         given.x,
@@ -53,7 +55,8 @@ def evaluate(options: argparse.Namespace) -> int:
         attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
         epsilons=epsilons if given_epsilons else None,
         value_range=given.value_range,
-        outputs=options.outputs,
+        # A deployed model has been told already.
+        outputs=None if asked else options.outputs,
         class_names=given.class_names,
         draws=options.draws,
         threat_models=threat_models,
@@ -136,6 +139,7 @@ class _Inputs(NamedTuple):
 
 def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
     """What is to be attacked; `more` models beside the one of the command."""
+    import keras
     import numpy as np
 
     from keras_qusec import datasets
@@ -145,12 +149,13 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
         raise ValueError(
             f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
         )
-    models = _load_models([options.model, *more])
-    sources = _load_models(options.source)
+    models = _load_models([options.model, *more], options)
+    sources = _load_models(options.source, options)
     named = class_names_of(options.classes, None, models)
     data = datasets.load(options.data, train=False, class_names=named or None)
     for name, model in models.items():
-        shapes = [tensor.shape for tensor in getattr(model, "outputs", None) or []]
+        tensors = getattr(model, "outputs", None) if isinstance(model, keras.Model) else None
+        shapes = [tensor.shape for tensor in tensors or []]
         if len(shapes) == 1 and shapes[0][-1] is not None:
             # A single output tells two classes apart.
             check_class_names(data.class_names, max(2, shapes[0][-1]), name)
@@ -196,6 +201,40 @@ def audit(options: argparse.Namespace) -> int:
         (options.plot, lambda audit, path: audit.plot(path)),
     ]
     return _write(audit, writers)
+
+
+def deployed(options: argparse.Namespace) -> int:
+    """Tell whether a deployed model is what was measured."""
+    from keras_qusec.deployment import DeployedModel, check_deployment
+
+    options.source = []
+    given = _inputs(options)
+    ((_, model),) = given.models.items()
+    there = DeployedModel(
+        options.deployed, runtime=options.runtime, precision=options.precision,
+        value_range=given.value_range, data_format=options.data_format,
+    )  # fmt: skip
+    low, high = given.value_range
+    check = check_deployment(
+        model,
+        there,
+        given.x,
+        given.y,
+        epsilons=options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)],
+        attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
+        queries=options.queries,
+        prove=options.prove,
+        value_range=given.value_range,
+        outputs=options.outputs,
+        seed=options.seed,
+        resume_dir=options.resume,
+    )
+    print(check)
+    status = _write(check, [
+        (options.json, lambda check, path: check.save(path)),
+        (options.html, lambda check, path: check.to_html(path)),
+    ])  # fmt: skip
+    return status or int(not check.is_what_was_measured)
 
 
 def _write(result: Any, writers: Sequence[tuple[str | None, Callable[[Any, str], Any]]]) -> int:
@@ -283,11 +322,14 @@ def _value_range(
     given: Sequence[float] | None, models: Sequence[tuple[str, Any]]
 ) -> tuple[float, float]:
     """The value range given, or the one that all models say they expect, or (0, 1)."""
+    from keras_qusec.attacks import Classifier
     from keras_qusec.expected_inputs import expected_range
 
     if given is not None:
         return given[0], given[1]
-    expected = {name: expected_range(model) for name, model in models}
+    expected = {
+        name: expected_range(model) for name, model in models if not isinstance(model, Classifier)
+    }
     ranges = {found for found in expected.values() if found is not None}
     if len(ranges) > 1:
         raise ValueError(
@@ -303,7 +345,20 @@ def _value_range(
     return low, high
 
 
-def _load_models(paths: Sequence[str]) -> dict[str, Any]:
+def _deployed_model(path: str, options: argparse.Namespace) -> Any:
+    from keras_qusec.deployment import DeployedModel
+
+    low, high = options.value_range or (0.0, 1.0)
+    model = DeployedModel(path, value_range=(low, high), outputs=options.outputs)
+    print(
+        f"{path}: {model.runtime_name}. It gives no gradients, so it is asked for outputs alone; "
+        'an adversary with the weights finds more. "keras-qusec deployed" compares it with its '
+        "Keras model."
+    )
+    return model
+
+
+def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models by the names of their files, or by their paths where those are the same."""
     import keras
 
@@ -316,6 +371,9 @@ def _load_models(paths: Sequence[str]) -> dict[str, Any]:
     stems = [Path(path).stem for path in paths]
     models = {}
     for path, stem in zip(paths, stems, strict=True):
+        if Path(path).suffix.lower() in (".onnx", ".tflite", ".xml") or Path(path).is_dir():
+            models[stem if stems.count(stem) == 1 else path] = _deployed_model(path, options)
+            continue
         if not Path(path).is_file():
             raise ValueError(f"Expected a .keras file. Received: {path}, which does not exist.")
         try:

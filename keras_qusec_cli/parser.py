@@ -31,6 +31,10 @@ examples:
 examples:
   keras-qusec audit model.keras --data mnist5k --epsilon 0.3 --html audit.html
   keras-qusec audit model.keras --epsilon 8/255 --adaptive --full""",
+    "deployed": """\
+examples:
+  keras-qusec deployed model.keras model.tflite --data mnist5k
+  keras-qusec deployed model.keras model.onnx --epsilons 0.1 0.3 --html deployed.html""",
     "compare": """\
 examples:
   keras-qusec compare --defenses undefended constant pgd-training
@@ -63,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_certify(commands)
     _add_audit(commands)
+    _add_deployed(commands)
     _add_compare(commands)
     _add_reproduce(commands)
     commands.add_parser("attacks", help="list the attacks by name: norm, what it is, cost")
@@ -124,7 +129,10 @@ def _add_evaluate(commands: Any) -> None:
         description="Attack saved Keras classifiers and report what is left of their accuracy, "
         "the worst case first.",
     )
-    evaluate.add_argument("model", help="a .keras file: a classifier, logits or softmax")
+    evaluate.add_argument(
+        "model", help="a .keras file: a classifier, logits or softmax; or .onnx, .tflite, .xml, or "
+        "the folder of a SavedModel, which are asked for outputs alone",
+    )  # fmt: skip
     evaluate.add_argument(
         "--compare", nargs="+", default=[], metavar="MODEL", help="more classifiers, same report"
     )
@@ -273,6 +281,69 @@ def _add_audit(commands: Any) -> None:
     )
     audit.add_argument(
         "--json", metavar="FILE", type=_json, help="write verdict and checks as JSON"
+    )
+
+
+def _add_deployed(commands: Any) -> None:
+    deployed = commands.add_parser(
+        "deployed",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["deployed"],
+        help="tell whether a deployed model is the Keras model that was measured",
+        description="Compare a deployed model with its Keras model: levels, classes, logits, "
+        "adversarial examples of one in the other, and what attacks leave of both. Exit status 1 "
+        "if it is not what was measured.",
+    )
+    deployed.add_argument("model", help="a .keras file: the classifier that was measured")
+    deployed.add_argument(
+        "deployed", help="a file .onnx, .tflite or .xml, or the folder of a SavedModel"
+    )
+    _add_data(deployed)
+    _add_classes(deployed)
+    deployed.add_argument(
+        "--images", type=int, default=200,
+        help="test images, a stratified sample; 0 for all (default: 200)",
+    )  # fmt: skip
+    deployed.add_argument(
+        "--epsilons", nargs="+", type=_radius, metavar="EPS",
+        help="L-infinity radii in rising order, such as 0.1 or 8/255 (default: 0.1, 0.2 and 0.3 of "
+        "the value range)",
+    )  # fmt: skip
+    deployed.add_argument(
+        "--attacks", nargs="+", default=["standard"], metavar="ATTACK",
+        help="on the Keras model (default: standard)",
+    )  # fmt: skip
+    deployed.add_argument(
+        "--queries", nargs="*", default=["square"], metavar="ATTACK",
+        help="attacks that ask the deployed model; none: leave it empty (default: square)",
+    )  # fmt: skip
+    deployed.add_argument("--prove", choices=EFFORTS, help="prove images of the Keras model first")
+    deployed.add_argument(
+        "--runtime", choices=["onnxruntime", "litert", "openvino", "tensorflow"],
+        help="what runs the file (default: by its name)",
+    )  # fmt: skip
+    deployed.add_argument(
+        "--precision", help="numbers that OpenVINO computes with, such as f32 (default: its choice)"
+    )
+    deployed.add_argument(
+        "--data-format", choices=["channels_last", "channels_first"], default="channels_last",
+        help="where the deployed model has the channels (default: channels_last)",
+    )  # fmt: skip
+    deployed.add_argument(
+        "--value-range", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        help="pixel values that both expect (default: what the first layers say, else 0 1)",
+    )  # fmt: skip
+    deployed.add_argument(
+        "--outputs", choices=["logits", "probabilities"],
+        help="what the Keras model's outputs are, where its graph does not say",
+    )  # fmt: skip
+    deployed.add_argument("--seed", type=int, default=0, help="default: 0")
+    deployed.add_argument(
+        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
+    )
+    deployed.add_argument("--json", metavar="FILE", type=_json, help="write all of it as JSON")
+    deployed.add_argument(
+        "--html", metavar="FILE", type=_page, help="write one page with all of it"
     )
 
 

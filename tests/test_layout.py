@@ -45,6 +45,7 @@ ROOMS = [
     "report",
     "evaluation",
     "suggestion",
+    "deployment",
     "audit",
     "comparison",
     "reproduction",

@@ -37,6 +37,19 @@ class InputQuantizer:
         self._shift = darkest - low * self._scale
         self._plain = bool((darkest == low).all() and (brightest == high).all())
 
+    @property
+    def thresholds(self) -> np.ndarray | None:
+        """Thresholds ``(steps, ...)`` of each pixel, in its units; None if not known."""
+        values = getattr(self.layer, "thresholds", None)
+        if values is None:
+            return None
+        values = np.asarray(values, "float64")
+        shape = self._scale.shape
+        if values.ndim == 1:
+            values = values.reshape(-1, *[1] * len(shape))
+        found = (np.broadcast_to(values, (len(values), *shape)) - self._shift) / self._scale
+        return np.moveaxis(found, 1, -1) if self._whole.channels_first else found
+
     def outputs(self, x: np.ndarray) -> np.ndarray:
         """What the quantizer gives for images, ``(n, ...)`` with channels last."""
         run = self._whole.compiled(

@@ -1,0 +1,301 @@
+"""check_deployment: whether a deployed model is the one that was measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_qusec import checks, norms
+from keras_qusec.attacks import AttackedModel, Classifier
+from keras_qusec.attacks.foolbox import import_foolbox
+from keras_qusec.attacks.input_quantizer import InputQuantizer
+from keras_qusec.certification.box import front_quantizer
+from keras_qusec.datasets import arrays_of
+from keras_qusec.defenses import find_quantizers
+from keras_qusec.deployment.model import DeployedModel
+from keras_qusec.deployment.result import AtRadius, DeploymentCheck, Levels
+from keras_qusec.deployment.steps import away_from_steps
+from keras_qusec.evaluation import evaluate_robustness
+from keras_qusec.graphs import has_graph
+from keras_qusec.logits import LOGITS
+from keras_qusec.progress import Progress, shown
+from keras_qusec.report import RobustnessReport
+
+Array = np.ndarray
+
+# Random images of each ball on which the classes of both models are compared.
+_RANDOM = 5
+# More levels than this cannot be told apart by the logits.
+_MOST_LEVELS = 64
+# Images on which levels are compared, and the share of their pixels that gets one value.
+_LOOKED_AT, _SHARE_OF_PIXELS = 8, 0.25
+
+
+def check_deployment(
+    model: keras.Model,
+    deployed: Classifier | str | os.PathLike,
+    x: Any,
+    y: Any = None,
+    *,
+    epsilons: Sequence[float] | None = None,
+    attacks: Any = "standard",
+    queries: Any = ("square",),
+    prove: str | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    outputs: str | None = None,
+    seed: int = 0,
+    resume_dir: str | os.PathLike | None = None,
+    progress: bool | Progress | None = None,
+) -> DeploymentCheck:
+    """Tell whether a deployed model is the Keras model that was measured, proved and audited.
+
+    Compares both on the same images: classes, logits, and the levels of all 256 byte values
+    where a hard quantizer is in front. Replays the verified adversarial examples of the Keras
+    model: some *stay*, some *stop*, which is no gain, since an adversary aims at the deployed
+    model. So that is attacked, too: by those examples, by the same ones pushed away from the
+    quantizer's steps, so that rounding does not undo them, and by asking it (Square); a robust
+    accuracy of the deployed model then stands beside that of the Keras model.
+
+    Args:
+        model: the Keras classifier that was measured.
+        deployed: what is deployed: a `DeployedModel` or another
+            `keras_qusec.attacks.Classifier`, or the path of a file.
+        x: float images in `value_range`, ``(n, ...)``, or a data set as `evaluate_robustness`
+            takes; 100 to 1,000 are usual.
+        y: true classes; None if `x` has them.
+        epsilons: radii in L-infinity in rising order, in units of the pixel values; default 0.1,
+            0.2 and 0.3 of the value range.
+        attacks: of the Keras model, as in `evaluate_robustness`.
+        queries: attacks that ask the deployed model, where the examples failed; empty for none.
+        prove: effort of proofs of the Keras model, as in `evaluate_robustness`, or None.
+        value_range: smallest and largest pixel value.
+        outputs: ``"logits"`` or ``"probabilities"`` of the Keras model, where its graph does not
+            say.
+        seed: seed of all that is random.
+        resume_dir: folder for finished work; called again after a crash, it goes on from there.
+        progress: as in `evaluate_robustness`.
+
+    Returns:
+        `DeploymentCheck`.
+
+    Raises:
+        ValueError: for unusable arguments, or models of other classes or images.
+        ImportError: without the runtime, or ``keras-qusec[evaluate]``.
+
+    Example:
+
+    >>> from keras_qusec.deployment import DeployedModel, check_deployment
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> deployed = DeployedModel(lambda x: model.predict(x, verbose=0), input_shape=(4,))
+    >>> x = np.random.default_rng(0).random((8, 4)).astype("float32")
+    >>> y = model.predict(x, verbose=0).argmax(axis=1)
+    >>> check = check_deployment(model, deployed, x, y, epsilons=[0.05], progress=False)
+    >>> check.is_what_was_measured
+    True
+    """
+    import_foolbox()
+    x, y = arrays_of(x, y)
+    pixels = checks.value_range(value_range)
+    if not isinstance(deployed, Classifier):
+        deployed = DeployedModel(deployed, value_range=pixels)
+    if deployed.value_range != pixels:
+        raise ValueError(
+            f"Expected a deployed model of value_range={pixels}. Received: {deployed.value_range}. "
+            "Say the same range for both."
+        )
+    if epsilons is None:
+        epsilons = [share * (pixels[1] - pixels[0]) for share in (0.1, 0.2, 0.3)]
+    radii = [checks.number(e, "epsilons", above=0) for e in epsilons]
+    form = "channels_first" if deployed.channels_first else "channels_last"
+    attacked = AttackedModel(model, pixels, outputs=outputs, data_format=form)
+    images = np.asarray(x, "float32")
+    checks.images_inside(images, pixels)
+    if deployed.channels_first:
+        images = np.moveaxis(images, 1, -1)
+    with shown(progress, "deployment") as tell:
+        tell("both models on clean images", 0.0)
+        ours, theirs = attacked.logits(images), deployed.logits(images)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"Expected a deployed model with {ours.shape[1]} classes, as {model.name!r} has. "
+                f"Received: {deployed.name!r} with {theirs.shape[1]}. Check the file."
+            )
+        labels = checks.class_labels(y, len(images), classes=ours.shape[1])
+        quantizer = front_quantizer(attacked, images[:1]) if _is_quantized(model) else None
+        levels = _levels(attacked, deployed, quantizer, images)
+        report = evaluate_robustness(
+            model, x, y, attacks=attacks, epsilons=radii, value_range=pixels, outputs=outputs,
+            data_format=form, seed=seed, keep_examples=True, prove=prove,
+            resume_dir=None if resume_dir is None else Path(resume_dir) / "keras",
+            progress=lambda text, share: tell(f"Keras: {text}", 0.05 + 0.55 * share),
+        )  # fmt: skip
+        tell("replaying examples", 0.6)
+        correct = (ours.argmax(axis=1) == labels, theirs.argmax(axis=1) == labels)
+        random = np.random.default_rng(seed)
+        found = [
+            _replayed(attacked, deployed, quantizer, images, labels, radius, report, random)
+            for radius in radii
+        ]
+        broken = [one.broken for one in found]
+        if len(queries):
+            tell("asking the deployed model", 0.7)
+            asked = _asked(
+                deployed, x, labels, correct[1] & ~broken[-1], radii, queries, seed,
+                None if resume_dir is None else Path(resume_dir) / "deployed",
+                lambda text, share: tell(f"deployed: {text}", 0.7 + 0.3 * share),
+            )  # fmt: skip
+            for place, more in enumerate(asked):
+                for later in range(place, len(radii)):
+                    broken[later] = broken[later] | more
+        tell("done", 1.0)
+    return DeploymentCheck(
+        keras_name=model.name,
+        deployed_name=deployed.name,
+        runtime=getattr(deployed, "runtime_name", type(deployed).__name__),
+        keras_right=correct[0],
+        deployed_right=correct[1],
+        classes_differ=ours.argmax(axis=1) != theirs.argmax(axis=1),
+        logit_difference=_difference(ours, theirs, deployed),
+        levels=levels,
+        radii=tuple(one._replace(broken=b) for one, b in zip(found, broken, strict=True)),
+        report=report,
+        asked=tuple(queries) if not isinstance(queries, str) else (queries,),
+    )
+
+
+def _is_quantized(model: keras.Model) -> bool:
+    return has_graph(model) and bool(find_quantizers(model))
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits.astype("float64") - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _difference(ours: Array, theirs: Array, deployed: Classifier) -> Array:
+    """The largest difference of logits of each image; of their logarithms for probabilities."""
+    if getattr(deployed, "outputs", LOGITS) != LOGITS:
+        floor = np.log(1e-6)  # below it probabilities of few bits say nothing
+        ours, theirs = (np.maximum(_log_softmax(part), floor) for part in (ours, theirs))
+    difference = np.abs(ours.astype("float64") - theirs).max(axis=1)
+    return np.nan_to_num(difference, nan=np.inf)
+
+
+def _levels(
+    model: AttackedModel, deployed: Classifier, quantizer: InputQuantizer | None, x: Array
+) -> Levels | None:
+    """Which of 256 byte values have another level in the deployed model, by its logits.
+
+    A part of the pixels of a few images gets one value. Where the level is the same, the deployed
+    model's logits are those for the middle value of that level. None without a hard quantizer in
+    front, or with one whose levels differ between pixels or are too many.
+    """
+    if quantizer is None or quantizer.grid is None:
+        return None
+    low, high = model.value_range
+    values = (low + (high - low) * np.arange(256) / 255).astype("float32")
+    plain = np.zeros((256, *x.shape[1:]), "float32") + values.reshape(-1, *[1] * (x.ndim - 1))
+    outputs = quantizer.outputs(plain).reshape(256, -1)
+    steps = np.flatnonzero(np.diff(outputs[:, 0]) != 0) + 1
+    if (outputs != outputs[:, :1]).any() or not 0 < len(steps) < _MOST_LEVELS:
+        return None
+    edges = np.array([0, *steps, 256])
+    level = np.searchsorted(steps, np.arange(256), side="right")
+    middle = (edges[:-1] + edges[1:] - 1) // 2
+    random = np.random.default_rng(0)
+    images = x[random.integers(0, len(x), _LOOKED_AT)]
+    chosen = random.random(images.shape) < _SHARE_OF_PIXELS
+    ours, theirs = (
+        np.stack(
+            [_log_softmax(one.logits(np.where(chosen, value, images))).ravel() for value in values]
+        )
+        for one in (model, deployed)
+    )
+    distance = np.abs(theirs[:, None] - theirs[middle][None]).sum(axis=2)
+    own = distance[np.arange(256), level]
+    # Twice as near to another level as to its own.
+    changed = ~(distance.min(axis=1) >= 0.5 * own)
+    # Levels that are one in the deployed model.
+    for upper in range(1, len(middle)):
+        apart = np.abs(ours[middle[upper]] - ours[middle[upper - 1]]).sum()
+        if not distance[middle[upper], upper - 1] >= 0.1 * apart:
+            changed |= level == upper
+    return Levels(len(middle), tuple(np.flatnonzero(changed).tolist()))
+
+
+def _replayed(
+    model: AttackedModel,
+    deployed: Classifier,
+    quantizer: InputQuantizer | None,
+    x: Array,
+    labels: Array,
+    radius: float,
+    report: RobustnessReport,
+    random: np.random.Generator,
+) -> AtRadius:
+    """What the examples of the Keras model do to the deployed one, within one radius."""
+    found = report.examples(radius)
+    rows = np.asarray(found.numbers, "int64")
+    examples = np.asarray(found.images, "float32")
+    right = deployed.predictions(x) == labels
+    stays = np.zeros(len(rows), bool)
+    broken = ~right
+    pushed_stay = None
+    if len(rows):
+        stays = deployed.predictions(examples) != labels[rows]
+        broken[rows[stays]] = True
+        thresholds = None if quantizer is None else quantizer.thresholds
+        if thresholds is not None:
+            pushed = away_from_steps(examples, x[rows], radius, thresholds, model.value_range)
+            fooled = deployed.predictions(pushed) != labels[rows]
+            distance = norms.distances(x[rows], pushed)["linf"]
+            fooled &= norms.within(distance, radius)
+            broken[rows[fooled]] = True
+            pushed_stay = int(fooled.sum())
+    # Images that are right in Keras, and wrong where they are deployed.
+    darkest, brightest = norms.LInfinity().ends(x, radius, model.value_range)
+    new, differ = np.zeros(len(x), bool), 0
+    for _ in range(_RANDOM):
+        images = np.where(random.random(x.shape) < 0.5, darkest, brightest).astype("float32")
+        ours, theirs = model.predictions(images), deployed.predictions(images)
+        differ += int((ours != theirs).sum())
+        new |= (ours == labels) & (theirs != labels)
+    broken |= new
+    return AtRadius(
+        radius, len(rows), int(stays.sum()), pushed_stay, int(new.sum()), differ,
+        _RANDOM * len(x), broken,
+    )  # fmt: skip
+
+
+def _asked(
+    deployed: Classifier,
+    x: Any,
+    labels: Array,
+    rows: Array,
+    radii: Sequence[float],
+    queries: Any,
+    seed: int,
+    folder: Path | None,
+    tell: Progress,
+) -> list[Array]:
+    """Which images attacks that ask the deployed model break, for each radius ``(n,)``."""
+    chosen = np.flatnonzero(rows)
+    broken = [np.zeros(len(labels), bool) for _ in radii]
+    if not len(chosen):
+        return broken
+    report = evaluate_robustness(
+        deployed, np.asarray(x, "float32")[chosen], labels[chosen],
+        attacks=queries if isinstance(queries, str) else list(queries), epsilons=list(radii),
+        threat_models=["black-box"], value_range=deployed.value_range, seed=seed,
+        data_format="channels_first" if deployed.channels_first else None,
+        resume_dir=folder, progress=tell,
+    )  # fmt: skip
+    for place, radius in enumerate(radii):
+        for result in report.results:
+            broken[place][chosen] |= norms.within(result.distances["linf"], radius)
+    return broken
