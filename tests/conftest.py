@@ -51,7 +51,7 @@ def cnn():
 
 # What these folders and files compute is compiled by others, whose tests run on each backend.
 _COMPILED_BELOW = (
-    "audit", "comparison", "reproduction", "report", "test_cli", "test_debugging", "test_demo",
+    "audit", "comparison", "deployment", "reproduction", "report", "test_cli", "test_debugging", "test_demo",
     "test_extensions", "test_odd_inputs", "test_other_backends", "test_package", "test_parity",
     "test_public_reports", "test_random_models", "test_squeezing",
 )  # fmt: skip

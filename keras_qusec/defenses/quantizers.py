@@ -24,8 +24,8 @@ from keras_qusec.quantization import (
 
 # Raised when a saved config gains or changes a key that an older release cannot read.
 CONFIG_VERSION = 1
-# As many as are unrolled, of which every exporter makes a graph.
-_MOST_BYTE_LEVELS = 36
+# Sums of more steps in 8-bit numbers are off by half a step.
+_MOST_BYTE_LEVELS = 32
 GRANULARITIES = ("pixel", "channel", "shared")
 
 Tensor = Any
@@ -250,7 +250,7 @@ class QuSecQuantization(_Quantizer):
         hardness: z, above 0. In units of the value range: 50 makes 2 levels a step.
         thresholds: n - 1 increasing numbers inside `value_range`; default ``k / n`` of it; or
             ``"bytes"`` for those moved up to the next of 256 byte values (`byte_thresholds`), the
-            same for images of bytes, which models of 8-bit and 16-bit numbers keep. Up to 36
+            same for images of bytes, which models of 8-bit and 16-bit numbers keep. Up to 32
             levels.
         value_range: darkest and brightest pixel value. Values outside are legal and
             saturate towards 0 and 1.

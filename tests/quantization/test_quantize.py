@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_qusec import quantization
-from keras_qusec.quantization import equal_thresholds, hard_quantize, soft_quantize
+from keras_qusec import QuSecQuantization, quantization
+from keras_qusec.quantization import (
+    byte_thresholds,
+    equal_thresholds,
+    hard_quantize,
+    soft_quantize,
+)
 
 LEVELS = (2, 3, 4, 5, 6, 16, 35, 36, 37, 64, 256)
 HARDNESSES = (0.01, 1.0, 5.0, 31.0, 33.0, 50.0, 63.0, 255.0, 257.0, 5000.0)
@@ -322,3 +327,30 @@ def test_integer_images(dtype):
 def test_every_public_function_has_an_example():
     for name in ("equal_thresholds", "soft_quantize", "hard_quantize"):
         assert ">>>" in getattr(quantization, name).__doc__
+
+
+class TestByteThresholds:
+    def test_bytes_keep_their_levels(self):
+        for levels in (2, 3, 4, 5, 8, 16, 32):
+            usual = equal_thresholds(levels)
+            found = byte_thresholds(usual)
+            values = (np.arange(256) / 255).astype("float32")
+            scaled = np.arange(256, dtype="float32") * np.float32(1 / 255)  # off by a rounding
+            for pixels in (values, scaled):
+                np.testing.assert_array_equal(
+                    (pixels[:, None] >= found).sum(axis=1), (values[:, None] >= usual).sum(axis=1)
+                )
+
+    def test_the_layer_takes_their_name(self):
+        layer = QuSecQuantization(4, thresholds="bytes", value_range=(0, 255))
+        np.testing.assert_allclose(layer.thresholds, [64, 128, 192], atol=0.002)
+        again = QuSecQuantization.from_config(layer.get_config())
+        np.testing.assert_array_equal(again.thresholds, layer.thresholds)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="byte value between"):
+            byte_thresholds([0.5, 0.501])
+        with pytest.raises(ValueError, match="at most 32 levels"):
+            QuSecQuantization(64, thresholds="bytes")
+        with pytest.raises(ValueError, match="thresholds to be one of 'bytes'"):
+            QuSecQuantization(4, thresholds="byte")
