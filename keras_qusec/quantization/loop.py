@@ -17,8 +17,15 @@ _UNROLL_FORWARD = 35
 Tensor = Any
 
 
-def free_quantizer(hard: bool, differentiate_thresholds: bool) -> Any:
-    """The quantizer of any thresholds, as a function of x, thresholds and two hardnesses."""
+def free_quantizer(hard: bool, differentiate_thresholds: bool, shrink: float = 1.0) -> Any:
+    """The quantizer of any thresholds, as a function of x, thresholds and two hardnesses.
+
+    Args:
+        hard: steps in place of sigmoids.
+        differentiate_thresholds: False leaves their gradient out.
+        shrink: a power of two by which values and thresholds are multiplied before steps compare
+            them, so that none is much above 1. It changes no comparison of float numbers.
+    """
 
     @ops.custom_gradient
     def quantizer(x: Tensor, t: Tensor, z: Tensor, gradient_z: Tensor) -> Any:
@@ -31,7 +38,7 @@ def free_quantizer(hard: bool, differentiate_thresholds: bool) -> Any:
             zero = ops.zeros_like(z)
             return dx * scale, dt * -scale, zero, zero
 
-        total = _count(x, t) if hard else _sum(x, t, z)
+        total = _count(x, t, shrink) if hard else _sum(x, t, z)
         return (total if steps == 1 else total / steps), grad
 
     return quantizer
@@ -63,8 +70,11 @@ def _sum(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
     )
 
 
-def _count(x: Tensor, t: Tensor) -> Tensor:
+def _count(x: Tensor, t: Tensor, shrink: float = 1.0) -> Tensor:
     """Number of thresholds at or below each value; NaN stays NaN."""
+    if shrink != 1:
+        # LiteRT compares no 8-bit numbers whose step is 1 or more, as of pixels from 0 to 255.
+        x, t = x * shrink, t * shrink
     return _fold(
         t.shape[0],
         lambda k, total: total + ops.cast(x >= t[k], x.dtype),

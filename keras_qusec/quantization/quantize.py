@@ -8,6 +8,7 @@ per level. Here no tensor is ever larger than the images: any thresholds take on
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -161,7 +162,9 @@ def _quantize(
         thresholds, differentiate_thresholds = equal_thresholds(levels, (low, high)), False
     # The cast (not the variable itself) is what a custom gradient can take.
     thresholds = ops.cast(ops.convert_to_tensor(thresholds), dtype)
-    quantizer = free_quantizer(hard, differentiate_thresholds)
+    largest = max(abs(low), abs(high))
+    shrink = 2.0 ** -max(0, math.ceil(math.log2(largest)))
+    quantizer = free_quantizer(hard, differentiate_thresholds, shrink)
     return quantizer(x, thresholds, steepness, gradient_steepness)
 
 
