@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -118,6 +119,7 @@ class _Quantizer(keras.layers.Layer):
         self.gradient_hardness = gradient_hardness
         self._initial_hardness = check_hardness(hardness)
         self._hardness: keras.Variable | None = None
+        self._has_warned = False
 
     @property
     def hardness(self) -> float:
@@ -188,6 +190,7 @@ class _Quantizer(keras.layers.Layer):
         given = given_output(self, x)
         if given is not None:
             return ops.cast(given, self.compute_dtype)
+        self._warn_of_rounded(keras.backend.standardize_dtype(x.dtype))
         hardness = self._hardness + 0.0
         surrogate = current_surrogate(self)
         gradient_hardness = self.gradient_hardness if surrogate is None else surrogate
@@ -201,6 +204,18 @@ class _Quantizer(keras.layers.Layer):
         else:
             y = soft_quantize(x, thresholds, hardness=hardness, **settings)
         return ops.cast(y, self.compute_dtype)
+
+    def _warn_of_rounded(self, dtype: str) -> None:
+        """One warning if pixels were rounded to 16 bits before they are quantized."""
+        if dtype not in ("float16", "bfloat16") or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{self.name} receives {dtype} values: pixels near a threshold were rounded across it "
+            "before they are quantized. Put the quantizer first, or give the layer before it, such "
+            'as a Rescaling, dtype="float32".',
+            stacklevel=2,
+        )
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 
 import keras
@@ -368,3 +369,22 @@ def test_unknown_image_size_with_pixel_thresholds():
 def test_thresholds_before_building():
     with pytest.raises(ValueError, match="Expected a built layer"):
         _ = TrainableQuSecQuantization(2).thresholds
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_pixels_rounded_before_they_are_quantized_are_warned_of(policy):
+    """By a layer of the policy; not where that layer computes in float32."""
+
+    def model(dtype):
+        return keras.Sequential(
+            [keras.Input((4,)), keras.layers.Rescaling(1 / 255, dtype=dtype),
+             QuSecQuantization(2, hard=True, dtype=keras.DTypePolicy(policy))]
+        )  # fmt: skip
+
+    with pytest.warns(UserWarning, match="were rounded across it"):
+        model(keras.DTypePolicy(policy))(np.zeros((1, 4), "float32"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = model("float32")
+        levels = whole.predict(np.arange(256, dtype="float32").reshape(64, 4), verbose=0)
+    np.testing.assert_array_equal(levels.ravel().astype("float32"), np.arange(256) >= 127.5)
