@@ -384,7 +384,7 @@ def test_pixels_rounded_before_they_are_quantized_are_warned_of(policy):
     with pytest.warns(UserWarning, match="were rounded across it"):
         model(keras.DTypePolicy(policy))(np.zeros((1, 4), "float32"))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*were rounded across it")
         whole = model("float32")
         levels = whole.predict(np.arange(256, dtype="float32").reshape(64, 4), verbose=0)
     np.testing.assert_array_equal(levels.ravel().astype("float32"), np.arange(256) >= 127.5)
