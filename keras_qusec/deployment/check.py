@@ -20,6 +20,7 @@ from keras_qusec.defenses import find_quantizers
 from keras_qusec.deployment.model import DeployedModel
 from keras_qusec.deployment.result import AtRadius, DeploymentCheck, Levels
 from keras_qusec.deployment.steps import away_from_steps
+from keras_qusec.digests import digest
 from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.graphs import has_graph
 from keras_qusec.logits import LOGITS
@@ -46,6 +47,7 @@ def check_deployment(
     attacks: Any = "standard",
     queries: Any = ("square",),
     prove: str | None = None,
+    report: RobustnessReport | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     outputs: str | None = None,
     seed: int = 0,
@@ -73,6 +75,9 @@ def check_deployment(
         attacks: of the Keras model, as in `evaluate_robustness`.
         queries: attacks that ask the deployed model, where the examples failed; empty for none.
         prove: effort of proofs of the Keras model, as in `evaluate_robustness`, or None.
+        report: an evaluation of the Keras model on these images, made with
+            ``keep_examples=True`` and these epsilons, in place of one made here; `attacks` and
+            `prove` are then its own.
         value_range: smallest and largest pixel value.
         outputs: ``"logits"`` or ``"probabilities"`` of the Keras model, where its graph does not
             say.
@@ -128,7 +133,7 @@ def check_deployment(
         labels = checks.class_labels(y, len(images), classes=ours.shape[1])
         quantizer = front_quantizer(attacked, images[:1]) if _is_quantized(model) else None
         levels = _levels(attacked, deployed, quantizer, images)
-        report = evaluate_robustness(
+        report = _checked(report, images, labels) or evaluate_robustness(
             model, x, y, attacks=attacks, epsilons=radii, value_range=pixels, outputs=outputs,
             data_format=form, seed=seed, keep_examples=True, prove=prove,
             resume_dir=None if resume_dir is None else Path(resume_dir) / "keras",
@@ -166,6 +171,22 @@ def check_deployment(
         report=report,
         asked=tuple(queries) if not isinstance(queries, str) else (queries,),
     )
+
+
+def _checked(report: RobustnessReport | None, x: Array, labels: Array) -> RobustnessReport | None:
+    """A report that was given, if it is of these images and kept its examples."""
+    if report is None:
+        return None
+    data = digest(str(x.shape).encode(), x.tobytes(), labels.tobytes())
+    kept = report.kept.get(report.models[0], {})
+    if report.provenance["identity"]["data"] != data or "linf" not in kept:
+        raise ValueError(
+            "Expected a report of these images and labels that kept its adversarial examples. "
+            f"Received: one of {', '.join(report.models)}, "
+            + ("of other data" if "linf" in kept else "without examples")
+            + ". Evaluate with keep_examples=True, or leave report out."
+        )
+    return report
 
 
 def _is_quantized(model: keras.Model) -> bool:

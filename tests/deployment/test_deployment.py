@@ -267,6 +267,22 @@ class TestCheck:
         assert found.robust_accuracy(0.2)[1] <= found.clean_accuracy[1]
         assert found.robust_accuracy(0.2)[1] < 0.5
 
+    def test_an_evaluation_made_before_is_taken(self, model, data, files):
+        x, y = data
+        settings = {"epsilons": [0.2], "attacks": ["reachable-levels"], "progress": False}
+        report = evaluate_robustness(model, x, y, keep_examples=True, **settings)
+        deployed = DeployedModel(files / "model.onnx")
+        again = check_deployment(
+            model, deployed, x, y, epsilons=[0.2], report=report, queries=[], progress=False
+        )
+        made = check_deployment(model, deployed, x, y, queries=[], **settings)
+        assert again.to_dict() == made.to_dict()
+        with pytest.raises(ValueError, match="of other data"):
+            check_deployment(model, deployed, x[:9], y[:9], report=report, progress=False)
+        without = evaluate_robustness(model, x, y, **settings)
+        with pytest.raises(ValueError, match="without examples"):
+            check_deployment(model, deployed, x, y, report=without, progress=False)
+
     def test_it_resumes(self, model, data, files, tmp_path):
         settings = {
             "epsilons": [0.2], "attacks": ["reachable-levels"], "queries": ["square"],
