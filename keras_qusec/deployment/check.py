@@ -99,7 +99,8 @@ def check_deployment(
     >>> deployed = DeployedModel(lambda x: model.predict(x, verbose=0), input_shape=(4,))
     >>> x = np.random.default_rng(0).random((8, 4)).astype("float32")
     >>> y = model.predict(x, verbose=0).argmax(axis=1)
-    >>> check = check_deployment(model, deployed, x, y, epsilons=[0.05], progress=False)
+    >>> check = check_deployment(model, deployed, x, y, epsilons=[0.05], attacks=["fgsm"],
+    ...                          queries=[], progress=False)
     >>> check.is_what_was_measured
     True
     """

@@ -96,7 +96,7 @@ def byte_thresholds(thresholds: Any, value_range: Range = (0.0, 1.0)) -> np.ndar
     Example:
 
     >>> from keras_qusec.quantization import byte_thresholds
-    >>> (255 * byte_thresholds([0.25, 0.5])).round(3).tolist()
+    >>> [round(255 * float(t), 3) for t in byte_thresholds([0.25, 0.5])]
     [63.999, 127.999]
     """
     low, high = checks.value_range(value_range)
