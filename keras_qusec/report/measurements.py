@@ -318,6 +318,24 @@ class Measurements:
         proved = self._proved(model, norm, epsilon)
         return None if proved is None else float(proved.mean())
 
+    def add_certificates(self, certificates: Sequence[Certificate]) -> None:
+        """Add what was proved apart from the evaluation, such as by `certify_robustness`.
+
+        Args:
+            certificates: of models of the report, for the same images.
+
+        Raises:
+            ValueError: if an image is both proved and broken, which names it; the report then stays
+                as it was.
+        """
+        before = self.certificates
+        self.certificates = [*before, *certificates]
+        try:
+            self._check_certificates()
+        except ValueError:
+            self.certificates = before
+            raise
+
     def bracket(
         self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
     ) -> Bracket | None:

@@ -110,6 +110,18 @@ def test_of_some_models_alone(model, data):
         evaluate_robustness(models, *data, attacks=[], epsilons=[0.1], prove={"nets": "bounds"})
 
 
+def test_proofs_made_apart_are_added(model, data, report):
+    apart = evaluate_robustness({"net": model}, *data, attacks=["fgsm"], epsilons=EPSILONS)
+    assert apart.bracket() is None
+    apart.add_certificates(report.certificates)
+    assert apart.certified_accuracy(EPSILONS[0]) == report.certified_accuracy(EPSILONS[0])
+    wrong = report.certificates[-1]
+    wrong = wrong._replace(states=np.where(wrong.states == "broken", "proved", wrong.states))
+    with pytest.raises(ValueError, match="proved"):
+        apart.add_certificates([wrong])
+    assert len(apart.certificates) == len(report.certificates)
+
+
 def test_it_resumes(model, data, tmp_path, monkeypatch):
     from keras_qusec.evaluation import proofs
 
