@@ -37,6 +37,8 @@ class TestDemo:
                 assert clean >= white >= adaptive >= report.robust_accuracy(model=model)
             proved = report.certified_accuracy(0.1, model=model)
             assert (proved is None) == (model != demo.PROVED)
+            # Nothing was tried there, which is not the same as nothing proved.
+            assert report.certified_accuracy(0.2, model=model) is None
         shares = [share for _, share in seen]
         assert shares == sorted(shares)
         assert shares[-1] == pytest.approx(1)

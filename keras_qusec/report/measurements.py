@@ -303,7 +303,7 @@ class Measurements:
     def certified_accuracy(
         self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
     ) -> float | None:
-        """The share of images that are proved to be robust; None if nothing was proved.
+        """The share of images that are proved to be robust; None if no proof was tried there.
 
         Args:
             epsilon: radius; left out, the largest asked for.
@@ -347,8 +347,8 @@ class Measurements:
             model: name; may be left out if there is one.
 
         Returns:
-            A pair ``(proved, attacked)`` of `Share`; equal where the answer is exact. None if
-            nothing was proved.
+            A pair ``(proved, attacked)`` of `Share`; equal where the answer is exact. None if no
+            proof was tried within this radius or a larger one.
 
         Raises:
             ValueError: for a name that is not in the report.
@@ -509,14 +509,10 @@ class Measurements:
 
     def _proved(self, model: str, norm: str, epsilon: float | None) -> np.ndarray | None:
         """Which images are proved within a radius or a larger one; None if nobody tried."""
-        own = self._certificates(model, norm)
-        if not own or epsilon is None:
+        covering = [c for c in self._certificates(model, norm) if _covers(c, epsilon)]
+        if not covering:
             return None
-        proved = np.zeros(len(self.correct[model]), bool)
-        for certificate in own:
-            if _covers(certificate, epsilon):
-                proved |= certificate.states == PROVED
-        return proved
+        return np.any([certificate.states == PROVED for certificate in covering], axis=0)
 
     def _check_certificates(self) -> None:
         """Raise a ValueError for certificates that do not fit, or an image proved and broken."""
