@@ -214,13 +214,12 @@ def deployed(options: argparse.Namespace) -> int:
         options.deployed, runtime=options.runtime, precision=options.precision,
         value_range=given.value_range, data_format=options.data_format,
     )  # fmt: skip
-    low, high = given.value_range
     check = check_deployment(
         model,
         there,
         given.x,
         given.y,
-        epsilons=options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)],
+        epsilons=options.epsilons,
         attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
         queries=options.queries,
         prove=options.prove,

@@ -16,7 +16,7 @@ from keras_qusec.checks import whole_number
 from keras_qusec.defenses import QuSecQuantization, TrainableQuSecQuantization, find_quantizers
 from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.models import paper_cnn
-from keras_qusec.progress import Progress
+from keras_qusec.progress import Progress, share_of
 from keras_qusec.report import RobustnessReport, page
 from keras_qusec.report.tables import headline, text_table
 from keras_qusec.training import AdversarialTraining
@@ -132,11 +132,11 @@ def run_demo(
         threat_models=["white-box", "adaptive", "black-box"],
         source_model={"undefended": models["undefended"]},
         seed=SEED,
-        progress=lambda text, share: progress(text, 0.6 + 0.35 * share),
+        progress=share_of(progress, 0.6, 0.95),
     )
     proof = certify_robustness(
         models[PROVED], x, y, epsilons=EPSILONS[:1], effort="bounds",
-        progress=lambda text, share: progress(text, 0.95 + 0.05 * share),
+        progress=share_of(progress, 0.95, 1.0),
     )  # fmt: skip
     measured.add_certificates([c._replace(model=PROVED) for c in proof.certificates])
     text = (

@@ -12,6 +12,11 @@ from typing import TextIO
 Progress = Callable[[str, float], None]
 
 
+def share_of(progress: Progress, start: float, end: float) -> Progress:
+    """The progress of work that takes another one from one share to the next."""
+    return lambda text, share: progress(text, start + (end - start) * share)
+
+
 @contextlib.contextmanager
 def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progress]:
     """The function that a long run tells its progress.

@@ -200,15 +200,7 @@ def _add_certify(commands: Any) -> None:
     certify.add_argument("model", help="a .keras file: a classifier, logits or softmax")
     _add_data(certify)
     _add_classes(certify)
-    certify.add_argument(
-        "--images", type=int, default=200,
-        help="test images, a stratified sample; 0 for all (default: 200)",
-    )  # fmt: skip
-    certify.add_argument(
-        "--epsilons", nargs="+", type=_radius, metavar="EPS",
-        help="L-infinity radii in rising order, such as 0.1 or 8/255 (default: 0.1, 0.2 and 0.3 of "
-        "the value range)",
-    )  # fmt: skip
+    _add_sample(certify)
     certify.add_argument(
         "--effort", choices=EFFORTS, default="standard",
         help="bounds alone; a search of a second an image; or of a minute (default: standard)",
@@ -222,9 +214,7 @@ def _add_certify(commands: Any) -> None:
         help="what the model's outputs are, where its graph does not say",
     )  # fmt: skip
     certify.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
-    certify.add_argument(
-        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
-    )
+    _add_resume(certify)
     certify.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
     certify.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
     certify.add_argument(
@@ -300,15 +290,7 @@ def _add_deployed(commands: Any) -> None:
     )
     _add_data(deployed)
     _add_classes(deployed)
-    deployed.add_argument(
-        "--images", type=int, default=200,
-        help="test images, a stratified sample; 0 for all (default: 200)",
-    )  # fmt: skip
-    deployed.add_argument(
-        "--epsilons", nargs="+", type=_radius, metavar="EPS",
-        help="L-infinity radii in rising order, such as 0.1 or 8/255 (default: 0.1, 0.2 and 0.3 of "
-        "the value range)",
-    )  # fmt: skip
+    _add_sample(deployed)
     deployed.add_argument(
         "--attacks", nargs="+", default=["standard"], metavar="ATTACK",
         help="on the Keras model (default: standard)",
@@ -338,9 +320,7 @@ def _add_deployed(commands: Any) -> None:
         help="what the Keras model's outputs are, where its graph does not say",
     )  # fmt: skip
     deployed.add_argument("--seed", type=int, default=0, help="default: 0")
-    deployed.add_argument(
-        "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
-    )
+    _add_resume(deployed)
     deployed.add_argument("--json", metavar="FILE", type=_json, help="write all of it as JSON")
     deployed.add_argument(
         "--html", metavar="FILE", type=_page, help="write one page with all of it"
@@ -442,9 +422,26 @@ def _add_run(command: argparse.ArgumentParser) -> None:
     """How attacks are run."""
     command.add_argument("--seed", type=int, default=0, help="default: 0")
     command.add_argument("--jobs", type=int, help="processes (default: 1)")
+    _add_resume(command)
+
+
+def _add_resume(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
     )
+
+
+def _add_sample(command: argparse.ArgumentParser) -> None:
+    """Which images and radii are looked at, in L-infinity."""
+    command.add_argument(
+        "--images", type=int, default=200,
+        help="test images, a stratified sample; 0 for all (default: 200)",
+    )  # fmt: skip
+    command.add_argument(
+        "--epsilons", nargs="+", type=_radius, metavar="EPS",
+        help="L-infinity radii in rising order, such as 0.1 or 8/255 (default: 0.1, 0.2 and 0.3 of "
+        "the value range)",
+    )  # fmt: skip
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

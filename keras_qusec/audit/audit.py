@@ -27,7 +27,7 @@ from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of, only_keras
-from keras_qusec.progress import Progress, shown
+from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Result
 
@@ -158,7 +158,7 @@ def audit_robustness(
         transfers = None
         if identities or sources:
             transfers = evaluate(
-                "transfer", {JUDGED: PGD()}, _part(tell, 0.8, 0.85),
+                "transfer", {JUDGED: PGD()}, share_of(tell, 0.8, 0.85),
                 threat_models=("black-box",), source_model={**identities, **sources},
             )  # fmt: skip
         adaptive = attacked.with_surrogates(HARDNESSES) if _ADAPTIVE in judged else []
@@ -197,7 +197,7 @@ def _attacked(
     standard = {"standard": get("standard")} if budget.standard else {}
     defended = bool(model.with_surrogates(HARDNESSES))
     evaluation = evaluate(
-        "judged", battery if defended else battery | standard, _part(tell, 0.0, 0.6),
+        "judged", battery if defended else battery | standard, share_of(tell, 0.0, 0.6),
         threat_models=judged, surrogate_hardnesses=HARDNESSES,
     )  # fmt: skip
     for failure in evaluation.failures:
@@ -210,7 +210,7 @@ def _attacked(
         return evaluation, None
     beyond = _MORE_HARDNESSES if _ADAPTIVE in judged else (*HARDNESSES, *_MORE_HARDNESSES)
     adaptive_report = evaluate(
-        "adaptive", {JUDGED: PGD()} | standard, _part(tell, 0.6, 0.8),
+        "adaptive", {JUDGED: PGD()} | standard, share_of(tell, 0.6, 0.8),
         threat_models=(_WHITE_BOX, _ADAPTIVE) if standard else (_ADAPTIVE,),
         surrogate_hardnesses=beyond,
     )  # fmt: skip
@@ -234,7 +234,7 @@ def _proofs(
                 "no hard quantizer is in front, behind which proofs are quick; "
                 "certify_robustness tries on any model with a graph"
             )
-        return evaluate("proofs", {}, _part(tell, 0.85, 0.9), prove=budget.prove), ""
+        return evaluate("proofs", {}, share_of(tell, 0.85, 0.9), prove=budget.prove), ""
     except ValueError as error:
         return None, f"nothing can be proved: {error}"
 
@@ -284,10 +284,6 @@ def _evaluator(
         )  # fmt: skip
 
     return evaluate
-
-
-def _part(tell: Progress, start: float, end: float) -> Progress:
-    return lambda text, share: tell(text, start + (end - start) * share)
 
 
 def _judged(threat_models: Sequence[str]) -> tuple[str, ...]:

@@ -142,9 +142,10 @@ def check_deployment(
         )  # fmt: skip
         tell("replaying examples", 0.6)
         correct = (ours.argmax(axis=1) == labels, theirs.argmax(axis=1) == labels)
+        right = deployed.predictions(images) == labels
         random = np.random.default_rng(seed)
         found = [
-            _replayed(attacked, deployed, quantizer, images, labels, radius, report, random)
+            _replayed(attacked, deployed, quantizer, images, labels, right, radius, report, random)
             for radius in radii
         ]
         broken = [one.broken for one in found]
@@ -256,6 +257,7 @@ def _replayed(
     quantizer: InputQuantizer | None,
     x: Array,
     labels: Array,
+    right: Array,
     radius: float,
     report: RobustnessReport,
     random: np.random.Generator,
@@ -264,7 +266,6 @@ def _replayed(
     found = report.examples(radius)
     rows = np.asarray(found.numbers, "int64")
     examples = np.asarray(found.images, "float32")
-    right = deployed.predictions(x) == labels
     stays = np.zeros(len(rows), bool)
     broken = ~right
     pushed_stay = None

@@ -39,10 +39,9 @@ def away_from_steps(
         above = np.where(passed, above, np.minimum(above, np.broadcast_to(step, image.shape)))
     reach = _NEAR * (value_range[1] - value_range[0])
     # Between two steps that are near to each other, the middle.
-    lowest = np.minimum(below + reach, np.where(np.isfinite(below + above), (below + above) / 2,
-                                                below + reach))  # fmt: skip
-    highest = np.maximum(above - reach, np.where(np.isfinite(below + above), (below + above) / 2,
-                                                 above - reach))  # fmt: skip
+    # Beyond the outermost steps it is infinite, and the reach alone counts.
+    middle = (below + above) / 2
+    lowest, highest = np.minimum(below + reach, middle), np.maximum(above - reach, middle)
     moved = np.clip(image, lowest, highest)
     # Back into the ball, which never leads across a step: the example itself is inside.
     moved = np.clip(moved, darkest, brightest).astype("float32")

@@ -23,7 +23,7 @@ from keras_qusec.evaluation.proofs import SEARCH, Proofs, notes_on, proofs_of
 from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.run import Outcome, run_units
 from keras_qusec.evaluation.store import Store
-from keras_qusec.progress import Progress, shown
+from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Failure, Result, closest_examples, joined
 
@@ -181,10 +181,7 @@ def _halves(progress: bool | Progress | None) -> tuple[Any, Any]:
     """The progress of the proofs and of the attacks; a function sees one share that rises."""
     if not callable(progress):
         return progress, progress
-    return (
-        lambda text, share: progress(text, share / 2),
-        lambda text, share: progress(text, (1 + share) / 2),
-    )
+    return share_of(progress, 0.0, 0.5), share_of(progress, 0.5, 1.0)
 
 
 def _proofs(inputs: Checked, store: Store | None, progress: bool | Progress | None) -> Proofs:
