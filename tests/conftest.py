@@ -56,11 +56,17 @@ _COMPILED_BELOW = (
     "test_public_reports", "test_random_models", "test_squeezing",
 )  # fmt: skip
 
+# JAX compiles each of their many small models for seconds; PyTorch, the third backend, runs them.
+_COMPILED_SLOWLY_BY_JAX = ("test_datasets", "test_integer_inputs", "test_small_gradients")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """But on TensorFlow, the users' default, tests of some rooms count as `once`."""
     if keras.backend.backend() == "tensorflow":
         return
+    elsewhere = _COMPILED_BELOW
+    if keras.backend.backend() == "jax":
+        elsewhere += _COMPILED_SLOWLY_BY_JAX
     for item in items:
-        if item.path.parent.name in _COMPILED_BELOW or item.path.stem in _COMPILED_BELOW:
+        if item.path.parent.name in elsewhere or item.path.stem in elsewhere:
             item.add_marker(pytest.mark.once)
