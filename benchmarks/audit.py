@@ -46,8 +46,8 @@ def main() -> None:
             part = path.with_suffix(".part")
             part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
             os.replace(part, path)
-            raised = ", ".join(rows[-1]["raised"]) or "nothing"
-            print(f"{name}, seed {seed}: {raised} ({rows[-1]['seconds']:.0f} s)", flush=True)
+            failed = ", ".join(rows[-1]["failed"]) or "nothing"
+            print(f"{name}, seed {seed}: {failed} ({rows[-1]['seconds']:.0f} s)", flush=True)
 
 
 def measure(name: str, seed: int, level: str) -> dict:
@@ -66,7 +66,7 @@ def measure(name: str, seed: int, level: str) -> dict:
         "backend": keras.backend.backend(),
         "level": level,
         "right": list(CONTROLS[name].right),
-        "raised": content["raised"],
+        "failed": content["failed"],
         "not run": [c["identifier"] for c in content["checks"] if c["status"] == "not run"],
         "kind": content["kind"],
         "judged": content["judged accuracy"],
@@ -89,15 +89,15 @@ def rules() -> str:
     from keras_qusec.audit import CHECKS
 
     lines = ["<!-- Written by benchmarks/audit.py; do not edit. -->", ""]
-    lines += ["| check | asks | rule | source |", "| --- | --- | --- | --- |"]
+    lines += ["| check | what is in order | rule | source |", "| --- | --- | --- | --- |"]
     for check in CHECKS:
-        cells = (f"`{check.identifier}`", check.question, f"{check.rule}.", check.source)
+        cells = (f"`{check.identifier}`", check.title, f"{check.rule}.", check.source)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def page(rows: list[dict]) -> str:
-    """Controls x checks: in how many seeds each check was raised, and the rates."""
+    """Controls x checks: in how many seeds each check failed, and the rates."""
     from keras_qusec.audit import CHECKS
     from keras_qusec.statistics import wilson_interval
 
@@ -108,9 +108,9 @@ def page(rows: list[dict]) -> str:
     identifiers = [check.identifier for check in CHECKS]
     positive = [row for row in rows if row["right"]]
     negative = [row for row in rows if not row["right"]]
-    missed = [row for row in positive if not set(row["right"]) & set(row["raised"])]
-    unseen = [row for row in positive if not row["raised"]]
-    alarms = [row for row in negative if row["raised"]]
+    missed = [row for row in positive if not set(row["right"]) & set(row["failed"])]
+    unseen = [row for row in positive if not row["failed"]]
+    alarms = [row for row in negative if row["failed"]]
     seeds = len({row["seed"] for row in rows})
     fewest = min(Counter(row["control"] for row in rows).values())
     each = f"{seeds}" if fewest == seeds else f"{fewest} or {seeds}"
@@ -121,28 +121,28 @@ def page(rows: list[dict]) -> str:
         f"audit), {len(rows)} audits, {rows[0]['images']} images, level {rows[0]['level']}, "
         f"{rows[0]['backend']}.",
         "",
-        f"- **Miss**: a positive control of which no right check was raised: "
-        f"{share(len(missed), len(positive))}; of which nothing was raised: "
+        f"- **Miss**: a positive control of which no right check failed: "
+        f"{share(len(missed), len(positive))}; of which nothing failed: "
         f"{share(len(unseen), len(positive))}.",
-        f"- **False alarm**: a negative control of which any check was raised: "
+        f"- **False alarm**: a negative control of which any check failed: "
         f"{share(len(alarms), len(negative))}.",
         "",
     ]
     for title, some in (("Positive controls", positive), ("Negative controls", negative)):
-        lines += [f"### {title}: in how many of {each} seeds each check was raised", ""]
+        lines += [f"### {title}: in how many of {each} seeds each check failed", ""]
         lines += ["| | " + " | ".join(identifiers) + " |"]
         lines += ["| --- |" + " ---: |" * len(identifiers)]
         for name in dict.fromkeys(row["control"] for row in some):
             own = [row for row in some if row["control"] == name]
             cells = []
             for identifier in identifiers:
-                count = sum(identifier in row["raised"] for row in own)
+                count = sum(identifier in row["failed"] for row in own)
                 idle = all(identifier in row["not run"] for row in own)
                 cell = "-" if idle else str(count or "·")
                 cells.append(f"**{cell}**" if identifier in own[0]["right"] else cell)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += ["Bold: the right checks of a control; -: not run; ·: never raised.", ""]
+    lines += ["Bold: the right checks of a control; -: not run; ·: never failed.", ""]
     lines += ["### Cost of each check, median over all audits", ""]
     lines += ["| check | gradients | queries | s |", "| --- | ---: | ---: | ---: |"]
     for identifier in identifiers:

@@ -95,10 +95,19 @@ def float_images(x: Any) -> None:
     dtype = keras.backend.standardize_dtype(x.dtype)
     if not keras.backend.is_float_dtype(dtype):
         raise ValueError(
-            f"Expected images as floats in value_range. Received: dtype={dtype}. "
-            "Scale them first, x.astype('float32') / 255, or put "
-            "keras.layers.Rescaling(1 / 255) in front of the quantizer."
+            f"Expected images as floats in value_range. Received: dtype={dtype}. For a model of "
+            "images in [0, 1] scale them, x.astype('float32') / 255; for one of images from 0 to "
+            "255, such as one that begins with keras.layers.Rescaling(1 / 255), only "
+            "x.astype('float32')."
         )
+
+
+def float_pixels(x: np.ndarray, values: Range) -> np.ndarray:
+    """Images as floats: bytes become floats where their range is said; others must be floats."""
+    if x.dtype == np.uint8 and values == (0.0, 255.0):
+        return x.astype("float32")
+    float_images(x)
+    return x
 
 
 def images_inside(x: np.ndarray, values: Range) -> None:
@@ -124,14 +133,50 @@ def pixels_used(x: np.ndarray, values: Range) -> None:
 
 
 def epsilon_inside(epsilon: float, values: Range) -> None:
-    """Raise a ValueError for an L-infinity radius above the width of the value range."""
+    """Raise a ValueError for an L-infinity radius that must be in another unit than the pixels.
+
+    Above the width of the value range it turns any image into any other; and one for images in
+    [0, 1] is next to nothing for images from 0 to 255.
+    """
     width = values[1] - values[0]
+    if epsilon > 0 and epsilon_too_small(epsilon, "linf", width, values):
+        raise ValueError(epsilon_in_other_units(epsilon, "L-inf", values))
     if epsilon > width:
         raise ValueError(
             f"Expected epsilon in units of the pixel values, at most {width:g} in L-inf, which "
             f"turns any image into any other. Received: {epsilon:g}. For images in [0, 1] write "
             f"{epsilon:g} / 255; for others give their value_range."
         )
+
+
+# The smallest radii that make sense, as shares of the largest distance between two images: about
+# a twentieth of 8 / 255, and of 0.5 in L2 and 12 in L1 on images of 32 x 32 x 3 in [0, 1].
+_LEAST_SHARES = {"linf": 1 / 600, "l2": 1 / 2500, "l1": 1 / 5000}
+# In wider value ranges a radius for images in [0, 1] is smaller than that.
+_WIDE = 10.0
+
+
+def epsilon_too_small(epsilon: float, norm: str, largest: float, values: Range) -> bool:
+    """Whether a radius must be one of images in [0, 1], beside images with a wide value range.
+
+    Args:
+        epsilon: the radius.
+        norm: its norm, by name.
+        largest: distance between two images in it.
+        values: smallest and largest pixel value.
+    """
+    return values[1] - values[0] > _WIDE and epsilon < _LEAST_SHARES.get(norm, 0.0) * largest
+
+
+def epsilon_in_other_units(epsilon: float, norm: str, values: Range) -> str:
+    """The words of the error for such a radius."""
+    width = values[1] - values[0]
+    return (
+        f"Expected epsilon in units of the pixel values, which are {values[0]:g} to "
+        f"{values[1]:g}. Received: {epsilon:g} in {norm}, next to nothing in these, so that nearly "
+        f"every model would be called robust. For images in [0, 1] it would be usual; in these "
+        f"units it is {epsilon * width:.6g}."
+    )
 
 
 def class_labels(
@@ -148,7 +193,7 @@ def class_labels(
         if (y.sum(axis=1) != 1).any():
             raise ValueError(
                 f"Expected one-hot {name} with a single one in each row. Received: rows with "
-                "none or several. Labels of several classes an image are not supported."
+                "none or several. Several labels an image (multi-label) are not supported."
             )
         y = y.argmax(axis=1)
     if y.shape != (count,) or not np.issubdtype(y.dtype, np.integer):
@@ -156,7 +201,8 @@ def class_labels(
         raise ValueError(
             f"Expected {count} {name} as integers (n,) or one-hot (n, {width}). Received: shape "
             f"{y.shape}, dtype {y.dtype}. Probabilities become labels with y.argmax(axis=1), "
-            "class numbers that are floats with y.astype('int64')."
+            "class numbers that are floats with y.astype('int64'); targets of a regression are "
+            "not supported."
         )
     if count and classes is not None and (y.min() < 0 or y.max() >= classes):
         remedy = "Number the classes in the order of the model's outputs, from 0 up."

@@ -39,11 +39,16 @@ def evaluate(options: argparse.Namespace) -> int:
     given = _inputs(options, options.compare)
     low, high = given.value_range
     # Without L-infinity radii, attacks in that norm have the default ones.
-    linf = options.epsilons or [share * (high - low) for share in (0.1, 0.2, 0.3)]
-    others = {norm: getattr(options, f"{norm}_epsilons") for norm in ("l2", "l1", "l0")}
+    linf = _radii(options.epsilons, given) or [share * (high - low) for share in (0.1, 0.2, 0.3)]
+    others = {norm: _radii(getattr(options, f"{norm}_epsilons"), given) for norm in _OTHER_NORMS}
     epsilons = {"linf": linf, **{norm: radii for norm, radii in others.items() if radii}}
     given_epsilons = options.epsilons or len(epsilons) > 1
-    asked = all(not getattr(model, "has_gradients", True) for model in given.models.values())
+    without = {n for n, m in given.models.items() if not getattr(m, "has_gradients", True)}
+    asked = len(without) == len(given.models)
+    if without and not asked and not given.sources:
+        # What follows gradients in the Keras models is tried on the others.
+        sources = {name: model for name, model in given.models.items() if name not in without}
+        given = given._replace(sources=sources)
     threat_models = options.threat_models or (
         [*([] if asked else ["white-box", "adaptive"]),
          *(["black-box"] if given.sources or asked else [])]
@@ -77,9 +82,27 @@ def evaluate(options: argparse.Namespace) -> int:
         (options.markdown, lambda report, path: files.write_text(report.to_markdown(), path)),
         (options.html, lambda report, path: report.to_html(path)),
         (options.plot, lambda report, path: report.plot(path)),
-        (options.gallery, lambda report, path: report.plot_gallery(path)),
     ]
+    if options.gallery and not report.gallery:
+        # This is no failure: a script must not stop at a good model.
+        print(f"No image was broken, so there is nothing to draw in {options.gallery}.")
+    else:
+        writers.append((options.gallery, lambda report, path: report.plot_gallery(path)))
     return _write(report, writers)
+
+
+_OTHER_NORMS = ("l2", "l1", "l0")
+
+
+def _radii(typed: Sequence[Any] | None, given: _Inputs) -> list[float] | None:
+    """Radii in units of the images, which are scaled to what the models expect; None for none."""
+    if typed is None:
+        return None
+    radii = [radius.in_units(*given.value_range) for radius in typed]
+    if given.value_range[1] - given.value_range[0] != 1 and any(r.below for r in typed):
+        text = ", ".join(f"{radius:g}" for radius in radii)
+        print(f"Radii in units of the images: {text}.")
+    return radii
 
 
 def certify(options: argparse.Namespace) -> int:
@@ -93,7 +116,7 @@ def certify(options: argparse.Namespace) -> int:
         given.x,
         given.y,
         attacks=[],
-        epsilons=options.epsilons,
+        epsilons=_radii(options.epsilons, given),
         value_range=given.value_range,
         outputs=options.outputs,
         class_names=given.class_names,
@@ -174,8 +197,10 @@ def audit(options: argparse.Namespace) -> int:
 
     given = _inputs(options)
     low, high = given.value_range
-    epsilon = options.epsilon
-    if epsilon is None:
+    radii = _radii(options.epsilon, given)
+    if radii:
+        (epsilon,) = radii
+    else:
         colour = given.x.shape[-1] == 3
         epsilon = (8 / 255 if colour else 0.3) * (high - low)
         print(f"Epsilon is {epsilon:.4g}, usual for such images; --epsilon says another.")
@@ -219,7 +244,7 @@ def deployed(options: argparse.Namespace) -> int:
         there,
         given.x,
         given.y,
-        epsilons=options.epsilons,
+        epsilons=_radii(options.epsilons, given),
         attacks=options.attacks[0] if len(options.attacks) == 1 else options.attacks,
         queries=options.queries,
         prove=options.prove,
@@ -265,7 +290,8 @@ def compare(options: argparse.Namespace) -> int:
     result = comparison.compare(
         options.data,
         options.defenses,
-        epsilons=options.epsilons,
+        epsilons=[radius.in_units(0.0, 1.0) for radius in options.epsilons or ()]
+        or (0.1, 0.2, 0.3),
         attacks=options.attacks,
         images=options.images,
         epochs=options.epochs,
@@ -363,6 +389,7 @@ def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str,
 
     # The defences must be known to Keras before a model with them is loaded.
     import keras_qusec.defenses  # noqa: F401
+    from keras_qusec.tasks import check_classifier, saved_loss_name
 
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if list(paths).count(path) > 1)
@@ -378,12 +405,14 @@ def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str,
         try:
             # Uncompiled: an optimizer saved on another backend, or an unknown loss, is no obstacle.
             model = keras.saving.load_model(path, compile=False)
-            models[stem if stems.count(stem) == 1 else path] = model
         except Exception as error:
             raise ValueError(
                 f"Expected a model saved by model.save({path!r}). Received: a file that Keras "
                 f"cannot load: {error}"
             ) from error
+        name = stem if stems.count(stem) == 1 else path
+        check_classifier(model, name, saved_loss_name(path))
+        models[name] = model
     return models
 
 

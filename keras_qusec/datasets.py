@@ -32,6 +32,23 @@ class Dataset(NamedTuple):
         """Whether the images have three channels, as CIFAR-10."""
         return bool(self.x_train.shape[-1] == 3)
 
+    def sample(self, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Test images and labels, each class at its share: those of ``keras-qusec --images``.
+
+        Args:
+            count: of images; all if there are no more.
+            seed: the same seed gives the same images, also on the command line.
+
+        Example:
+
+        >>> from keras_qusec import datasets
+        >>> x, y = datasets.mnist5k().sample(200)
+        >>> x.shape, np.bincount(y).tolist()
+        ((200, 28, 28, 1), [20, 20, 20, 20, 20, 20, 20, 20, 20, 20])
+        """
+        rows = stratified_sample(self.y_test, count, seed)
+        return self.x_test[rows], self.y_test[rows]
+
 
 def load(
     name: str | os.PathLike, *, train: bool = True, class_names: Sequence[str] | None = None

@@ -103,6 +103,29 @@ def check_expected_range(model: keras.layers.Layer, value_range: Range, name: st
         )
 
 
+def check_shape(x: np.ndarray, model: Any, name: str) -> None:
+    """Raise a ValueError for images that do not fit a model, where its input shape is known.
+
+    Args:
+        x: images ``(n, ...)``.
+        model: a model of Keras, or another classifier.
+        name: its name, for the error.
+    """
+    wanted = getattr(model, "input_shape", None)
+    if not isinstance(model, keras.Model) and wanted is not None:
+        wanted = (None, *wanted)
+    if not isinstance(wanted, tuple) or len(wanted) == 0 or isinstance(wanted[0], tuple):
+        return
+    same = len(wanted) == x.ndim and all(
+        w is None or w == h for w, h in zip(wanted[1:], x.shape[1:], strict=True)
+    )
+    if not same:
+        raise ValueError(
+            f"Expected images of shape {wanted} for the model {name!r}. Received: {x.shape}. "
+            "Greyscale images need a channel axis: x[..., None]."
+        )
+
+
 def _words(value_range: Range) -> str:
     return f"({value_range[0]:g}, {value_range[1]:g})"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from keras_qusec_cli.parser import parser
@@ -25,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands.start_backend(options.command)
         return int(getattr(commands, options.command)(options))
     except (ValueError, ImportError) as error:
-        print(f"keras-qusec: {error}", file=sys.stderr)
+        text = f"keras-qusec: {error}"
+        if sys.stderr.isatty():
+            text = textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
+        print(text, file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Who reads the output, such as head, has enough; nothing more can be said there.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _PACKAGE = "keras-qusec"
 # Those of `keras_qusec.certification`, which is not imported here.
@@ -149,12 +149,14 @@ def _add_evaluate(commands: Any) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--epsilons", nargs="+", type=_radius, metavar="EPS",
-        help="L-infinity radii in rising order, in units of the pixel values, such as 0.1 or 8/255 "
-        "(default: 0.1, 0.2 and 0.3 of the value range)",
+        help="L-infinity radii in rising order: numbers such as 0.1 in units of the pixel values "
+        "that the model expects, fractions such as 8/255 of the value range (default: 0.1, 0.2 "
+        "and 0.3 of it)",
     )  # fmt: skip
     for norm, what in {"l2": "L2", "l1": "L1", "l0": "L0 (numbers of pixels)"}.items():
         evaluate.add_argument(
-            f"--{norm}-epsilons", nargs="+", type=_radius, metavar="EPS",
+            f"--{norm}-epsilons", nargs="+", metavar="EPS",
+            type=_number_of_pixels if norm == "l0" else _radius,
             help=f"{what} radii in rising order",
         )  # fmt: skip
     _add_models(evaluate)
@@ -241,9 +243,10 @@ def _add_audit(commands: Any) -> None:
     _add_data(audit)
     _add_classes(audit)
     audit.add_argument(
-        "--epsilon", type=_radius, metavar="EPS",
-        help="L-infinity radius in units of the pixel values, such as 0.3 or 8/255 (default: 0.3 "
-        "of the value range for grey images, 8/255 of it for colour images)",
+        "--epsilon", nargs=1, type=_radius, metavar="EPS",
+        help="L-infinity radius: a number such as 0.3 in units of the pixel values that the model "
+        "expects, or a fraction such as 8/255 of the value range (default: 0.3 of it for grey "
+        "images, 8/255 of it for colour images)",
     )  # fmt: skip
     audit.add_argument(
         "--images", type=int, default=100,
@@ -342,7 +345,7 @@ def _add_compare(commands: Any) -> None:
         help="names (default: all); a wrong one lists them",
     )  # fmt: skip
     compare.add_argument(
-        "--epsilons", nargs="+", type=_radius, default=[0.1, 0.2, 0.3], metavar="EPS",
+        "--epsilons", nargs="+", type=_radius, metavar="EPS",
         help="L-infinity radii in rising order (default: 0.1 0.2 0.3); the largest in training",
     )  # fmt: skip
     compare.add_argument(
@@ -439,8 +442,9 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--epsilons", nargs="+", type=_radius, metavar="EPS",
-        help="L-infinity radii in rising order, such as 0.1 or 8/255 (default: 0.1, 0.2 and 0.3 of "
-        "the value range)",
+        help="L-infinity radii in rising order: numbers such as 0.1 in units of the pixel values "
+        "that the model expects, fractions such as 8/255 of the value range (default: 0.1, 0.2 "
+        "and 0.3 of it)",
     )  # fmt: skip
 
 
@@ -461,12 +465,37 @@ def _add_classes(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _radius(text: str) -> float:
+class Radius(NamedTuple):
+    """A radius as typed: a number in units of the pixel values, or a fraction of their range.
+
+    Attributes:
+        above: the number, or what stands above the stroke of a fraction.
+        below: what stands below it; None for a number.
+    """
+
+    above: float
+    below: float | None = None
+
+    def in_units(self, low: float, high: float) -> float:
+        """The radius for images with values from `low` to `high`; exact for 8/255 and 0 to 255."""
+        return self.above if self.below is None else self.above * (high - low) / self.below
+
+
+def _radius(text: str) -> Radius:
     """A radius as a number, or as a fraction such as 8/255."""
     above, _, below = text.partition("/")
     try:
-        return float(above) / (float(below) if below else 1.0)
+        radius = Radius(float(above), float(below) if below else None)
+        radius.in_units(0.0, 1.0)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(
             f"expected a number such as 0.1, or a fraction such as 8/255; received {text!r}"
         ) from None
+    return radius
+
+
+def _number_of_pixels(text: str) -> Radius:
+    """A radius in L0, which is no share of the value range."""
+    if "/" in text:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels; received {text!r}")
+    return _radius(text)

@@ -1,7 +1,7 @@
 """Models of which it is known whether gradient attacks on them can be trusted.
 
-Positive controls mask their gradient in one way each; an audit must raise one of the checks named.
-Negative controls mask nothing; an audit must raise none. Those of `AFTER_RULES` were written after
+Positive controls mask their gradient in one way each; of the checks named one must fail.
+Negative controls mask nothing; no check may fail. Those of `AFTER_RULES` were written after
 the rules of all checks were fixed.
 """
 
@@ -30,7 +30,7 @@ class Control(NamedTuple):
 
     Attributes:
         make: from data and seed to a trained classifier.
-        right: identifiers of the checks of which at least one must be raised; none for a
+        right: identifiers of the checks of which at least one must fail; none for a
             negative control, of which no check may be.
         epsilon: radius of the audit, in [0, 1].
         adaptive: judged adaptively.

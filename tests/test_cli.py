@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 import keras_qusec_cli as cli
-from keras_qusec import QuSecQuantization, RobustnessReport, __version__, datasets
+from keras_qusec import (
+    QuSecQuantization,
+    RobustnessReport,
+    __version__,
+    datasets,
+    evaluate_robustness,
+)
 from keras_qusec.attacks import registry
 from keras_qusec_cli.quiet import quiet
 
@@ -165,6 +171,72 @@ class TestCommandLine:
         range_of = [] if values is None else ["--value-range", *values]
         assert cli.main(["audit", str(files / "plain.keras"), *range_of]) == 2
         assert asked["epsilon"] == pytest.approx(expected)
+
+    @pytest.mark.parametrize("command", ["audit", "evaluate", "certify", "deployed"])
+    def test_fractions_are_of_the_range_to_which_images_are_scaled(
+        self, files, monkeypatch, capsys, command
+    ):
+        inputs = keras.Input((28, 28, 1))
+        scaled = keras.layers.Rescaling(1 / 255)(inputs)
+        model = keras.saving.load_model(files / "plain.keras", compile=False)
+        path = str(files / "bytes.keras")
+        keras.Model(inputs, model(scaled)).save(path)
+        asked = {}
+
+        def taken(*_, **settings):
+            asked.update(settings)
+            raise ValueError("enough")
+
+        for function in ("audit_robustness", "evaluate_robustness", "deployment.check_deployment"):
+            monkeypatch.setattr(f"keras_qusec.{function}", taken)
+        option = "--epsilon" if command == "audit" else "--epsilons"
+        more = [str(files / "no.onnx")] if command == "deployed" else []
+        if more:
+            monkeypatch.setattr("keras_qusec.deployment.DeployedModel", lambda *_, **__: None)
+        for typed, expected in (("8/255", 8.0), ("8", 8.0)):
+            status = cli.main([command, path, *more, "--data", str(files / "few.npz"),
+                               option, typed])  # fmt: skip
+            assert status == 2
+            assert "enough" in capsys.readouterr().err
+            got = asked.get("epsilon") or asked["epsilons"][0]
+            assert got == expected  # to the last bit
+            asked.clear()
+
+    def test_numbers_are_those_of_python(self, files, measured, tmp_path):
+        """Same sample, same seed, same attacks, whatever the model's file is called."""
+        path = str(tmp_path / "r.json")
+        model = keras.saving.load_model(files / "quantized.keras", compile=False)
+        x, y = datasets.mnist5k().sample(20)
+        report = evaluate_robustness(model, x, y, attacks=["pgd"], epsilons=[0.1, 0.3])
+        status = cli.main(["evaluate", str(files / "quantized.keras"), "--images", "20",
+                           "--attacks", "pgd", "--epsilons", "0.1", "0.3", "--output", path])  # fmt: skip
+        assert status == 0
+        other = RobustnessReport.load(path)
+        for one, two in zip(report.results, other.results, strict=True):
+            assert one.distances["linf"].tolist() == two.distances["linf"].tolist()
+
+    def test_nothing_to_draw_is_no_failure(self, files, tmp_path, capsys):
+        gallery, examples = tmp_path / "g.png", tmp_path / "e.npz"
+        status = cli.main(["evaluate", str(files / "plain.keras"), "--attacks", "fgsm",
+                           "--data", str(files / "few.npz"), "--epsilons", "0.001",
+                           "--gallery", str(gallery), "--examples", str(examples)])  # fmt: skip
+        assert status == 0
+        assert "No image was broken" in capsys.readouterr().out
+        assert not gallery.exists()
+        assert examples.exists()
+
+    @pytest.mark.parametrize(
+        ("loss", "units", "word"),
+        [("mse", 1, "regression"), ("binary_crossentropy", 3, "multi-label")],
+    )
+    def test_files_that_are_no_classifiers(self, tmp_path, capsys, loss, units, word):
+        model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(),
+                                  keras.layers.Dense(units)])  # fmt: skip
+        for given in (loss, keras.losses.get(loss)):
+            model.compile("sgd", given)
+            model.save(tmp_path / "model.keras")
+            assert cli.main(["evaluate", str(tmp_path / "model.keras")]) == 2
+            assert word in capsys.readouterr().err
 
     def test_options_of_evaluate_arrive(self, files, monkeypatch):
         asked = {}

@@ -163,7 +163,7 @@ def test_fractions_and_another_range_are_errors_that_name_the_input(x, settings,
 @pytest.mark.once
 def test_audit_finds_no_masked_gradients():
     audit = audit_robustness(network("uint8"), X, Y, epsilon=12, **BYTES)
-    assert audit.raised == ()
+    assert audit.failed == ()
 
 
 @pytest.mark.parametrize("objective", ["loss", "trades"])

@@ -25,6 +25,8 @@ from keras_qusec import (
     QuSecQuantization,
     RobustnessReport,
     TrainableQuSecQuantization,
+    audit_robustness,
+    certify_robustness,
     evaluate_robustness,
 )
 from keras_qusec.attacks import (
@@ -232,6 +234,22 @@ add("evaluate_robustness", "outputs", {
     "softmax times a gate": (lambda: evaluated(keras.Model(*[(i := keras.Input((FEATURES,))),
         keras.layers.Multiply()([softmax(odd.linear()(i)), keras.layers.Dense(1)(i)])])),
         "computed from probabilities"),
+    "regression": (lambda: evaluated(odd.compiled(odd.dense(units=1), "mse")), "a regression"),
+    "multi-label": (lambda: evaluated(odd.compiled(
+        odd.dense(activation="sigmoid"), "binary_crossentropy")), "multi-label"),
+}, "error")  # fmt: skip
+add("evaluate_robustness", "outputs", {
+    "one sigmoid, squared error": (lambda: same(odd.compiled(
+        odd.dense(units=1, activation="sigmoid"), "mse")),),
+    "two outputs, squared error": (lambda: same(odd.compiled(odd.linear(), "mse")),),
+}, "right")  # fmt: skip
+add("certify_robustness", "outputs", {
+    "regression": (lambda: certify_robustness(odd.compiled(odd.dense(units=1), keras.losses.Huber()),
+        X, Y, epsilons=[0.1]), "a regression"),
+}, "error")  # fmt: skip
+add("audit_robustness", "outputs", {
+    "multi-label": (lambda: audit_robustness(odd.compiled(odd.linear(), TWO(from_logits=True)),
+        X, Y, epsilon=0.1), "multi-label"),
 }, "error")  # fmt: skip
 add("attacks", "outputs", {
     "two outputs": (lambda: FGSM(0.1)(keras.Model(*[(i := keras.Input((FEATURES,))),
@@ -264,6 +282,12 @@ def reads_bytes():
     return odd.in_front(keras.layers.Rescaling(1 / 255))
 
 
+def of_bytes(dtype):
+    report = evaluated(reads_bytes(), x=BRIGHT.astype("uint8").astype(dtype),
+                       value_range=(0, 255), epsilons=[255 * RADIUS])  # fmt: skip
+    return report.results[0].distances["linf"].tolist()
+
+
 def normalized(scale=1.0):
     layer = keras.layers.Normalization()
     layer.adapt(X * scale)
@@ -280,6 +304,7 @@ add("evaluate_robustness", "images", {
                                         value_range=(-1, 1), epsilons=[2 * RADIUS]),),
     "rescaling inside": (lambda: same(reads_bytes(), x=BRIGHT, value_range=(0, 255),
                                       epsilons=[255 * RADIUS]),),
+    "bytes and their range": (lambda: of_bytes("uint8") == of_bytes("float32"),),
     "division inside": (lambda: same(keras.Model(*[(i := keras.Input((FEATURES,))),
                                                    odd.linear()(i / 255.0)]), x=BRIGHT,
                                      value_range=(0, 255), epsilons=[255 * RADIUS]),),
@@ -419,12 +444,32 @@ add("evaluate_robustness", "epsilons", {
     "of another norm": (lambda: evaluated(odd.linear(), epsilons={"l2": [0.1]}), "norm 'linf'"),
 }, "error")  # fmt: skip
 add("evaluate_robustness", "epsilons", {
-    "8 / 255 for bytes": (lambda: evaluated(odd.in_front(scale=1 / 255), x=BRIGHT,
-        value_range=(0, 255), epsilons=[8 / 255]), "five-hundredth"),
+    "tiny": (lambda: evaluated(odd.linear(), epsilons=[0.001]), "five-hundredth"),
 }, "note")  # fmt: skip
+add("evaluate_robustness", "epsilons", {
+    "8 / 255 for bytes": (lambda: evaluated(odd.in_front(scale=1 / 255), x=BRIGHT,
+        value_range=(0, 255), epsilons=[8 / 255]), "in these units it is 8"),
+    "L2 0.1 for bytes": (lambda: evaluated(odd.in_front(scale=1 / 255), x=BRIGHT,
+        value_range=(0, 255), attacks=["pgd-l2"], epsilons={"l2": [0.1]}), "0.1 in L2"),
+    "small steps": (lambda: evaluated(odd.linear(), epsilons=[0.3],
+        attacks=[("pgd", {"steps": 10, "step_size": 0.001})]), "inside a tenth"),
+}, "error")  # fmt: skip
+add("certify_robustness", "epsilons", {
+    "0.3 for bytes": (lambda: certify_robustness(reads_bytes(), BRIGHT, Y, epsilons=[0.3],
+        value_range=(0, 255)), "in these units it is 76.5"),
+    "bytes for [0, 1]": (lambda: certify_robustness(reads_bytes(), X, Y, epsilons=[0.3]),
+        "the range that the model was made for"),
+}, "error")  # fmt: skip
+add("audit_robustness", "epsilons", {
+    "8 / 255 for bytes": (lambda: audit_robustness(reads_bytes(), BRIGHT, Y, epsilon=8 / 255,
+        value_range=(0, 255)), "in these units it is 8"),
+}, "error")  # fmt: skip
 add("attacks", "epsilons", {
     "8 for [0, 1]": (lambda: FGSM(8), "8 / 255"),
     "negative": (lambda: PGD(-0.1), "0 or more"),
+    "0.3 for bytes": (lambda: PGD(0.3, value_range=(0, 255)), "in these units it is 76.5"),
+    "steps for [0, 1]": (lambda: PGD(8, step_size=2 / 255, value_range=(0, 255)), "tenth of it"),
+    "steps for bytes": (lambda: PGD(8 / 255, step_size=2), "twenty times"),
     "NaN": (lambda: PGD(NAN), "0 or more"),
     "words": (lambda: BIM("0.1"), "a number"),
     "true": (lambda: BIM(True), "a number"),
@@ -968,6 +1013,17 @@ def one_output_accuracy(**settings):
             and history["adversarial_accuracy"][0] == pytest.approx(EXPECTED))  # fmt: skip
 
 
+def several_labels():
+    """Each label of an image counts, as in Keras' own accuracy; FGSM turns each score around."""
+    y = np.stack([Y, 1 - Y], axis=1).astype("float32")
+    y[0] = 1.0
+    model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(2)])
+    weights = np.stack([WEIGHTS, -WEIGHTS], 1)
+    model.set_weights([weights.astype("float32"), np.array([odd.BIAS, -odd.BIAS], "float32")])
+    history = fitted(model, y=y, loss=TWO(from_logits=True), fit_settings={"batch_size": 60})
+    return history["clean_accuracy"][0] == pytest.approx(1 - 0.5 / 60)
+
+
 def weighed():
     """17 images in batches of 16: the logs are those of 17 images."""
     x, y = X[:17], np.where(np.arange(17) < 16, Y[:17], 1 - Y[:17])
@@ -1048,6 +1104,7 @@ add("AdversarialTraining", "outputs", {
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)),),
     "weights in a column, TRADES": (lambda: weighted((60, 1)) == pytest.approx(weighted(60)),),
     "compiled again": (compiled_again,),
+    "several labels an image": (lambda: several_labels(),),
     "regression of several numbers": (lambda: "adversarial_accuracy" not in fitted(
         odd.linear(), loss="mse", y=np.random.default_rng(0).normal(size=(60, 2))),),
     "one logit": (one_output_accuracy,),
@@ -1255,7 +1312,8 @@ def test_the_tables_are_long_enough():
     names = [(case.entry, case.kind, case.name) for case in CASES]
     assert len(set(names)) == len(names) >= 200
     entries = {"layers", "attacks", "AdversarialTraining", "evaluate_robustness",
-               "RobustnessReport", "command line"}  # fmt: skip
+               "RobustnessReport", "command line", "certify_robustness",
+               "audit_robustness"}  # fmt: skip
     assert set(Counter(case.entry for case in CASES)) == entries
 
 

@@ -114,6 +114,8 @@ class GradientAttack(Attack):
         self.value_range = checks.value_range(value_range)
         if self.epsilon is not None and norm == "linf":
             checks.epsilon_inside(self.epsilon, self.value_range)
+        if self.epsilon:
+            self.check_step_size(self.epsilon)
         self.restarts = checks.whole_number(restarts, "restarts")
         self.cost = f"{self.steps} gradient{'s' if self.steps > 1 else ''}"
 
@@ -125,6 +127,25 @@ class GradientAttack(Attack):
     def step_size_at(self, epsilon: float) -> float:
         """Length of one step in a ball of radius epsilon."""
         return self.relative_step_size * epsilon if self._step_size is None else self._step_size
+
+    def check_step_size(self, epsilon: float) -> None:
+        """Raise a ValueError for steps that are in other units than a radius.
+
+        Args:
+            epsilon: radius of the ball.
+        """
+        if self._step_size is None:
+            return
+        step = self._step_size
+        if self.steps * step < epsilon / 10 or step > 20 * epsilon:
+            way = "all of them together stay inside a tenth of it"
+            if step > epsilon:
+                way = "each is more than twenty times as long"
+            raise ValueError(
+                "Expected step_size in the same units as epsilon, those of the pixel values. "
+                f"Received: {self.steps} steps of {step:g} for epsilon {epsilon:g}; {way}. Leave "
+                "it out, or give relative_step_size, a share of epsilon."
+            )
 
     def settings(self) -> dict[str, Any]:
         relative = self.relative_step_size if self._step_size is None else None

@@ -62,7 +62,8 @@ def audit_robustness(
     that find what gradients miss, adversarial examples planted and not found. The verdict is one
     of
 
-    - *robust as far as we can attack*, with the worst case and the strength of the evidence;
+    - *X % robust: this figure can be believed as far as we can attack*, or *is exact*, where
+      proofs reach it; X may be low;
     - *overstated by at least X points*: other attacks find more than the judged one;
     - *gradients masked*: gradient attacks on this model cannot be trusted.
 
@@ -111,7 +112,7 @@ def audit_robustness(
     >>> x = np.random.default_rng(0).uniform(0, 1, (40, 8)).astype("float32")
     >>> y = (x[:, 1::2].sum(1) > x[:, ::2].sum(1)).astype("int64")
     >>> audit = audit_robustness(model, x, y, epsilon=0.05, progress=False)
-    >>> audit.raised
+    >>> audit.failed
     ()
     """
     import_foolbox()

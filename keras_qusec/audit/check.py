@@ -12,14 +12,14 @@ from keras_qusec.audit.evidence import Budget, Evidence
 from keras_qusec.results import Result
 from keras_qusec.statistics import wilson_interval
 
-PASSED, RAISED, NOT_RUN = "passed", "RAISED", "not run"
+PASSED, FAILED, NOT_RUN = "passed", "FAILED", "not run"
 
 
 class Finding(NamedTuple):
     """The outcome of a check on a model.
 
     Attributes:
-        status: ``"passed"``, ``"RAISED"`` or ``"not run"``.
+        status: ``"passed"``, ``"FAILED"`` or ``"not run"``.
         evidence: what was seen, in a sentence with its numbers; why, if not run.
         numbers: the figures behind it, by name.
         images: which images of the data show it.
@@ -32,25 +32,25 @@ class Finding(NamedTuple):
 
 
 class Check:
-    """One question about an evaluation, and the rule that answers it.
+    """One thing that must be in order in an evaluation, and the rule that tells.
 
     A subclass sets the attributes and writes `judge`. What an attack must find out is named in
     `attacks`, and made by the evaluation together with those of all other checks.
 
     Attributes:
-        identifier: what `AuditReport.raised` calls it.
-        question: what is asked, in a line.
-        rule: when it is raised, with its number.
+        identifier: what `AuditReport.failed` calls it.
+        title: what is in order if it passes, in a line.
+        rule: when it fails, with its number.
         explanation: why that means something.
         source: where it comes from.
         remedy: what to do.
-        shows_masking: raised, it says that gradient attacks cannot be trusted; otherwise that
+        shows_masking: failed, it says that gradient attacks cannot be trusted; otherwise that
             the attack was too weak.
         needs_one_answer: cannot be judged on a model that answers at random.
     """
 
     identifier: str
-    question: str
+    title: str
     rule: str
     explanation: str
     source: str
@@ -77,9 +77,9 @@ class Check:
         raise NotImplementedError(f"{type(self).__name__} needs a method judge.")
 
 
-def passed_or_raised(is_raised: Any, evidence: str, **more: Any) -> Finding:
+def passed_or_failed(has_failed: Any, evidence: str, **more: Any) -> Finding:
     """A finding by a rule."""
-    return Finding(RAISED if is_raised else PASSED, evidence, **more)
+    return Finding(FAILED if has_failed else PASSED, evidence, **more)
 
 
 def more_found(
@@ -91,14 +91,14 @@ def more_found(
         evidence: all there is.
         found: which images it broke, ``(n,)`` bool.
         by: the attack in words.
-        limit: raised if the share is above it with 95 % confidence.
+        limit: failed if the share is above it with 95 % confidence.
         judged_alone: compared with the judged attack, and not also with that towards targets.
     """
     new = found & ~(evidence.judged if judged_alone else evidence.by_gradients)
     count, n = int(new.sum()), len(evidence.rows)
     low, high = wilson_interval(count, n)
     other = "the judged attack" if judged_alone else "PGD and targeted APGD"
-    return passed_or_raised(
+    return passed_or_failed(
         low > limit,
         f"{by} broke {count} of {n} images ({100 * low:.1f}-{100 * high:.1f} %) on which {other} "
         "failed",

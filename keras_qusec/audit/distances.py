@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from keras_qusec.attacks import FMN, Attack
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Budget, Evidence
 from keras_qusec.audit.rising_accuracy import radii_of, sweep
 from keras_qusec.statistics import wilson_interval
@@ -17,9 +17,9 @@ class Distances(Check):
     """Is the closest example that gradients find closer than a straight line's?"""
 
     identifier = "distances"
-    question = "implausible distances"
+    title = "distances to the border are plausible"
     rule = (
-        "Raised if, with 95 % confidence, on more than 10 % of the images the straight line to the "
+        "Fails if, with 95 % confidence, on more than 10 % of the images the straight line to the "
         "nearest image of another class leaves the class more than a tenth sooner than where the "
         "minimum-norm attack ends (or, judged adaptively, PGD at any radius)"
     )
@@ -46,7 +46,7 @@ class Distances(Check):
         count, n = int(sooner.sum()), len(rows)
         middle, straight = float(np.median(found)), float(np.median(line))
         low, _ = wilson_interval(count, n)
-        return passed_or_raised(
+        return passed_or_failed(
             low > 0.1,
             f"on the median image the nearest example is at {_word(middle)} by gradients and at "
             f"{_word(straight)} on a line to another image; {count} of {n} lines are shorter",

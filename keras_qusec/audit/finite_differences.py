@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.logits import log_odds
 
@@ -18,9 +18,9 @@ class FiniteDifferences(Check):
     """Does the gradient say how the loss really changes?"""
 
     identifier = "finite-differences"
-    question = "analytic and finite-difference derivatives disagree"
+    title = "gradients agree with finite differences"
     rule = (
-        "Raised if their correlation over images and directions is below 0.7 at every width of "
+        "Fails if their correlation over images and directions is below 0.7 at every width of "
         "the differences"
     )
     explanation = "A gradient that does not say how the loss changes is of no use to an attack."
@@ -58,7 +58,7 @@ class FiniteDifferences(Check):
                 pairs.append((predicted, change))
             predicted, change = (np.concatenate(part) for part in zip(*pairs, strict=True))
             best = max(best, _correlation(predicted, change))
-        return passed_or_raised(
+        return passed_or_failed(
             best < 0.7,
             f"the correlation over {len(rows)} images and {_DIRECTIONS} directions is {best:.2f}; "
             f"the mean size of the gradient is {np.abs(gradients).mean():.3g}",

@@ -11,8 +11,8 @@ class GradientFree(Check):
     """Do gradients find at least what a search without them finds?"""
 
     identifier = "gradient-free"
-    question = "Square finds what gradients missed"
-    rule = "Raised if, with 95 % confidence, it breaks more than 2 % of the images in addition"
+    title = "Square finds no more than gradients"
+    rule = "Fails if, with 95 % confidence, it breaks more than 2 % of the images in addition"
     explanation = "A search that asks for outputs only is weaker, unless gradients mislead."
     source = "Andriushchenko et al. 2020; Croce and Hein 2020"
     remedy = 'Judge by attacks="standard", which has Square, and by surrogate gradients.'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 
 
@@ -12,9 +12,9 @@ class GradientPath(Check):
     """Does the gradient reach the image, wherever in the ball the image is?"""
 
     identifier = "gradient-path"
-    question = "gradient path cut"
+    title = "gradients reach the input"
     rule = (
-        "Raised if the gradient is exactly zero at every image and at random points of every "
+        "Fails if the gradient is exactly zero at every image and at random points of every "
         "ball, though the outputs change there"
     )
     explanation = (
@@ -36,7 +36,7 @@ class GradientPath(Check):
         ]
         change = np.abs(evidence.model.logits(moved) - evidence.model.logits(clean)).max()
         largest = float(np.max(sizes))
-        return passed_or_raised(
+        return passed_or_failed(
             largest == 0 and change > 0,
             f"the largest gradient on {len(rows)} images and as many random points is "
             f"{largest:.3g}, while the logits change by up to {change:.3g}",

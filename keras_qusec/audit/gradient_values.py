@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 
 
@@ -12,8 +12,8 @@ class GradientValues(Check):
     """Is the input gradient a number other than zero on every image?"""
 
     identifier = "gradient-values"
-    question = "zero, NaN or infinite input gradients"
-    rule = "Raised if more than 1 % of the images have one, and on none of them another is followed"
+    title = "input gradients are finite and not zero"
+    rule = "Fails if more than 1 % of the images have one, and on none of them another is followed"
     explanation = "An attack that follows such a gradient stands still, which proves nothing."
     source = "Carlini et al. 2019, On evaluating adversarial robustness; Athalye et al. 2018"
     remedy = (
@@ -29,7 +29,7 @@ class GradientValues(Check):
             zero &= (gradients == 0).all(axis=1)
             broken |= ~np.isfinite(gradients).all(axis=1)
         bad = zero | broken
-        return passed_or_raised(
+        return passed_or_failed(
             bad.mean() > 0.01,
             f"the gradient is zero on {zero.sum()} and not finite on {broken.sum()} of "
             f"{len(rows)} images",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from keras_qusec.attacks import Attack
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Budget, Evidence
 from keras_qusec.audit.rising_accuracy import sweep, unbroken_at
 
@@ -14,8 +14,8 @@ class HalfRange(Check):
     """Is nothing left where every image can be made grey?"""
 
     identifier = "half-range"
-    question = "epsilon of half the value range leaves more than chance"
-    rule = "Raised if, with 95 % confidence, more stands than the share of the most frequent class"
+    title = "half the value range leaves no more than chance"
+    rule = "Fails if, with 95 % confidence, more stands than the share of the most frequent class"
     explanation = "At that radius all images can be made the same one, which has one class."
     source = "Carlini et al. 2019"
     remedy = "The attack fails; do not use its figures at smaller radii. Try surrogate gradients."
@@ -28,7 +28,7 @@ class HalfRange(Check):
         _, frequent = np.unique(evidence.labels[evidence.rows], return_counts=True)
         # A grey image may have the most frequent class.
         chance = float(frequent.max() / len(evidence.rows))
-        return passed_or_raised(
+        return passed_or_failed(
             unbroken.low > chance,
             f"{unbroken.words}; the most frequent class has {100 * chance:.1f} %",
             numbers={"unbroken": unbroken.share, "chance": chance},

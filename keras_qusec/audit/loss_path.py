@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.logits import log_odds
 
@@ -15,9 +15,9 @@ class LossPath(Check):
     """Does the loss rise along the attack's path, and has it converged?"""
 
     identifier = "loss-path"
-    question = "the loss along the path is not monotone, or not converged"
+    title = "the loss rises along the path and converges"
     rule = (
-        "Raised if on the median image the loss falls by more than half of what it gains in all, "
+        "Fails if on the median image the loss falls by more than half of what it gains in all, "
         "or gains more than a fifth of it in the last quarter of the steps"
     )
     explanation = (
@@ -42,7 +42,7 @@ class LossPath(Check):
         moved = gained > 0
         down = float(np.median(np.where(moved, fallen / scale, np.inf)))
         unfinished = float(np.median(np.where(moved, late / scale, 0.0)))
-        return passed_or_raised(
+        return passed_or_failed(
             down > 0.5 or unfinished > 0.2,
             f"on the median of {len(rows)} images the loss falls by {100 * down:.1f} % of its "
             f"gain on the way, and gains {100 * unfinished:.1f} % of it in the last quarter of "

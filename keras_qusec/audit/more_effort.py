@@ -11,8 +11,8 @@ class MoreEffort(Check):
     """Has the judged attack converged?"""
 
     identifier = "more-effort"
-    question = "more steps or restarts still gain"
-    rule = "Raised if, with 95 % confidence, they break more than 2 % of the images in addition"
+    title = "more steps and restarts gain nothing"
+    rule = "Fails if, with 95 % confidence, they break more than 2 % of the images in addition"
     explanation = "An attack that gains from more work has not found the worst case."
     source = "Carlini et al. 2019; Tramer et al. 2020"
     remedy = 'Use more steps and restarts, or attacks="standard" and "strong".'

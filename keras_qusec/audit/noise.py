@@ -41,8 +41,8 @@ class NoiseBeatsGradients(Check):
     """Does the gradient find at least what noise finds?"""
 
     identifier = "noise"
-    question = "noise of the same size beats the gradient attack"
-    rule = "Raised if it breaks an image on which the gradient attacks failed"
+    title = "noise of the same size finds no more than gradients"
+    rule = "Fails if it breaks an image on which the gradient attacks failed"
     explanation = "A gradient that is worse than no gradient says nothing about robustness."
     source = "Carlini et al. 2019; Tramer et al. 2020"
     remedy = "Use surrogate gradients, and attacks without gradients such as Square."

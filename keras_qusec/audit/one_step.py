@@ -11,8 +11,8 @@ class OneStep(Check):
     """Is the attack of many steps at least as strong as that of one?"""
 
     identifier = "one-step"
-    question = "a one-step attack beats the iterative one"
-    rule = "Raised if, with 95 % confidence, it breaks more than 0.5 % of the images in addition"
+    title = "one step finds no more than many"
+    rule = "Fails if, with 95 % confidence, it breaks more than 0.5 % of the images in addition"
     explanation = "Many steps lose to one only where the gradient misleads after the first."
     source = "Athalye et al. 2018; Carlini et al. 2019"
     remedy = "Look at the loss along the path; use surrogate gradients or attacks without them."

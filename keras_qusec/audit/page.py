@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keras_qusec.audit import plots
-from keras_qusec.audit.check import RAISED
+from keras_qusec.audit.check import FAILED
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.norms import radius_text
 from keras_qusec.report.page import (
@@ -19,6 +19,8 @@ from keras_qusec.report.page import (
 )
 from keras_qusec.report.tables import Table
 
+# A figure that can be believed may be a low one, so it is not green.
+_COLOURS = {"believable": "neutral", "overstated": "warn"}
 _HEADS = ["check", "result", "evidence", "grads", "queries", "s"]
 
 
@@ -31,7 +33,7 @@ def html_page(audit: Any, evidence: Evidence) -> str:
     """
     body = [
         heading("Is this robustness real?", level=1),
-        paragraph(f"{audit.verdict}.", f"verdict {audit.kind}"),
+        paragraph(f"{audit.verdict}.", f"verdict {_COLOURS.get(audit.kind, 'bad')}"),
         paragraph(
             f"Judged under {' and '.join(evidence.threat_models)}: PGD of 40 steps, epsilon "
             f"{radius_text(evidence.epsilon)}, {audit.images} images."
@@ -57,7 +59,7 @@ def html_page(audit: Any, evidence: Evidence) -> str:
 def _checks(audit: Any) -> Any:
     rows = [
         [
-            result.check.question,
+            result.check.title,
             result.status,
             result.finding.evidence,
             f"{result.cost.gradients}",
@@ -66,12 +68,12 @@ def _checks(audit: Any) -> Any:
         ]
         for result in audit.checks
     ]
-    strong = tuple(i for i, result in enumerate(audit.checks) if result.status == RAISED)
+    strong = tuple(i for i, result in enumerate(audit.checks) if result.status == FAILED)
     return table_html(Table("Checks", _HEADS, rows, strong), style="checks")
 
 
 def _explanations(audit: Any) -> list[Any]:
-    """Rule, reason, source and remedy of each check, those that are raised unfolded."""
+    """Rule, reason, source and remedy of each check, those that failed unfolded."""
     parts = [heading("What each check means")]
     for result in audit.checks:
         check = result.check
@@ -86,10 +88,10 @@ def _explanations(audit: Any) -> list[Any]:
             more = "" if len(result.finding.images) <= 20 else ", ..."
             lines.append(f"Images of the data: {shown}{more}.")
         text = markup("").join(paragraph(line) for line in lines)
-        unfolded = markup(" open" if result.status == RAISED else "")
+        unfolded = markup(" open" if result.status == FAILED else "")
         parts.append(
             markup("<details{}><summary>{}: {}</summary>{}</details>").format(
-                unfolded, check.question, result.status, text
+                unfolded, check.title, result.status, text
             )
         )
     return parts

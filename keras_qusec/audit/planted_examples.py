@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.attacks import PGD, AttackedModel, Goal
-from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import HARDNESSES, Evidence
 from keras_qusec.graphs import has_graph, made_by
 from keras_qusec.integer_inputs import integer_input, part_of
@@ -24,8 +24,8 @@ class PlantedExamples(Check):
     """Does the attack find adversarial examples that are known to be there?"""
 
     identifier = "planted-examples"
-    question = "planted adversarial examples are not found"
-    rule = "Raised if the judged attack misses more than a fifth of them"
+    title = "planted adversarial examples are found"
+    rule = "Fails if the judged attack misses more than a fifth of them"
     explanation = (
         "For each image the last layer is replaced by a linear one of two classes that tells one "
         f"random corner of the ball from {_POINTS} other points. That corner is adversarial; an "
@@ -64,7 +64,7 @@ class PlantedExamples(Check):
                 NOT_RUN, f"only in {made} of {len(rows)} images could an example be planted"
             )
         share = len(missed) / made
-        return passed_or_raised(
+        return passed_or_failed(
             share > 0.2,
             f"PGD missed {len(missed)} of {made} planted examples",
             numbers={"missed": share},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_raised
+from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 
 
@@ -10,8 +10,8 @@ class Proofs(Check):
     """Does every attack respect what a search over all levels proves?"""
 
     identifier = "proofs"
-    question = "an attack finds what a proof excludes"
-    rule = "Raised if at least 1 image is proved within epsilon and broken by an attack"
+    title = "no attack breaks what is proved"
+    rule = "Fails if at least 1 image is proved within epsilon and broken by an attack"
     explanation = (
         "One of the two is wrong then, so neither can be trusted. The share that is proved is the "
         "least that robust accuracy can be; where it equals what the attacks leave, that is exact."
@@ -34,7 +34,7 @@ class Proofs(Check):
         wrong = int(contradicted.sum())
         if wrong:
             between = f"{wrong} of {n} images are proved and yet broken; {between}"
-        return passed_or_raised(
+        return passed_or_failed(
             wrong,
             between,
             numbers={"proved": count / n, "left": left / n, "contradicted": wrong},

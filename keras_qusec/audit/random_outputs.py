@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from keras_qusec.attacks import AttackedModel
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.datasets import spread_rows
 
@@ -26,8 +26,8 @@ class RandomOutputs(Check):
     """Does the model repeat its outputs?"""
 
     identifier = "random-outputs"
-    question = "outputs are random between calls"
-    rule = "Raised if calls on the same images differ by more than 0.01 % of the largest logit"
+    title = "each call gives the same outputs"
+    rule = "Fails if calls on the same images differ by more than 0.01 % of the largest logit"
     explanation = "Gradients of one draw say little of the next; an example must hold on average."
     source = "Athalye et al. 2018, expectation over transformation; Croce and Hein 2020"
     remedy = "Attack and judge the mean of many draws: draws=20."
@@ -36,7 +36,7 @@ class RandomOutputs(Check):
     def judge(self, evidence: Evidence) -> Finding:
         x = evidence.x[spread_rows(len(evidence.x), CALLED)]
         differs = difference_between_calls(evidence.model, x)
-        return passed_or_raised(
+        return passed_or_failed(
             differs > LIMIT,
             f"three calls on {len(x)} images differ by up to {100 * differs:.2g} % of the largest "
             "logit",

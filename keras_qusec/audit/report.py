@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from keras_qusec import files
 from keras_qusec.audit import page, plots
-from keras_qusec.audit.check import NOT_RUN, RAISED, Check, Finding
+from keras_qusec.audit.check import FAILED, NOT_RUN, Check, Finding
 from keras_qusec.audit.evidence import Evidence
 from keras_qusec.norms import radius_text
 from keras_qusec.plots import save
@@ -20,7 +20,9 @@ from keras_qusec.report import RobustnessReport
 from keras_qusec.report.tables import WIDTH
 from keras_qusec.statistics import share_interval, wilson_interval
 
-ROBUST, OVERSTATED, MASKED, FAILED = "robust", "overstated", "masked", "failed"
+BELIEVABLE, OVERSTATED, MASKED, CONTRADICTED = (
+    "believable", "overstated", "masked", "contradicted"
+)  # fmt: skip
 # The check that finds this package at fault, and not the model or the evaluation.
 _CONTRADICTION = "proofs"
 # Below this, with 95 % confidence, other attacks find no more than the judged one.
@@ -57,7 +59,7 @@ class CheckResult(NamedTuple):
 
     @property
     def status(self) -> str:
-        """``"passed"``, ``"RAISED"`` or ``"not run"``."""
+        """``"passed"``, ``"FAILED"`` or ``"not run"``."""
         return self.finding.status
 
 
@@ -79,9 +81,9 @@ class AuditReport:
         return self._results
 
     @property
-    def raised(self) -> tuple[str, ...]:
-        """Identifiers of the checks that are raised, in their order."""
-        return tuple(r.identifier for r in self._results if r.status == RAISED)
+    def failed(self) -> tuple[str, ...]:
+        """Identifiers of the checks that failed, in their order."""
+        return tuple(r.identifier for r in self._results if r.status == FAILED)
 
     @property
     def evaluation(self) -> RobustnessReport | None:
@@ -140,13 +142,13 @@ class AuditReport:
 
     @property
     def kind(self) -> str:
-        """``"robust"``, ``"overstated"``, ``"masked"``, or ``"failed"`` if proofs are broken."""
-        if _CONTRADICTION in self.raised:
-            return FAILED
-        by_kind = [r.check.shows_masking for r in self._results if r.status == RAISED]
+        """``"believable"``, ``"overstated"``, ``"masked"``, or, by a proof, ``"contradicted"``."""
+        if _CONTRADICTION in self.failed:
+            return CONTRADICTED
+        by_kind = [r.check.shows_masking for r in self._results if r.status == FAILED]
         if any(by_kind):
             return MASKED
-        return OVERSTATED if by_kind or self.overstated_by[1] > _TOLERANCE else ROBUST
+        return OVERSTATED if by_kind or self.overstated_by[1] > _TOLERANCE else BELIEVABLE
 
     @property
     def _most_found(self) -> str:
@@ -193,13 +195,18 @@ class AuditReport:
         proved = self.proved_accuracy
         if proved is not None and self.evidence != "exact":
             stand += f", and {100 * proved:.1f} % are proved"
-        if self.kind == FAILED:
+        if self.kind == CONTRADICTED:
             return (
                 "keras-qusec failed: an attack broke an image that is proved, so trust neither "
                 f"before this is reported and mended; {stand}"
             )
-        if self.kind == ROBUST:
-            return f"robust as far as we can attack: {stand}"
+        if self.kind == BELIEVABLE:
+            how = (
+                "is exact"
+                if self.evidence == "exact"
+                else "can be believed as far as we can attack"
+            )
+            return f"{100 * worst:.1f} % robust: this figure {how}; {stand}"
         _, least, most = self.overstated_by
         more = f"the judged attack leaves {100 * judged:.1f} %, and at most {stand}"
         if self.kind == OVERSTATED:
@@ -217,17 +224,17 @@ class AuditReport:
         blocks += [textwrap.fill(f"NOTE: {note}", WIDTH) for note in self.notes]
         lines = []
         for result in self._results:
-            if result.status == RAISED:
-                lines += ["", *self._raised_lines(result)]
+            if result.status == FAILED:
+                lines += ["", *self._failed_lines(result)]
             else:
                 words = f"{result.identifier}: {result.finding.evidence}"
                 lines += _item(result.status, words)
         return "\n\n".join([*blocks, "\n".join(lines).lstrip("\n")])
 
-    def _raised_lines(self, result: CheckResult) -> list[str]:
+    def _failed_lines(self, result: CheckResult) -> list[str]:
         check = result.check
         return [
-            *_item(RAISED, f"{result.identifier}: {result.finding.evidence}"),
+            *_item(FAILED, f"{result.identifier}: {result.finding.evidence}"),
             *_item("", f"{check.rule}. {check.explanation}"),
             *_item("", f"What to do: {check.remedy}"),
             "",
@@ -235,8 +242,8 @@ class AuditReport:
 
     def _counts(self) -> str:
         status = [result.status for result in self._results]
-        raised, skipped = status.count(RAISED), status.count(NOT_RUN)
-        return f"{raised} of {len(status)} checks raised, {skipped} not run."
+        failed, skipped = status.count(FAILED), status.count(NOT_RUN)
+        return f"{failed} of {len(status)} checks failed, {skipped} not run."
 
     def to_dict(self) -> dict[str, Any]:
         """Verdict, accuracies and all checks as JSON values."""
@@ -250,7 +257,7 @@ class AuditReport:
             "judged accuracy": self.judged_accuracy,
             "worst accuracy": self.worst_accuracy,
             "proved accuracy": self.proved_accuracy,
-            "raised": list(self.raised),
+            "failed": list(self.failed),
             "notes": self.notes,
             "checks": [
                 {

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_qusec.attacks import PGD, Attack
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import AtRadius, Budget, Evidence
 from keras_qusec.statistics import wilson_interval
 
@@ -54,9 +54,9 @@ class RisingAccuracy(Check):
     """Does a larger ball never help the defender?"""
 
     identifier = "rising-accuracy"
-    question = "accuracy rises with epsilon"
+    title = "accuracy does not rise with epsilon"
     rule = (
-        "Raised if at some radius, with 95 % confidence, more than 0.5 % of the images fall that "
+        "Fails if at some radius, with 95 % confidence, more than 0.5 % of the images fall that "
         "stand at the next larger one, and more of them than the other way round"
     )
     explanation = "The larger ball contains the smaller one, so only a failing attack explains it."
@@ -82,7 +82,7 @@ class RisingAccuracy(Check):
         seen = f"accuracy by PGD at each radius alone: {shares}"
         if place is not None:
             seen += f"; from {place[0]:g} to {place[1]:g} {worst} of {n} images come back"
-        return passed_or_raised(
+        return passed_or_failed(
             low > 0.005,
             seen,
             numbers={f"accuracy at {r:g}": float(a) for r, a in accuracy.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_qusec.audit.check import Check, Finding, passed_or_raised
+from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 
 # Below this difference of logits exp is zero in float32, denormal numbers included.
@@ -15,9 +15,9 @@ class SaturatedOutputs(Check):
     """Has the cross-entropy of the model's own outputs a gradient?"""
 
     identifier = "saturated-outputs"
-    question = "outputs are probabilities or logits that saturate"
+    title = "outputs are not saturated"
     rule = (
-        "Raised if on more than half of the images the probability of the class is exactly 1 "
+        "Fails if on more than half of the images the probability of the class is exactly 1 "
         "where the model gives probabilities, or that of each other class exactly 0 where it "
         "gives logits (float32)"
     )
@@ -44,7 +44,7 @@ class SaturatedOutputs(Check):
         else:
             saturated = gap > _UNDERFLOW
             seen = "the probability of every other class is exactly 0"
-        return passed_or_raised(
+        return passed_or_failed(
             saturated.mean() > 0.5,
             f"{seen} on {saturated.sum()} of {len(rows)} images; the median difference of the two "
             f"largest logits is {np.median(gap):.3g}",

@@ -22,8 +22,8 @@ class SurrogateGradients(Check):
     """Does an adversary who knows the defence find no more?"""
 
     identifier = "surrogates"
-    question = "surrogate gradients or the quantizer's own attack find more"
-    rule = "Raised if, with 95 % confidence, they break more than 0.5 % of the images in addition"
+    title = "surrogate gradients and the quantizer's own attack find no more"
+    rule = "Fails if, with 95 % confidence, they break more than 0.5 % of the images in addition"
     explanation = (
         "A sweep of surrogate gradients (BPDA, also the identity for layers in front that keep "
         "the shape of the image) and a search in the reachable levels see through steps."

@@ -15,8 +15,8 @@ class Transfer(Check):
     """Does the model's own gradient find at least what another model's finds?"""
 
     identifier = "transfer"
-    question = "transfer from another model beats white-box"
-    rule = "Raised if, with 95 % confidence, it breaks more than 0.5 % of the images in addition"
+    title = "transferred examples find no more than white-box"
+    rule = "Fails if, with 95 % confidence, it breaks more than 0.5 % of the images in addition"
     explanation = "Who knows the model must do better than who does not."
     source = "Athalye et al. 2018; Papernot et al. 2017 (substitutes)"
     remedy = "Give an undefended model of the task as source_model; judge black-box too."

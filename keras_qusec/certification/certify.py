@@ -20,10 +20,13 @@ from keras_qusec.certification.proof import RobustnessProof
 from keras_qusec.certification.reduced import Reduced
 from keras_qusec.certification.reduction import reduced
 from keras_qusec.certification.search import Found, search
-from keras_qusec.datasets import arrays_of
+from keras_qusec.datasets import arrays_of, spread_rows
+from keras_qusec.expected_inputs import check_expected_range, check_shape
 from keras_qusec.integer_inputs import whole_images
+from keras_qusec.logits import check_logits, check_logits_reached, check_one_of_each
 from keras_qusec.progress import Progress, shown
 from keras_qusec.results import BROKEN, OPEN, PROVED, Certificate
+from keras_qusec.tasks import check_classifier
 from keras_qusec.verify import verified
 
 Array = np.ndarray
@@ -105,6 +108,13 @@ def certify_robustness(
     if time_limit is not None:
         seconds = checks.number(time_limit, "time_limit", least=0)
     if not isinstance(model, AttackedModel):
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"Expected a Keras model, whose layers have bounds. Received: {model!r}. Load a "
+                "file with keras.saving.load_model(path)."
+            )
+        check_one_of_each(model)
+        check_classifier(model, model.name)
         x, y = arrays_of(x if y is None else (x, y), name="x")
         attacked = AttackedModel(
             model, checks.value_range(value_range), outputs=outputs,
@@ -112,11 +122,23 @@ def certify_robustness(
         )  # fmt: skip
     else:
         attacked = model
-    radii = tuple(sorted({checks.number(e, "epsilons", least=0) for e in epsilons}))
+    pixels = attacked.value_range
+    listed = [epsilons] if checks.is_number(epsilons) else list(epsilons)
+    radii = tuple(sorted({checks.number(e, "epsilons", least=0) for e in listed}))
     if not radii:
         raise ValueError("Expected at least one epsilon. Received: none. Example: epsilons=[0.1]")
-    images = np.asarray(whole_images(x, [attacked.model]), "float32")
-    checks.images_inside(images, attacked.value_range)
+    checks.epsilon_inside(radii[-1], pixels)
+    check_expected_range(attacked.model, pixels, attacked.model.name)
+    if np.ndim(x) < 2 or len(x) == 0:
+        raise ValueError(f"Expected images (n, ...), at least one. Received: shape {np.shape(x)}.")
+    images = np.asarray(checks.float_pixels(whole_images(x, [attacked.model]), pixels), "float32")
+    checks.images_inside(images, pixels)
+    checks.pixels_used(images, pixels)
+    check_shape(images, attacked.model, attacked.model.name)
+    few = images[spread_rows(len(images), 8)]
+    logits = attacked.logits(few)
+    check_logits(logits, attacked.model.name)
+    check_logits_reached(logits, attacked.outputs(few), attacked.model.name)
     labels = checks.class_labels(
         y, len(images), classes=attacked.logits(images[:1]).shape[1], name="y"
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ from keras_qusec.graphs import has_graph
 from keras_qusec.logits import LOGITS
 from keras_qusec.progress import Progress, shown
 from keras_qusec.report import RobustnessReport
+from keras_qusec.results import PROVED
 
 Array = np.ndarray
 
@@ -33,6 +35,10 @@ Array = np.ndarray
 _RANDOM = 5
 # More levels than this cannot be told apart by the logits.
 _MOST_LEVELS = 64
+# Clean images whose outputs tell the scale of the deployed model's.
+_COMPARED = 128
+# Logits as close as this, as a share of the largest, are the same but for rounding.
+_TIE = 1e-5
 # Images on which levels are compared, and the share of their pixels that gets one value.
 _LOOKED_AT, _SHARE_OF_PIXELS = 8, 0.25
 
@@ -60,8 +66,9 @@ def check_deployment(
     where a hard quantizer is in front. Replays the verified adversarial examples of the Keras
     model: some *stay*, some *stop*, which is no gain, since an adversary aims at the deployed
     model. So that is attacked, too: by those examples, by the same ones pushed away from the
-    quantizer's steps, so that rounding does not undo them, and by asking it (Square); a robust
-    accuracy of the deployed model then stands beside that of the Keras model.
+    quantizer's steps, so that rounding does not undo them, and by asking it (Square). What breaks
+    the deployed model is tried on the Keras model: right there, it is a difference; wrong there,
+    it counts against both. The two robust accuracies stand side by side.
 
     Args:
         model: the Keras classifier that was measured.
@@ -144,21 +151,21 @@ def check_deployment(
         correct = (ours.argmax(axis=1) == labels, theirs.argmax(axis=1) == labels)
         right = deployed.predictions(images) == labels
         random = np.random.default_rng(seed)
-        found = [
-            _replayed(attacked, deployed, quantizer, images, labels, right, radius, report, random)
-            for radius in radii
-        ]
-        broken = [one.broken for one in found]
+        both = _Both(attacked, deployed, labels, correct[0], right)
+        found = [_replayed(both, quantizer, images, radius, report, random) for radius in radii]
         if len(queries):
             tell("asking the deployed model", 0.7)
             asked = _asked(
-                deployed, x, labels, correct[1] & ~broken[-1], radii, queries, seed,
+                deployed, x, labels, correct[1] & ~found[-1].broken, radii, queries, seed,
                 None if resume_dir is None else Path(resume_dir) / "deployed",
                 lambda text, share: tell(f"deployed: {text}", 0.7 + 0.3 * share),
             )  # fmt: skip
-            for place, more in enumerate(asked):
-                for later in range(place, len(radii)):
-                    broken[later] = broken[later] | more
+            for one, (rows, examples) in zip(found, asked, strict=True):
+                both.take(one, rows, examples)
+        for smaller, larger in itertools.pairwise(found):
+            for name in ("broken", "keras_broken", "new"):
+                getattr(larger, name)[:] |= getattr(smaller, name)
+        _check_proofs(report, found)
         tell("done", 1.0)
     return DeploymentCheck(
         keras_name=model.name,
@@ -169,7 +176,7 @@ def check_deployment(
         classes_differ=ours.argmax(axis=1) != theirs.argmax(axis=1),
         logit_difference=_difference(ours, theirs, deployed),
         levels=levels,
-        radii=tuple(one._replace(broken=b) for one, b in zip(found, broken, strict=True)),
+        radii=tuple(found),
         report=report,
         asked=tuple(queries) if not isinstance(queries, str) else (queries,),
     )
@@ -209,6 +216,46 @@ def _difference(ours: Array, theirs: Array, deployed: Classifier) -> Array:
     return np.nan_to_num(difference, nan=np.inf)
 
 
+class _Both(NamedTuple):
+    """The two models on the same images.
+
+    Attributes:
+        model: the Keras model.
+        deployed: what is deployed.
+        labels: true classes ``(n,)``.
+        correct: which clean images the Keras model gets right.
+        right: which clean images the deployed model gets right.
+    """
+
+    model: AttackedModel
+    deployed: Classifier
+    labels: Array
+    correct: Array
+    right: Array
+
+    def take(self, one: AtRadius, rows: Array, images: Array) -> Array:
+        """Note what images within a radius do to both.
+
+        Args:
+            one: what is known within the radius; it is changed.
+            rows: of which clean images they were made, ``(k,)``.
+            images: ``(k, ...)``.
+
+        Returns:
+            Which of them the deployed model gets wrong, ``(k,)``.
+        """
+        if not len(rows):
+            return np.zeros(0, bool)
+        wrong = self.deployed.predictions(images) != self.labels[rows]
+        fooled = self.model.predictions(images) != self.labels[rows]
+        one.broken[rows[wrong]] = True
+        one.keras_broken[rows[fooled]] = True
+        # Images that are wrong already when clean are counted there.
+        new = wrong & ~fooled & self.correct[rows] & self.right[rows]
+        one.new[rows[new]] = True
+        return wrong
+
+
 def _levels(
     model: AttackedModel, deployed: Classifier, quantizer: InputQuantizer | None, x: Array
 ) -> Levels | None:
@@ -243,56 +290,72 @@ def _levels(
     own = distance[np.arange(256), level]
     # Twice as near to another level as to its own.
     changed = ~(distance.min(axis=1) >= 0.5 * own)
-    # Levels that are one in the deployed model.
+    # Levels that are one in the deployed model; its outputs may be smaller by a factor.
+    clean = [_log_softmax(one.logits(x[:_COMPARED])) for one in (model, deployed)]
+    spread = [np.abs(part - part.mean(axis=0)).sum() for part in clean]
+    scale = min(1.0, spread[1] / max(spread[0], 1e-30))
     for upper in range(1, len(middle)):
         apart = np.abs(ours[middle[upper]] - ours[middle[upper - 1]]).sum()
-        if not distance[middle[upper], upper - 1] >= 0.1 * apart:
+        if not distance[middle[upper], upper - 1] >= 0.1 * scale * apart:
             changed |= level == upper
     return Levels(len(middle), tuple(np.flatnonzero(changed).tolist()))
 
 
 def _replayed(
-    model: AttackedModel,
-    deployed: Classifier,
+    both: _Both,
     quantizer: InputQuantizer | None,
     x: Array,
-    labels: Array,
-    right: Array,
     radius: float,
     report: RobustnessReport,
     random: np.random.Generator,
 ) -> AtRadius:
     """What the examples of the Keras model do to the deployed one, within one radius."""
-    found = report.examples(radius)
-    rows = np.asarray(found.numbers, "int64")
-    examples = np.asarray(found.images, "float32")
-    stays = np.zeros(len(rows), bool)
-    broken = ~right
-    pushed_stay = None
-    if len(rows):
-        stays = deployed.predictions(examples) != labels[rows]
-        broken[rows[stays]] = True
-        thresholds = None if quantizer is None else quantizer.thresholds
-        if thresholds is not None:
-            pushed = away_from_steps(examples, x[rows], radius, thresholds, model.value_range)
-            fooled = deployed.predictions(pushed) != labels[rows]
-            distance = norms.distances(x[rows], pushed)["linf"]
-            fooled &= norms.within(distance, radius)
-            broken[rows[fooled]] = True
-            pushed_stay = int(fooled.sum())
-    # Images that are right in Keras, and wrong where they are deployed.
+    model, deployed, labels = both.model, both.deployed, both.labels
+    kept = report.examples(radius)
+    rows = np.asarray(kept.numbers, "int64")
+    examples = np.asarray(kept.images, "float32").reshape(-1, *x.shape[1:])
+    found = AtRadius(
+        epsilon=radius, examples=len(rows), stay=0, pushed_stay=None, classes_differ=0,
+        corners=_RANDOM * len(x), new=np.zeros(len(x), bool), broken=~both.right,
+        keras_broken=~both.correct,
+    )  # fmt: skip
+    stays = int(both.take(found, rows, examples).sum())
+    thresholds, pushed_stay = None if quantizer is None else quantizer.thresholds, None
+    if thresholds is not None and len(rows):
+        pushed = away_from_steps(examples, x[rows], radius, thresholds, model.value_range)
+        near = norms.within(norms.distances(x[rows], pushed)["linf"], radius)
+        pushed_stay = int(both.take(found, rows[near], pushed[near]).sum())
+    # Random corners of the ball, where a small difference shows that no attack looks for.
     darkest, brightest = norms.LInfinity().ends(x, radius, model.value_range)
-    new, differ = np.zeros(len(x), bool), 0
+    differ = 0
     for _ in range(_RANDOM):
         images = np.where(random.random(x.shape) < 0.5, darkest, brightest).astype("float32")
-        ours, theirs = model.predictions(images), deployed.predictions(images)
+        ours, theirs = model.logits(images), deployed.predictions(images)
+        largest = np.sort(ours, axis=1)
+        # Where the two largest logits are one but for rounding, so are the two classes.
+        tie = largest[:, -1] - largest[:, -2] <= _TIE * np.abs(ours).max(axis=1)
+        ours = np.where(tie, theirs, ours.argmax(axis=1))
         differ += int((ours != theirs).sum())
-        new |= (ours == labels) & (theirs != labels)
-    broken |= new
-    return AtRadius(
-        radius, len(rows), int(stays.sum()), pushed_stay, int(new.sum()), differ,
-        _RANDOM * len(x), broken,
-    )  # fmt: skip
+        wrong = theirs != labels
+        found.broken[wrong] = True
+        found.keras_broken[ours != labels] = True
+        found.new[:] |= wrong & (ours == labels) & both.correct & both.right
+    return found._replace(stay=stays, pushed_stay=pushed_stay, classes_differ=differ)
+
+
+def _check_proofs(report: RobustnessReport, found: Sequence[AtRadius]) -> None:
+    """Raise a ValueError if an image breaks the Keras model that is proved there."""
+    for certificate in report.certificates:
+        for one in found:
+            if one.epsilon > certificate.epsilon * (1 + 1e-6):
+                continue
+            wrong = np.flatnonzero(one.keras_broken & (certificate.states == PROVED))
+            if len(wrong):
+                raise ValueError(
+                    f"keras-qusec failed: image {wrong[0]} is proved within "
+                    f"{certificate.epsilon:g} and yet broken by what broke the deployed model. "
+                    "Trust neither, and report it."
+                )
 
 
 def _asked(
@@ -305,20 +368,23 @@ def _asked(
     seed: int,
     folder: Path | None,
     tell: Progress,
-) -> list[Array]:
-    """Which images attacks that ask the deployed model break, for each radius ``(n,)``."""
+) -> list[tuple[Array, Array]]:
+    """What attacks that ask the deployed model find: images by number, for each radius."""
     chosen = np.flatnonzero(rows)
-    broken = [np.zeros(len(labels), bool) for _ in radii]
+    nothing = np.zeros(0, "int64"), np.zeros((0, *np.shape(x)[1:]), "float32")
     if not len(chosen):
-        return broken
+        return [nothing for _ in radii]
     report = evaluate_robustness(
         deployed, np.asarray(x, "float32")[chosen], labels[chosen],
         attacks=queries if isinstance(queries, str) else list(queries), epsilons=list(radii),
         threat_models=["black-box"], value_range=deployed.value_range, seed=seed,
         data_format="channels_first" if deployed.channels_first else None,
-        resume_dir=folder, progress=tell,
+        resume_dir=folder, progress=tell, keep_examples=True,
     )  # fmt: skip
-    for place, radius in enumerate(radii):
-        for result in report.results:
-            broken[place][chosen] |= norms.within(result.distances["linf"], radius)
-    return broken
+    asked = []
+    for radius in radii:
+        kept = report.examples(radius)
+        # Kept images have their channels last, whatever the models take.
+        rows = chosen[np.asarray(kept.numbers, "int64")]
+        asked.append((rows, np.asarray(kept.images, "float32")) if len(rows) else nothing)
+    return asked

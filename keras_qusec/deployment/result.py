@@ -16,9 +16,13 @@ from keras_qusec.norms import radius_text
 from keras_qusec.report import RobustnessReport
 from keras_qusec.report.page import heading, html_document, paragraph, report_body, table_html
 from keras_qusec.report.tables import WIDTH, Table, text_table
+from keras_qusec.results import BROKEN, PROVED
 from keras_qusec.statistics import share_interval
 
 Array = np.ndarray
+
+# Logits that differ by less are equal but for the rounding of float32.
+_ROUNDING = 1e-3
 
 
 class Levels(NamedTuple):
@@ -41,21 +45,23 @@ class AtRadius(NamedTuple):
         examples: verified adversarial examples of the Keras model.
         stay: how many of them the deployed model gets wrong, too.
         pushed_stay: how many, once pushed away from the steps of the quantizer; None without one.
-        new: images that the Keras model gets right at a random corner of the ball and the deployed
-            model wrong.
-        classes_differ: random corners at which the two models differ in the class.
+        classes_differ: random corners of the ball at which the two models differ in the class.
         corners: how many were tried.
+        new: which images the deployed model gets wrong at an image within the radius that the
+            Keras model gets right, ``(n,)`` bool.
         broken: which images are wrong or were broken in the deployed model, ``(n,)`` bool.
+        keras_broken: which what broke the deployed model breaks in the Keras model, too.
     """
 
     epsilon: float
     examples: int
     stay: int
     pushed_stay: int | None
-    new: int
     classes_differ: int
     corners: int
+    new: Array
     broken: Array
+    keras_broken: Array
 
 
 class DeploymentCheck:
@@ -119,15 +125,17 @@ class DeploymentCheck:
     def robust_accuracy(self, epsilon: float) -> tuple[float, float]:
         """What attacks leave of the Keras model and of the deployed one within a radius, in [0, 1].
 
+        What broke the deployed model and breaks the Keras model, too, counts against both.
+
         Raises:
             ValueError: for a radius that was not asked for.
         """
         for one in self.radii:
             if math.isclose(one.epsilon, epsilon, rel_tol=1e-6):
-                return (
-                    self.report.robust_accuracy(epsilon=one.epsilon),
-                    float((~one.broken).mean()),
+                stands = np.array(
+                    [state.state != BROKEN for state in self.report.images(epsilon=one.epsilon)]
                 )
+                return float((stands & ~one.keras_broken).mean()), float((~one.broken).mean())
         known = ", ".join(radius_text(one.epsilon) for one in self.radii)
         raise ValueError(f"Expected one of the radii {known}. Received: {epsilon:g}.")
 
@@ -135,16 +143,17 @@ class DeploymentCheck:
     def proofs_hold(self) -> bool | None:
         """Whether proofs of the Keras model are about the deployed one, as far as was measured.
 
-        They are if no level changed, and the logits of clean images differ by far less than the
-        margin for rounding that proofs allow. None if nothing was proved.
+        They are if no difference was found, and the logits of clean images differ by far less
+        than the margin for rounding that proofs allow. None if nothing was proved.
         """
         if not self.report.certificates:
             return None
+        if self.differences:
+            return False
         margin = min(certificate.margin for certificate in self.report.certificates)
-        same = self.levels is None or not self.levels.changed
         # A gap between two logits may change by the differences of both; and the margin is that of
         # the image with the largest one.
-        return same and 2 * self.largest_logit_difference <= 0.1 * margin
+        return 2 * self.largest_logit_difference <= 0.1 * margin
 
     @property
     def differences(self) -> list[str]:
@@ -160,11 +169,40 @@ class DeploymentCheck:
         if stopped:
             total = sum(one.examples for one in self.radii)
             reasons.append(f"{stopped} of {total} adversarial examples stop")
-        new = max((one.new for one in self.radii), default=0)
-        if new:
-            what = "image is" if new == 1 else "images are"
-            reasons.append(f"{new} {what} wrong at random corners where Keras is right")
+        differ, corners = (
+            sum(getattr(one, name) for one in self.radii) for name in ("classes_differ", "corners")
+        )
+        if differ:
+            reasons.append(f"{differ} of {corners} random corners of the balls change class")
+        new = self._numbers("new")
+        if len(new):
+            what = "image is" if len(new) == 1 else "images are"
+            reasons.append(f"{len(new)} {what} broken where Keras is right (number {_listed(new)})")
+        proved = self.proved_and_broken
+        if len(proved):
+            what = "is one" if len(proved) == 1 else f"are {len(proved)}"
+            reasons.append(f"among them {what} that was proved in Keras ({_listed(proved)})")
         return reasons
+
+    def _numbers(self, name: str) -> list[int]:
+        """Numbers of the images that show something at any radius."""
+        shown = [getattr(one, name) for one in self.radii]
+        return np.flatnonzero(np.any(shown, axis=0)).tolist() if shown else []
+
+    @property
+    def proved_and_broken(self) -> list[int]:
+        """Numbers of the images that are proved in Keras and broken in the deployed model."""
+        found = np.zeros(self.images, bool)
+        for certificate in self.report.certificates:
+            for one in self.radii:
+                if one.epsilon <= certificate.epsilon * (1 + 1e-6):
+                    found |= one.broken & (certificate.states == PROVED)
+        return np.flatnonzero(found).tolist()
+
+    @property
+    def has_same_numbers(self) -> bool:
+        """Whether logits are equal but for the rounding of float32."""
+        return self.largest_logit_difference <= _ROUNDING
 
     @property
     def is_what_was_measured(self) -> bool:
@@ -176,12 +214,15 @@ class DeploymentCheck:
         """The answer in a sentence."""
         if self.is_what_was_measured:
             corners = sum(one.corners for one in self.radii)
-            differ = sum(one.classes_differ for one in self.radii)
+            other = ""
+            if not self.has_same_numbers:
+                largest = self.largest_logit_difference
+                other = f", with other numbers (logits differ by up to {largest:.2g})"
             return (
                 f"the deployed model is what was measured: same classes on {self.images} clean "
-                f"images and at {corners - differ} of {corners} random corners of the balls"
+                f"images, at {corners} random corners of the balls and for all examples{other}"
             )
-        return "not what was measured: " + "; ".join(self.differences)
+        return "the deployed model is not what was measured: " + "; ".join(self.differences)
 
     def tables(self) -> list[Table]:
         """Both models side by side."""
@@ -192,11 +233,17 @@ class DeploymentCheck:
             shares = self.robust_accuracy(one.epsilon)
             text = radius_text(one.epsilon)
             rows.append([f"robust at {text}, at most", *(_share(s, count) for s in shares)])
+            for certificate in self.report.certificates:
+                if math.isclose(certificate.epsilon, one.epsilon, rel_tol=1e-6):
+                    proved = float((certificate.states == PROVED).mean())
+                    held = _share(proved, count) if self.proofs_hold else "-"
+                    rows.append([f"proved at {text}", _share(proved, count), held])
         examples = []
         for one in self.radii:
             pushed = "-" if one.pushed_stay is None else f"{one.pushed_stay}"
             examples.append(
-                [radius_text(one.epsilon), f"{one.examples}", f"{one.stay}", pushed, f"{one.new}",
+                [radius_text(one.epsilon), f"{one.examples}", f"{one.stay}", pushed,
+                 f"{int(one.new.sum())}",
                  f"{one.classes_differ} of {one.corners}"]
             )  # fmt: skip
         return [
@@ -220,10 +267,10 @@ class DeploymentCheck:
             )
         proofs = {
             None: "Nothing was proved.",
-            True: "Proofs hold as far as was measured: levels are equal and logits closer than "
-            "the margin for rounding.",
-            False: "Proofs of the Keras model say nothing about the deployed one, whose logits or "
-            "levels differ by more than rounding.",
+            True: "Proofs hold as far as was measured: no difference was found, and logits are "
+            "closer than the margin for rounding.",
+            False: "Proofs of the Keras model say nothing about the deployed one, which differs by "
+            "more than rounding.",
         }[self.proofs_hold]
         asked = ", ".join(str(a) for a in self._asked) or "nothing"
         return [
@@ -232,10 +279,10 @@ class DeploymentCheck:
             f"{np.median(self._logit_difference):.3g}. {levels} {proofs}",
             "Stay: the deployed model gets the example wrong, too. Examples that stop are no gain: "
             "an adversary aims at the deployed model. Pushed: the same ones pushed away from the "
-            "quantizer's steps, so that rounding does not undo them. New: right in Keras at a "
-            f"random corner of the ball, wrong where deployed. The deployed model was asked by: "
-            f"{asked}; gradients it has none, so its robust accuracy is an upper bound from fewer "
-            "attacks than that of Keras.",
+            "quantizer's steps, so that rounding does not undo them. New: images broken where "
+            "deployed by one that Keras gets right. What broke the deployed model counts against "
+            f"the Keras model, too, where it breaks that. The deployed model was asked by: {asked}. "
+            "It has no gradients, so its robust accuracy is an upper bound from fewer attacks.",
         ]
 
     def __str__(self) -> str:
@@ -259,16 +306,23 @@ class DeploymentCheck:
             "classes that differ": self.classes_differ,
             "largest logit difference": largest if math.isfinite(largest) else None,
             "levels": None if self.levels is None else {
-                "different": self.levels.different, "changed": list(self.levels.changed)
+                "count": self.levels.different, "changed bytes": list(self.levels.changed)
             },
             "proofs hold": self.proofs_hold,
+            "proved and broken": self.proved_and_broken,
+            "same numbers": self.has_same_numbers,
+            "identity": self.report.provenance["identity"],
+            "asked": [str(attack) for attack in self._asked],
             "radii": [
                 {
                     "epsilon": one.epsilon,
                     "robust accuracy": list(self.robust_accuracy(one.epsilon)),
-                    **{name: getattr(one, name) for name in (
-                        "examples", "stay", "pushed_stay", "new", "classes_differ", "corners"
-                    )},
+                    "examples": one.examples,
+                    "stay": one.stay,
+                    "pushed stay": one.pushed_stay,
+                    "new": np.flatnonzero(one.new).tolist(),
+                    "corners": one.corners,
+                    "corners that differ": one.classes_differ,
                 }
                 for one in self.radii
             ],
@@ -290,16 +344,20 @@ class DeploymentCheck:
         Raises:
             ImportError: without matplotlib.
         """
-        kind = "robust" if self.is_what_was_measured else "masked"
+        colour = "good" if self.is_what_was_measured else "bad"
         body = [
             heading("Is the deployed model what was measured?", level=1),
-            paragraph(f"{self.verdict}.", f"verdict {kind}"),
+            paragraph(f"{self.verdict[0].upper()}{self.verdict[1:]}.", f"verdict {colour}"),
             *(table_html(table) for table in self.tables()),
             *(paragraph(remark) for remark in self.remarks()),
             heading("The evaluation of the Keras model"),
             report_body(self.report),
         ]
         return files.write_text(html_document("Deployed model", body), path)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
 
 
 def _share(share: float, count: int) -> str:

@@ -135,7 +135,7 @@ def checked_inputs(
     width = pixels[1] - pixels[0]
     shares = tuple(share * width for share in _SHARES)
     by_norm = epsilons_of(shares if epsilons is None else epsilons)
-    notes = check_epsilons(by_norm, pixels, given=epsilons is not None)
+    notes = check_epsilons(by_norm, pixels, np.shape(x)[1:], given=epsilons is not None)
     asked = None
     if outputs is not None and not keras_models(both):
         raise ValueError(
@@ -192,8 +192,8 @@ def checked_inputs(
         },
         batch_size=batch_size,
         seed=seed,
-        # Keras numbers the names of models without one; no seed may hang on that.
-        unnamed=not isinstance(model, Mapping),
+        # The same model under another name, such as that of its file, has the same figures.
+        alone=len(named) == 1,
         joined=tuple(own),
         without_gradients=tuple(name for name, m in models.items() if not m.has_gradients),
         kept_norms=tuple(by_norm) if keep_examples else (),

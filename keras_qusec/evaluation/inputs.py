@@ -11,11 +11,11 @@ import keras
 import numpy as np
 
 from keras_qusec import checks, norms
-from keras_qusec.attacks import Attack, AttackedModel, Classifier, Ensemble
+from keras_qusec.attacks import Attack, AttackedModel, Classifier, Ensemble, GradientAttack
 from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
-from keras_qusec.expected_inputs import channels_first, check_expected_range
+from keras_qusec.expected_inputs import channels_first, check_expected_range, check_shape
 from keras_qusec.integer_inputs import casts_images, whole_images
 from keras_qusec.logits import (
     check_logits,
@@ -24,6 +24,7 @@ from keras_qusec.logits import (
     check_one_of_each,
 )
 from keras_qusec.quantization import check_hardness
+from keras_qusec.tasks import check_classifier
 
 _TARGET_RULES = ("next", "random", "second", "least-likely")
 
@@ -49,6 +50,7 @@ def models_of(model: Any, name: str) -> dict[str, keras.Model | Classifier]:
                 "Train it, or start it with keras.Input(shape)."
             )
         check_one_of_each(value)
+        check_classifier(value, str(key))
     return {str(key): value for key, value in models.items()}
 
 
@@ -166,6 +168,9 @@ def radii_of(
     if attack.minimizes:
         return (None,)
     if attack.norm in epsilons:
+        if isinstance(attack, GradientAttack):
+            for epsilon in epsilons[attack.norm]:
+                attack.check_step_size(epsilon)
         return epsilons[attack.norm]
     if attack.trial_radii:
         largest = norm.largest(image_shape, value_range)
@@ -192,6 +197,12 @@ def check_sources(
         if attack.uses_gradients and (followed or not _asks(attack))
     ]
     transferring = [threat.name for threat in threats if threat.uses_source]
+    if transferring and with_gradients and not sources and not followed:
+        raise ValueError(
+            'Expected attacks that ask for outputs alone, such as "square", since the model '
+            f"gives no gradients. Received: {with_gradients[0]!r}, which follows them. Or give a "
+            "Keras model of the same task as source_model, on which examples are made."
+        )
     if transferring and with_gradients and not sources:
         raise ValueError(
             f"Expected source_model for the {transferring[0]} threat model: "
@@ -222,8 +233,7 @@ def images_of(
             "is image[None]."
         )
     x = whole_images(x, [model for _, model in keras_models(models)])
-    checks.float_images(x)
-    x = np.ascontiguousarray(x, dtype="float32")
+    x = np.ascontiguousarray(checks.float_pixels(x, value_range), dtype="float32")
     if not np.isfinite(x).all():
         raise ValueError(
             f"Expected finite images. Received: {int((~np.isfinite(x)).sum())} values that are "
@@ -279,47 +289,37 @@ def data_format_of(
 
 
 def check_epsilons(
-    epsilons: Mapping[str, tuple[float, ...]], value_range: tuple[float, float], given: bool
+    epsilons: Mapping[str, tuple[float, ...]],
+    value_range: tuple[float, float],
+    shape: tuple[int, ...],
+    given: bool,
 ) -> list[str]:
     """Notes on radii that look as if in another unit; a ValueError where they must be.
 
     Args:
-        epsilons: radii by norm.
+        epsilons: radii by norm, in rising order.
         value_range: smallest and largest pixel value.
+        shape: of one image.
         given: whether the user gave them.
     """
     width = value_range[1] - value_range[0]
-    radii = epsilons.get("linf", ())
-    if not radii or not given:
+    if not given:
         return []
-    largest = radii[-1]
+    for name, radii in epsilons.items():
+        norm = norms.get(name)
+        span = norm.largest(shape, value_range)
+        if checks.epsilon_too_small(radii[-1], name, span, value_range):
+            raise ValueError(checks.epsilon_in_other_units(radii[-1], norm.symbol, value_range))
+    if "linf" not in epsilons:
+        return []
+    largest = epsilons["linf"][-1]
     checks.epsilon_inside(largest, value_range)
     if largest < width / 500:
         return [
             f"All L-inf epsilons are below {width / 500:g}, a five-hundredth of the value range. "
-            "They are in units of the pixel values: for images from 0 to 255, 8 and not 8 / 255."
+            "They are in units of the pixel values."
         ]
     return []
-
-
-def check_shape(x: np.ndarray, model: keras.Model | Classifier, name: str) -> None:
-    """Raise a ValueError for images that do not fit a model, where its input shape is known."""
-    if isinstance(model, Classifier):
-        if model.input_shape is None:
-            return
-        wanted: Any = (None, *model.input_shape)
-    else:
-        wanted = getattr(model, "input_shape", None)
-    if not isinstance(wanted, tuple) or len(wanted) == 0 or isinstance(wanted[0], tuple):
-        return
-    same = len(wanted) == x.ndim and all(
-        w is None or w == h for w, h in zip(wanted[1:], x.shape[1:], strict=True)
-    )
-    if not same:
-        raise ValueError(
-            f"Expected images of shape {wanted} for the model {name!r}. Received: {x.shape}. "
-            "Greyscale images need a channel axis: x[..., None]."
-        )
 
 
 def attacked_model(

@@ -43,14 +43,14 @@ class Unit(NamedTuple):
         words = re.sub(r"[^A-Za-z0-9]+", "-", f"{maker}-{self.attack}")[:60]
         return f"{words}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-{self.batch:05d}"
 
-    def seed(self, seed: int, *, unnamed: bool = False) -> int:
+    def seed(self, seed: int, *, alone: bool = False) -> int:
         """A seed of the unit's own, whichever process runs it and when.
 
         Args:
             seed: seed of the evaluation.
-            unnamed: the attacked model has no name of the user's.
+            alone: there is one attacked model, whose name changes no figure.
         """
-        models = ("model",) if unnamed else self.models
+        models = ("model",) if alone else self.models
         words = f"{seed} {self.attack} {models} {self.source} {self.batch}"
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
 
@@ -70,7 +70,7 @@ class Plan:
         correct: by attacked model, which images it classifies correctly when clean.
         batch_size: images in a unit.
         seed: seed of all that is random.
-        unnamed: there is one attacked model, without a name of the user's.
+        alone: there is one attacked model, whose name changes no figure.
         joined: attacks that joined by themselves, for the sake of some of the models.
         without_gradients: names of the attacked models that give no gradients.
         kept_norms: norms in which the closest example of every broken image is kept.
@@ -87,7 +87,7 @@ class Plan:
     correct: Mapping[str, np.ndarray]
     batch_size: int
     seed: int
-    unnamed: bool = False
+    alone: bool = False
     joined: tuple[str, ...] = ()
     without_gradients: tuple[str, ...] = ()
     kept_norms: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class Plan:
             x=self.x[rows],
             goal=self.goal.take(rows),
             correct={name: self.correct[name][rows] for name in unit.models},
-            seed=unit.seed(self.seed, unnamed=self.unnamed),
+            seed=unit.seed(self.seed, alone=self.alone),
             proved={
                 name: {radius: states[rows] for radius, states in self.proved[name].items()}
                 for name in unit.models

@@ -24,7 +24,9 @@ def evidence_of(plan: Plan, models: Mapping[str, Classifier]) -> str:
     hides = any(model.defenses or model.rejects for model in models.values())
     sees = any(threat.follows_surrogates for threat in plan.threat_models)
     own = any(not threat.uses_source for threat in plan.threat_models)
-    if not own or (hides and not sees) or plan.without_gradients:
+    if plan.without_gradients:
+        return "queries" if len(plan.without_gradients) == len(models) else EVIDENCE[0]
+    if not own or (hides and not sees):
         return EVIDENCE[0]
     if not plan.attacks:
         return "proof"

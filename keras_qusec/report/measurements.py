@@ -200,7 +200,10 @@ class Measurements:
 
     @property
     def evidence(self) -> str:
-        """How strong the evidence is: ``"quick"``, ``"standard"`` or ``"strong"``."""
+        """How strong the attacks are: ``"quick"``, ``"standard"`` or ``"strong"``.
+
+        Or ``"proof"`` without attacks, ``"queries"`` for models that give no gradients.
+        """
         return str(self.provenance.get("evidence", "quick"))
 
     @property

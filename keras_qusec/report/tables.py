@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from keras_qusec.norms import radius_text, symbol
 from keras_qusec.report.measurements import Measurement, Measurements
+from keras_qusec.results import BROKEN, OPEN, PROVED
 
 WIDTH = 80
 
@@ -58,10 +59,9 @@ def headline(report: Measurements, *, by_worst_case: bool = False) -> list[Table
                 rows.append(["  proved", "", *cells])
         strong = tuple(i for i, row in enumerate(rows) if not row[0].startswith(" "))
         columns = ["model", "clean", *(radius_text(epsilon) for epsilon in radii)]
-        title = (
-            f"Robust accuracy in %, worst case over all attacks, {symbol(norm)}; "
-            f"{report.evidence} evidence"
-        )
+        evidence = evidence_in(report, norm)
+        what = "at most" if evidence == "proof" else "worst case over all attacks"
+        title = f"Robust accuracy in %, {what}, {symbol(norm)}; {evidence} evidence"
         tables.append(Table(title, columns, rows, strong))
     return tables
 
@@ -102,9 +102,37 @@ def details(report: Measurements, model: str) -> list[Table]:
     return tables
 
 
+def evidence_in(report: Measurements, norm: str) -> str:
+    """The class of the evidence in a norm: *exact* where proofs and attacks meet everywhere."""
+    brackets = [
+        report.bracket(radius, norm=norm, model=model)
+        for model in report.models
+        for radius in report.epsilons[norm]
+        if model in report.attacked
+    ]
+    exact = all(pair is not None and pair[0].share == pair[1].share for pair in brackets)
+    return "exact" if brackets and exact else report.evidence
+
+
+def proofs(report: Measurements, model: str) -> list[Table]:
+    """What was proved of one model, and what the search of the proofs broke."""
+    rows = []
+    for certificate in report.certificates:
+        if certificate.model != model:
+            continue
+        states = certificate.states
+        counts = [f"{int((states == state).sum())}" for state in (PROVED, BROKEN, OPEN)]
+        rows.append(
+            [radius_text(certificate.epsilon), *counts, f"{certificate.margin:.2g}",
+             f"{certificate.seconds.mean():.2g}"]
+        )  # fmt: skip
+    columns = ["epsilon", "proved", "broken", "open", "margin", "s/image"]
+    return [Table(f"{model}: images by proofs, {symbol('linf')}", columns, rows)] if rows else []
+
+
 def of_model(report: Measurements, model: str) -> list[Table]:
     """All tables of one model."""
-    return [*details(report, model), *found_by_part(report, model)]
+    return [*proofs(report, model), *details(report, model), *found_by_part(report, model)]
 
 
 def found_by_part(report: Measurements, model: str) -> list[Table]:
@@ -174,21 +202,33 @@ def sentence(report: Measurements, model: str) -> str | None:
     if model not in report.attacked:
         return None
     worst = report.worst_case(model, norm, radius)
+    if report.evidence == "proof":
+        return _proved(report, model)
     text = (
-        f"{100 * worst.robust_accuracy:.0f} % of {worst.images} images stand against every attack "
+        f"{100 * worst.robust_accuracy:.1f} % of {worst.images} images stand against every attack "
         f"tried at epsilon = {radius_text(radius)} ({symbol(norm)})"
     )
     if "white-box" in report.threat_models and len(report.threat_models) > 1:
         white = report.robust_accuracy(
             epsilon=radius, norm=norm, threat_model="white-box", model=model
         )
-        text += f"; white-box alone would have said {100 * white:.0f} %"
+        text += f"; white-box alone would have said {100 * white:.1f} %"
     found = report.bracket(radius, norm=norm, model=model)
     if found is not None:
         low, high = (100 * share.share for share in found)
         between = f"exactly {low:.1f} %" if low == high else f"between {low:.1f} % and {high:.1f} %"
         text += f"; proofs and attacks together: {between} are robust"
-    return f"{text}; evidence: {report.evidence}."
+    return f"{text}; evidence: {evidence_in(report, norm)}."
+
+
+def _proved(report: Measurements, model: str) -> str:
+    """The sentence on a model that was not attacked but by the search of the proofs."""
+    radius = report.epsilons[report.main_norm][-1]
+    states = [state.state for state in report.images(radius, model=model)]
+    proved, open_ = (100 * states.count(state) / len(states) for state in (PROVED, OPEN))
+    text = f"{proved:.1f} % of {len(states)} images are proved at epsilon = {radius_text(radius)}"
+    text += f" ({symbol(report.main_norm)}), {open_:.1f} % are open"
+    return f"{text}; no attack was made."
 
 
 # Words of the report, for those who are new to the field.
@@ -218,6 +258,8 @@ EVIDENCE = {
     "standard": 'In our measurements as low as AutoAttack; attacks="strong" contains it.',
     "proof": "Proofs, and the search that comes with them; ask for attacks as well if images are "
     "open.",
+    "exact": "Proofs and attacks meet, so no attack can lower these figures.",
+    "queries": "Outputs were asked for and nothing else. Who has the weights finds more.",
     "strong": "AutoAttack and every attack of this package that fits, on what was not broken.",
 }
 
@@ -228,15 +270,29 @@ def remarks(report: Measurements) -> list[str]:
     listed = identity["attacks"] | identity.get("joined attacks", {})
     attacks = "; ".join(f"{name}: {attack}" for name, attack in listed.items())
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
+    evidence = evidence_in(report, report.main_norm)
+    rounding = (
+        "Proved: no image within epsilon is misclassified. Broken: misclassified when clean, or by "
+        "an adversarial example that the search found. Open: neither in the time given. Margin: "
+        "how far the logits of the nearest two classes must be apart for the rounding of float32."
+    )
+    if report.evidence == "proof":
+        return [
+            f"Evidence: {evidence}. {EVIDENCE[evidence]}",
+            rounding,
+            f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}.",
+            f"Versions: {versions}; backend {identity['backend']}.",
+        ]
     return [
-        f"Evidence: {report.evidence}. {EVIDENCE[report.evidence]}",
+        f"Evidence: {evidence}. {EVIDENCE[evidence]}",
+        *([rounding] if report.certificates else []),
         "Robust: classified correctly, and no attack found an adversarial example within epsilon. "
         "A stronger attack can only lower these figures. Adaptive is white-box and what surrogate "
         "gradients found beyond it. Gradients and queries are per image.",
         f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}, "
         f"{report.provenance['goal']}; surrogate hardnesses "
         f"{', '.join(f'{z:g}' for z in identity['surrogate hardnesses'])}.",
-        f"Attacks: {attacks}.",
+        *([f"Attacks: {attacks}."] if attacks else []),
         f"Versions: {versions}; backend {identity['backend']}.",
     ]
 

@@ -28,6 +28,7 @@ from keras_qusec.logits import (
     said_kind,
 )
 from keras_qusec.sublayers import inside
+from keras_qusec.tasks import loss_name
 from keras_qusec.training.objectives import Batch, TrainingObjective, map_tensors, rows
 
 Tensor = Any
@@ -261,7 +262,7 @@ class AdversarialStep:
             return None
         if self.output_kind == PROBABILITIES:
             return 0.5
-        two_classes = any(word in _loss_name(self.model) for word in ("binary", "hinge"))
+        two_classes = any(word in loss_name(self.model) for word in ("binary", "hinge"))
         is_said = said_kind(self.model, self.settings.outputs) is not None
         return 0.0 if two_classes or is_said else None
 
@@ -272,8 +273,11 @@ class AdversarialStep:
         if len(outputs.shape) != 2:
             return None
         if len(y.shape) == 2 and y.shape[-1] > 1:
-            # Rows of numbers may be the targets of a regression.
-            name, kind = _loss_name(self.model), self.output_kind
+            # Rows of numbers may be the targets of a regression,
+            name, kind = loss_name(self.model), self.output_kind
+            if name.startswith("binary") and y.shape[-1] == outputs.shape[-1]:
+                # or several labels an image, each right or wrong, as Keras counts them.
+                return self.label_accuracy(y, outputs)
             if kind != PROBABILITIES and not any(word in name for word in _CLASS_LOSSES):
                 return None
             y = ops.argmax(y, axis=-1)
@@ -288,6 +292,12 @@ class AdversarialStep:
             right = ops.equal(ops.cast(ops.argmax(outputs, axis=-1), "int32"), ops.cast(y, "int32"))
         return ops.mean(ops.cast(right, "float32"))
 
+    def label_accuracy(self, y: Any, outputs: Any) -> Tensor:
+        """Share of right labels where an image has several, or none."""
+        limit = 0.5 if self.output_kind == PROBABILITIES else 0.0
+        right = ops.equal(outputs > limit, ops.cast(y, "float32") > 0.5)
+        return ops.mean(ops.cast(right, "float32"))
+
     def bad_labels(self, y: Any, outputs: Any) -> Tensor:
         """How many labels are no class of the outputs, for a loss that takes class numbers."""
         none = ops.zeros((), "float32")
@@ -296,7 +306,7 @@ class AdversarialStep:
         if keras.tree.is_nested(y) or keras.tree.is_nested(outputs) or y is None:
             return none
         numbers = len(y.shape) == 1 or (len(y.shape) == 2 and y.shape[1] == 1)
-        if not numbers or len(outputs.shape) != 2 or "sparse" not in _loss_name(self.model):
+        if not numbers or len(outputs.shape) != 2 or "sparse" not in loss_name(self.model):
             return none
         classes = ops.cast(y, "float32")
         whole = ops.equal(classes, ops.round(classes))
@@ -469,13 +479,6 @@ def _range_of(images: Tensor, value_range: tuple[float, float]) -> dict[str, Ten
         OUTSIDE_RANGE: ops.where(ops.isfinite(total), outside, UNUSABLE),
         RANGE_USED: (brightest - darkest) / (high - low),
     }
-
-
-def _loss_name(model: keras.Model) -> str:
-    """The name of the loss that a model was compiled with, empty for several."""
-    loss = getattr(model, "loss", None)
-    name = loss if isinstance(loss, str) else getattr(loss, "name", None) or ""
-    return (name or getattr(loss, "__name__", "")).lower()
 
 
 def _variables(model: keras.Model) -> list[Any]:

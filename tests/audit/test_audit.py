@@ -13,7 +13,7 @@ from helpers import small_cnn
 from keras_qusec import QuSecQuantization, audit_robustness
 from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.audit import CHECKS, audit
-from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
+from keras_qusec.audit.check import FAILED, NOT_RUN, PASSED
 from keras_qusec.audit.planted_examples import Planted
 from keras_qusec.logits import log_odds
 
@@ -64,9 +64,9 @@ def masked():
 
 
 def test_clear_model(clear):
-    assert clear.raised == ()
-    assert clear.kind == "robust"
-    assert clear.verdict.startswith("robust as far as we can attack: ")
+    assert clear.failed == ()
+    assert clear.kind == "believable"
+    assert "% robust: this figure can be believed as far as we can attack; " in clear.verdict
     assert "of 24 images stand within L-inf 0.02; evidence: quick" in clear.verdict
     assert clear.judged_accuracy >= clear.worst_accuracy >= clear.judged_accuracy - 0.1
     not_run = [check.identifier for check in clear.checks if check.status == NOT_RUN]
@@ -74,7 +74,7 @@ def test_clear_model(clear):
 
 
 def test_masked_model(masked):
-    assert {"gradient-values", "gradient-path", "surrogates", "gradient-free"} <= set(masked.raised)
+    assert {"gradient-values", "gradient-path", "surrogates", "gradient-free"} <= set(masked.failed)
     assert masked.kind == "masked"
     assert masked.verdict.startswith("gradients masked: do not trust gradient attacks")
     assert masked.worst_accuracy < masked.judged_accuracy - 0.2
@@ -89,13 +89,13 @@ def test_overstated(monkeypatch):
     found = audited(small_cnn(2), epsilon=0.1)
     assert found.kind == "overstated"
     assert found.verdict.startswith("overstated by at least ")
-    assert "more-effort" in found.raised
+    assert "more-effort" in found.failed
 
 
 def test_overstated_by_the_choice_of_the_loss():
     """On few classes of close logits the log-odds lead astray, which masks nothing."""
     found = audited(small_cnn(1))
-    assert found.raised == ()
+    assert found.failed == ()
     assert found.kind == "overstated"
     assert "most of them found by apgd-t" in found.verdict
 
@@ -125,7 +125,7 @@ def test_each_check_says_what_it_is():
     identifiers = [check.identifier for check in CHECKS]
     assert len(set(identifiers)) == len(CHECKS) == 18
     for check in CHECKS:
-        assert check.rule.startswith("Raised if")
+        assert check.rule.startswith("Fails if")
         assert any(letter.isdigit() for letter in check.rule) or check.identifier in (
             "gradient-path", "half-range", "noise", "random-outputs", "loss-path",
             "planted-examples", "saturated-outputs",
@@ -138,9 +138,7 @@ def test_each_check_says_what_it_is():
 def test_the_documentation_has_the_rules_of_all_checks():
     text = (Path(__file__).parents[2] / "docs" / "audit_rules.md").read_text()
     for check in CHECKS:
-        assert (
-            f"| `{check.identifier}` | {check.question} | {check.rule}. | {check.source} |" in text
-        )
+        assert f"| `{check.identifier}` | {check.title} | {check.rule}. | {check.source} |" in text
 
 
 def test_text_fits_a_terminal(clear, masked):
@@ -160,7 +158,7 @@ def test_content_is_json(clear, masked):
         assert [check["identifier"] for check in content["checks"]] == [
             check.identifier for check in CHECKS
         ]
-        assert content["raised"] == list(found.raised)
+        assert content["failed"] == list(found.failed)
 
 
 def test_page_and_picture(masked, tmp_path):
@@ -193,8 +191,8 @@ def test_adaptive_judgement_follows_surrogates():
     model = small_cnn(quantizer=QuSecQuantization(2, hardness=1000.0))
     white = audited(model, epsilon=0.1)
     adaptive = audited(model, epsilon=0.1, threat_models=("white-box", "adaptive"))
-    assert "surrogates" in white.raised
-    assert "surrogates" not in adaptive.raised
+    assert "surrogates" in white.failed
+    assert "surrogates" not in adaptive.failed
     assert adaptive.judged_accuracy < white.judged_accuracy
     status = {check.identifier: check.status for check in adaptive.checks}
     assert status["finite-differences"] == status["loss-path"] == NOT_RUN
@@ -203,20 +201,20 @@ def test_adaptive_judgement_follows_surrogates():
 def test_random_model():
     model = noisy_cnn(0.1)
     found = audited(model)
-    assert found.raised == ("random-outputs",)
+    assert found.failed == ("random-outputs",)
     assert found.judged_accuracy is None
     assert found.evaluation is None
     assert "draws=20" in found.verdict
-    assert {check.status for check in found.checks} == {RAISED, NOT_RUN}
+    assert {check.status for check in found.checks} == {FAILED, NOT_RUN}
     averaged = audited(model, draws=2)
     assert averaged.judged_accuracy is not None
-    assert "random-outputs" in averaged.raised
+    assert "random-outputs" in averaged.failed
 
 
 def test_weak_noise_is_told_as_well():
     model = noisy_cnn(1e-3)
     found = audited(model)
-    assert found.raised == ("random-outputs",)
+    assert found.failed == ("random-outputs",)
     assert found.kind == "masked"
 
 
@@ -239,7 +237,7 @@ def test_resumes(tmp_path, monkeypatch):
 def test_transfer_from_a_source():
     # A model whose gradient is of no use, and one that has the same weights and a gradient.
     found = audited(rounded_cnn(), epsilon=0.1, source_model={"plain": small_cnn(2)})
-    assert "transfer" in found.raised
+    assert "transfer" in found.failed
     (result,) = [check for check in found.checks if check.identifier == "transfer"]
     assert "PGD on plain" in result.finding.evidence
     assert result.cost.gradients > 0
@@ -261,7 +259,7 @@ def test_values_from_0_to_255():
     found = audit_robustness(
         model, 255 * X, labels(inner), epsilon=255 * EPSILON, value_range=(0, 255), progress=False
     )
-    assert found.raised == ()
+    assert found.failed == ()
     assert found.judged_accuracy == pytest.approx(audited(inner).judged_accuracy, abs=0.05)
 
 
@@ -333,6 +331,6 @@ def test_proofs_make_evidence_exact_and_a_contradiction_fails(monkeypatch):
     proofs = audit._proofs
     monkeypatch.setattr(audit, "_proofs", wrong)
     failed = audited(model, epsilon=0.1)
-    assert failed.kind == "failed"
+    assert failed.kind == "contradicted"
     assert failed.verdict.startswith("keras-qusec failed: an attack broke an image")
     assert "proved and yet broken" in str(failed)

@@ -30,7 +30,7 @@ def test_control(name):
     control = CONTROLS[name]
     found = audited(control, datasets.mnist5k(), seed=0, images=50)
     if control.right:
-        assert set(control.right) & set(found.raised), found.raised
+        assert set(control.right) & set(found.failed), found.failed
         assert found.kind == "masked"
     else:
-        assert found.raised == ()
+        assert found.failed == ()

@@ -1,4 +1,4 @@
-"""Each check of the audit alone: evidence made by hand on which it must be raised, and must not."""
+"""Each check of the audit alone: evidence made by hand on which it must fail, and must not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras import ops
 from keras_qusec import RobustnessReport
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.audit import CHECKS
-from keras_qusec.audit.check import NOT_RUN, PASSED, RAISED
+from keras_qusec.audit.check import FAILED, NOT_RUN, PASSED
 from keras_qusec.audit.evidence import BUDGETS, JUDGED, TARGETED, Evidence
 from keras_qusec.audit.rising_accuracy import radii_of
 from keras_qusec.defenses import straight_through
@@ -119,8 +119,8 @@ def rounded(x):
 
 RADII = {f"pgd at {radius:g}": radius for radius in radii_of(EPSILON, 1.0).values()}
 WITHIN = {name: np.full(COUNT, radius) for name, radius in RADII.items()}
-# By check: evidence that raises it.
-RAISE = {
+# By check: evidence on which it fails.
+MUST_FAIL = {
     "gradient-values": lambda: evidence_of(model_of(ops.stop_gradient)),
     "gradient-path": lambda: evidence_of(model_of(rounded)),
     "saturated-outputs": lambda: evidence_of(model_of(scale=1e4)),
@@ -155,10 +155,10 @@ def good(**more):
     )
 
 
-@pytest.mark.parametrize("identifier", RAISE)
-def test_each_check_is_raised_and_passed(identifier):
+@pytest.mark.parametrize("identifier", MUST_FAIL)
+def test_each_check_has_failed_and_passed(identifier):
     check = BY_NAME[identifier]
-    assert check.judge(RAISE[identifier]()).status == RAISED
+    assert check.judge(MUST_FAIL[identifier]()).status == FAILED
     assert check.judge(good()).status == PASSED
 
 
@@ -171,7 +171,7 @@ def test_planted_examples():
     """PGD along the mirrored gradient misses what is planted; along the own one it does not."""
     check = BY_NAME["planted-examples"]
     found = check.judge(evidence_of(model_of(mirrored)))
-    assert found.status == RAISED
+    assert found.status == FAILED
     assert found.numbers["missed"] > 0.8
     assert check.judge(good()).status == PASSED
 
@@ -186,14 +186,14 @@ def test_random_outputs():
             return x + self.size * keras.random.normal(ops.shape(x), seed=self.generator)
 
     check = BY_NAME["random-outputs"]
-    for size, status in ((0.1, RAISED), (0.0, PASSED)):
+    for size, status in ((0.1, FAILED), (0.0, PASSED)):
         dense = keras.layers.Dense(2, use_bias=False)
         model = keras.Sequential([keras.Input((FEATURES,)), Noise(size), dense])
         assert check.judge(evidence_of(model)).status == status
 
 
 def test_every_check_has_a_case():
-    tested = {*RAISE, "planted-examples", "random-outputs"}
+    tested = {*MUST_FAIL, "planted-examples", "random-outputs"}
     assert tested == set(BY_NAME)
 
 
@@ -221,7 +221,7 @@ def test_the_numbers_are_of_correctly_classified_images():
     fmn[kept[:10]] = np.inf
     finding = BY_NAME["distances"].judge(evidence_of(found={**GOOD, "fmn-linf": fmn}, wrong=wrong))
     assert set(finding.images) <= set(kept[:10].tolist())
-    assert finding.status == RAISED
+    assert finding.status == FAILED
     assert finding.numbers["median"] == pytest.approx(0.01)
     square = FAR.copy()
     square[[0, 7, 9]] = 0.05
