@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -21,14 +22,19 @@ def demo(options: argparse.Namespace) -> int:
     data = datasets.load(options.data)
     with shown(None, "starting") as progress:
         result = demonstration.run_demo(
-            data=data, epochs=options.epochs, images=options.images, progress=progress
+            data=data,
+            epochs=options.epochs,
+            images=options.images,
+            quick=options.quick,
+            progress=progress,
         )
     print(f"{demonstration.summary(result)}\n")
     figure = Path(options.figure)
+    curves = str(figure.with_stem(figure.stem + "-training")) if result.curves else None
     return _write(result, [
         (options.html, demonstration.save_page),
         (options.figure, demonstration.save_figure),
-        (str(figure.with_stem(figure.stem + "-training")), demonstration.save_curves),
+        (curves, demonstration.save_curves),
     ])  # fmt: skip
 
 
@@ -430,6 +436,20 @@ def start_backend(command: str) -> None:
 
     import_foolbox()
     keras.ops.zeros(1)
+    _leave_busy_cores(keras.backend.backend())
     if command != "attacks":
         with contextlib.suppress(ImportError):
             importlib.import_module("tensorflow")
+
+
+def _leave_busy_cores(backend: str) -> None:
+    """As many threads for PyTorch as cores are free: beside a busy one they wait for each other.
+
+    Said by `OMP_NUM_THREADS`, their number is the user's.
+    """
+    if backend != "torch" or "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
+        return
+    import torch
+
+    free = round(torch.get_num_threads() - os.getloadavg()[0])
+    torch.set_num_threads(max(1, free))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ EPSILONS = (0.1, 0.2, EPSILON)
 SEED = 0
 # The model of which images are proved, within the smallest epsilon.
 PROVED = "constant + PGD training"
+
+
+_QUICK = ("undefended", "constant quantizer", PROVED)
 
 
 class DemoModel(NamedTuple):
@@ -82,8 +86,9 @@ def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, DemoModel]:
 def run_demo(
     *,
     data: datasets.Dataset | None = None,
-    epochs: int = 4,
-    images: int = 200,
+    epochs: int | None = None,
+    images: int | None = None,
+    quick: bool = False,
     progress: Progress = lambda text, done: None,
 ) -> DemoResult:
     """Train the paper's CNN with and without quantizers and attacks, and attack each.
@@ -93,8 +98,9 @@ def run_demo(
 
     Args:
         data: data set; default `datasets.mnist5k`.
-        epochs: training epochs of each model.
-        images: number of test images attacked.
+        epochs: training epochs of each model; default 4, or 2 for `quick`.
+        images: number of test images attacked; default 200, or 20 for `quick`.
+        quick: under a minute: three of the models, trained on 1,000 images, one threat model less.
         progress: called with a text and the share done.
 
     Returns:
@@ -104,6 +110,8 @@ def run_demo(
         ValueError: for numbers below 1.
         ImportError: without the extras "evaluate" and "demo".
     """
+    epochs = (2 if quick else 4) if epochs is None else epochs
+    images = (20 if quick else 200) if images is None else images
     for name, value in {"epochs": epochs, "images": images}.items():
         whole_number(value, name, hint="Leave it out for the default.")
     start = time.monotonic()
@@ -113,6 +121,10 @@ def run_demo(
     rows = datasets.stratified_sample(data.y_test, images, SEED)
     x, y = data.x_test[rows], data.y_test[rows]
     contestants = contenders(x, y)
+    if quick:
+        contestants = {name: contestants[name] for name in _QUICK}
+        few = datasets.stratified_sample(data.y_train, 1000, SEED)
+        data = data._replace(x_train=data.x_train[few], y_train=data.y_train[few])
     curves = {}
     for index, (name, contender) in enumerate(contestants.items()):
 
@@ -129,8 +141,8 @@ def run_demo(
         y,
         attacks=["fgsm", "standard"],
         epsilons=EPSILONS,
-        threat_models=["white-box", "adaptive", "black-box"],
-        source_model={"undefended": models["undefended"]},
+        threat_models=["white-box", "adaptive", *([] if quick else ["black-box"])],
+        source_model=None if quick else {"undefended": models["undefended"]},
         seed=SEED,
         progress=share_of(progress, 0.6, 0.95),
     )
@@ -140,7 +152,8 @@ def run_demo(
     )  # fmt: skip
     measured.add_certificates([c._replace(model=PROVED) for c in proof.certificates])
     text = (
-        f"Training: {epochs} epochs on {len(data.x_train)} images of {data.name}, seed {SEED}; "
+        f"Training: {epochs} epoch{'' if epochs == 1 else 's'} on {len(data.x_train)} images of "
+        f"{data.name}, seed {SEED}; "
         f"{time.monotonic() - start:.0f} s in all."
     )
     return DemoResult(measured, models, curves, x, text)
@@ -175,26 +188,31 @@ def _train(
     return list(history.history.get("val_adversarial_accuracy", []))
 
 
-MEANING = """\
-What the numbers mean
-  Read the first table. White-box attacks follow a quantizer's own gradient,
-  nearly zero almost everywhere, and can overstate how robust it is. Adaptive
-  attacks search the levels that each pixel can reach, replace the gradient by
-  softer ones, and keep the strongest attack on each image. Training on FGSM
-  (the paper's Fig. 5) teaches a model FGSM, not robustness, as the rows of the
-  standard evaluation show. Training on PGD through softer gradients defends.
-  Its steps are hard, so that images can be proved, here within 0.1: no attack
-  can break those.
-What they do not mean
-  Where nothing is proved they are no guarantee: a stronger attack can lower
-  them. They hold for this small training set, this network and these threat
-  models, nothing else."""
+MEANING = {
+    "What the numbers mean": (
+        "Read the first table. White-box attacks follow a quantizer's own gradient, nearly zero "
+        "almost everywhere, and can overstate how robust it is. Adaptive attacks search the levels "
+        "that each pixel can reach, replace the gradient by softer ones, and keep the strongest "
+        "attack on each image. Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not "
+        "robustness, as the rows of the standard evaluation show. Training on PGD through softer "
+        "gradients defends. Its steps are hard, so that images can be proved, here within 0.1: no "
+        "attack can break those."
+    ),
+    "What they do not mean": (
+        "Where nothing is proved they are no guarantee: a stronger attack can lower them. They "
+        "hold for this small training set, this network and these threat models, nothing else."
+    ),
+}
 
 
 def summary(result: DemoResult) -> str:
     """The answer for a terminal: the table of the worst case, and what it means last."""
     tables = [text_table(table) for table in headline(result.report)]
-    return "\n\n".join([*tables, result.text, MEANING])
+    meaning = [
+        f"{title}\n{textwrap.fill(text, 78, initial_indent='  ', subsequent_indent='  ')}"
+        for title, text in MEANING.items()
+    ]
+    return "\n\n".join([*tables, result.text, "\n".join(meaning)])
 
 
 def save_page(result: DemoResult, path: str | Path) -> Path:
@@ -210,15 +228,18 @@ def save_page(result: DemoResult, path: str | Path) -> Path:
     Raises:
         ImportError: without the extra "evaluate".
     """
-    meaning = [" ".join(line.split()) for line in MEANING.split("\n") if line.strip()]
     title = "The demonstration of keras-qusec"
     body = [
         page.heading(title, level=1),
-        page.paragraph(" ".join(meaning)),
         page.paragraph(result.text, "small"),
         page.report_body(result.report),
-        page.heading("Training"),
-        page.embedded_figure(_curves(result), f"{_CURVE_LABEL}, by epoch (the paper's Fig. 5)."),
+    ]
+    for heading, text in MEANING.items():
+        body += [page.heading(heading), page.paragraph(text)]
+    if result.curves:
+        caption = f"{_CURVE_LABEL}, by epoch (the paper's Fig. 5)."
+        body += [page.heading("Training"), page.embedded_figure(_curves(result), caption)]
+    body += [
         page.heading("Quantizers"),
         page.embedded_figure(
             _quantizers(result), "Images before and behind each quantizer, and its curve."
@@ -237,6 +258,8 @@ def _curves(result: DemoResult) -> Any:
 def _quantizers(result: DemoResult) -> Any:
     rows = []
     for name in ("constant quantizer", "trainable quantizer"):
+        if name not in result.models:
+            continue
         broken = {
             index: image
             for measured in result.report.results

@@ -49,7 +49,9 @@ def saved_loss_name(path: str | os.PathLike) -> str:
         return ""
     loss = (config.get("compile_config") or {}).get("loss")
     if isinstance(loss, dict):
-        loss = (loss.get("config") or {}).get("name", "")
+        # A function has its name there, an object its settings.
+        config = loss.get("config") or ""
+        loss = config.get("name", "") if isinstance(config, dict) else config
     return loss.lower() if isinstance(loss, str) else ""
 
 

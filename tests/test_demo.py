@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import keras_qusec_cli as cli
 from keras_qusec import datasets, demo
 
 
@@ -51,7 +52,7 @@ class TestDemo:
         lines = demo.summary(outcome).splitlines()
         assert len(lines) < 40
         assert lines[0].startswith("Robust accuracy in %, worst case")
-        assert demo.summary(outcome).endswith(demo.MEANING)
+        assert lines[-1].endswith("threat models, nothing else.")
 
     def test_figures_and_page(self, result, tmp_path):
         path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")
@@ -63,3 +64,17 @@ class TestDemo:
         for words in ("every attack tried", "What the numbers mean", "Training", "Quantizers"):
             assert words in page
         assert "constant + PGD training" in page
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
+def test_quick(tmp_path, capsys):
+    page, figure = tmp_path / "q.html", tmp_path / "q.png"
+    status = cli.main(["demo", "--quick", "--images", "4", "--epochs", "1",
+                       "--html", str(page), "--figure", str(figure)])  # fmt: skip
+    out = capsys.readouterr().out
+    assert status == 0
+    assert "1 epoch on 1000 images" in out
+    assert "constant + PGD training" in out
+    assert "Training</h2>" not in page.read_text()  # no model was trained on FGSM
+    assert figure.exists()

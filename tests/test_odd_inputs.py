@@ -234,7 +234,8 @@ add("evaluate_robustness", "outputs", {
     "softmax times a gate": (lambda: evaluated(keras.Model(*[(i := keras.Input((FEATURES,))),
         keras.layers.Multiply()([softmax(odd.linear()(i)), keras.layers.Dense(1)(i)])])),
         "computed from probabilities"),
-    "regression": (lambda: evaluated(odd.compiled(odd.dense(units=1), "mse")), "a regression"),
+    "loss of a regression": (lambda: evaluated(odd.compiled(odd.dense(units=1), "mse")),
+        "a regression"),
     "multi-label": (lambda: evaluated(odd.compiled(
         odd.dense(activation="sigmoid"), "binary_crossentropy")), "multi-label"),
 }, "error")  # fmt: skip

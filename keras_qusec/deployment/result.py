@@ -281,8 +281,9 @@ class DeploymentCheck:
             "an adversary aims at the deployed model. Pushed: the same ones pushed away from the "
             "quantizer's steps, so that rounding does not undo them. New: images broken where "
             "deployed by one that Keras gets right. What broke the deployed model counts against "
-            f"the Keras model, too, where it breaks that. The deployed model was asked by: {asked}. "
-            "It has no gradients, so its robust accuracy is an upper bound from fewer attacks.",
+            "the Keras model, too, where it breaks that. The deployed model was asked by: "
+            f"{asked}. It has no gradients, so its robust accuracy is an upper bound from fewer "
+            "attacks.",
         ]
 
     def __str__(self) -> str:

@@ -224,6 +224,62 @@ class TestCheck:
         assert not found.is_what_was_measured
         assert "1 of 256 byte values have another level (128)" in found.verdict
 
+    def test_a_proved_image_that_breaks_where_it_is_deployed(self, model):
+        """A threshold moved by less than a byte, and images that only then can cross it."""
+        y = np.arange(12) % 3
+        x = np.full((12, *SHAPE), 103 / 255, "float32")
+        x[np.arange(12), ..., y] = 200 / 255
+        front = QuSecQuantization(2, hard=True, thresholds=[0.4985])
+        other = keras.Sequential([keras.Input(SHAPE), front, *model.layers[1:]])
+        y = model.predict(x, verbose=0).argmax(axis=1)  # whatever the model says there
+        found = check_deployment(
+            model, function_of(other), x, y, epsilons=[0.0955], attacks=["reachable-levels"],
+            queries=["square"], prove="bounds", progress=False,
+        )  # fmt: skip
+        assert found.levels.changed == ()
+        ours, theirs = found.robust_accuracy(0.0955)
+        assert ours == 1.0
+        assert theirs < 1.0
+        assert not found.is_what_was_measured
+        assert found.proofs_hold is False
+        assert found.proved_and_broken == np.flatnonzero(found.radii[0].broken).tolist() != []
+        assert "proved in Keras" in found.verdict
+
+    def test_what_breaks_the_file_is_tried_on_the_model(self, model, data):
+        """Square on the same function: both figures fall, and nothing is different."""
+        x, y = data[0][:30], data[1][:30]
+        found = check_deployment(
+            model, function_of(model), x, y, epsilons=[0.1, 0.2], attacks=["fgsm"],
+            queries=["square"], progress=False,
+        )  # fmt: skip
+        assert found.is_what_was_measured
+        for one in found.radii:
+            ours, theirs = found.robust_accuracy(one.epsilon)
+            assert ours == theirs
+        assert found.robust_accuracy(0.2)[0] < found.report.robust_accuracy(epsilon=0.2)
+
+    def test_the_same_classes_with_other_numbers(self, model, data):
+        softened = function_of(model, lambda z: keras.ops.convert_to_numpy(
+            keras.ops.softmax(keras.ops.convert_to_tensor(z / 10))))  # fmt: skip
+        found = self.planted(model, data, softened)
+        assert found.levels.changed == ()
+        assert found.is_what_was_measured
+        assert not found.has_same_numbers
+        assert "with other numbers" in found.verdict
+
+    def test_a_class_that_changes_at_a_corner_is_a_difference(self, model, data):
+        logits = np.sort(model.predict(data[0], verbose=0), axis=1)
+        limit = 0.9 * (logits[:, -1] - logits[:, -2]).min()
+
+        def swapped(z):
+            order = np.sort(z, axis=1)
+            near = order[:, -1] - order[:, -2] < limit
+            return np.where(near[:, None], -z, z)
+
+        found = self.planted(model, data, function_of(model, swapped))
+        assert found.classes_differ == 0
+        assert "random corners of the balls change class" in found.verdict
+
     def test_levels_that_are_one_are_found(self, model, data):
         """As of a converter that makes every pixel dark."""
         front = keras.layers.Rescaling(0.0)
