@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 import textwrap
@@ -116,6 +117,9 @@ def certify(options: argparse.Namespace) -> int:
     from keras_qusec import evaluate_robustness
 
     options.source = []
+    if options.export and importlib.util.find_spec("onnx") is None:
+        # Said before the proofs, which may take long.
+        raise ImportError("--export needs onnx. Install it with: pip install onnx")
     given = _inputs(options)
     report = evaluate_robustness(
         given.models,
@@ -227,7 +231,7 @@ def audit(options: argparse.Namespace) -> int:
     )
     print(audit)
     writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
-        (options.json, lambda audit, path: files.write(audit.to_dict(), path)),
+        (options.output, lambda audit, path: files.write(audit.to_dict(), path)),
         (options.html, lambda audit, path: audit.to_html(path)),
         (options.plot, lambda audit, path: audit.plot(path)),
     ]
@@ -261,7 +265,7 @@ def deployed(options: argparse.Namespace) -> int:
     )
     print(check)
     status = _write(check, [
-        (options.json, lambda check, path: check.save(path)),
+        (options.output, lambda check, path: check.save(path)),
         (options.html, lambda check, path: check.to_html(path)),
     ])  # fmt: skip
     return status or int(not check.is_what_was_measured)

@@ -278,7 +278,7 @@ def _add_audit(commands: Any) -> None:
         "--plot", metavar="FILE", type=_picture, help="draw loss surface, gradients and budget"
     )
     audit.add_argument(
-        "--json", metavar="FILE", type=_json, help="write verdict and checks as JSON"
+        "--output", metavar="FILE", type=_json, help="write verdict and checks as JSON"
     )
 
 
@@ -329,7 +329,7 @@ def _add_deployed(commands: Any) -> None:
     )  # fmt: skip
     deployed.add_argument("--seed", type=int, default=0, help="default: 0")
     _add_resume(deployed)
-    deployed.add_argument("--json", metavar="FILE", type=_json, help="write all of it as JSON")
+    deployed.add_argument("--output", metavar="FILE", type=_json, help="write all of it as JSON")
     deployed.add_argument(
         "--html", metavar="FILE", type=_page, help="write one page with all of it"
     )

@@ -136,7 +136,7 @@ class TestCommandLine:
         assert message in capsys.readouterr().err
 
     def test_audit(self, files, tmp_path, capsys):
-        names = {"json": "a.json", "html": "a.html", "plot": "a.png"}
+        names = {"output": "a.json", "html": "a.html", "plot": "a.png"}
         writes = [
             part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))
         ]

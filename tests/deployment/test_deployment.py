@@ -80,7 +80,7 @@ def files(model, data, tmp_path_factory):
 
 def function_of(model, change=lambda logits: logits):
     return DeployedModel(
-        lambda x: change(model.predict(x, verbose=0)), input_shape=SHAPE, name="function"
+        lambda x: change(model.predict_on_batch(x)), input_shape=SHAPE, name="function"
     )
 
 
@@ -234,7 +234,7 @@ class TestCheck:
         y = model.predict(x, verbose=0).argmax(axis=1)  # whatever the model says there
         found = check_deployment(
             model, function_of(other), x, y, epsilons=[0.0955], attacks=["reachable-levels"],
-            queries=["square"], prove="bounds", progress=False,
+            queries=[("square", {"queries": 100})], prove="bounds", progress=False,
         )  # fmt: skip
         assert found.levels.changed == ()
         ours, theirs = found.robust_accuracy(0.0955)
@@ -245,12 +245,15 @@ class TestCheck:
         assert found.proved_and_broken == np.flatnonzero(found.radii[0].broken).tolist() != []
         assert "proved in Keras" in found.verdict
 
-    def test_what_breaks_the_file_is_tried_on_the_model(self, model, data):
+    def test_what_breaks_the_file_is_tried_on_the_model(self, data):
         """Square on the same function: both figures fall, and nothing is different."""
+        plain = keras.Sequential([keras.Input(SHAPE), L.Flatten(), L.Dense(3)])
+        kernel = np.tile(np.eye(3, dtype="float32"), (36, 1))
+        plain.set_weights([kernel, np.zeros(3, "float32")])
         x, y = data[0][:30], data[1][:30]
         found = check_deployment(
-            model, function_of(model), x, y, epsilons=[0.1, 0.2], attacks=["fgsm"],
-            queries=["square"], progress=False,
+            plain, function_of(plain), x, y, epsilons=[0.1, 0.2], attacks=["gaussian"],
+            queries=[("square", {"queries": 100})], progress=False,
         )  # fmt: skip
         assert found.is_what_was_measured
         for one in found.radii:
@@ -394,7 +397,7 @@ class TestCommandLine:
         arguments = [
             "deployed", str(files / "model.keras"), str(files / "model.tflite"), "--data",
             str(tmp_path / "data.npz"), "--images", "24", "--epsilons", "0.2", "--attacks",
-            "reachable-levels", "--queries", "--json", str(tmp_path / "d.json"), "--html",
+            "reachable-levels", "--queries", "--output", str(tmp_path / "d.json"), "--html",
             str(tmp_path / "d.html"),
         ]  # fmt: skip
         assert cli.main(arguments) == 0
