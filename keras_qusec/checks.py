@@ -215,5 +215,13 @@ def class_labels(
     return y.astype("int64")
 
 
+def names_of(names: Iterable[Any], count: int, name: str) -> list[str]:
+    """Names as text, which must be as many as there are things to name."""
+    listed = [str(one) for one in names]
+    if len(listed) != count:
+        raise ValueError(f"Expected {name} for each of {count}. Received: {len(listed)}.")
+    return listed
+
+
 def _after(hint: str) -> str:
     return f" {hint}" if hint else ""

@@ -70,6 +70,7 @@ def evaluate(options: argparse.Namespace) -> int:
         # A deployed model has been told already.
         outputs=None if asked else options.outputs,
         class_names=given.class_names,
+        image_names=given.image_names,
         draws=options.draws,
         threat_models=threat_models,
         source_model=given.sources or None,
@@ -81,11 +82,12 @@ def evaluate(options: argparse.Namespace) -> int:
         keep_examples=options.examples is not None,
         prove=options.prove,
     )
-    print(report)
+    print(report.to_text(verbose=options.verbose))
     # The report that can be read again first.
     writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
         (options.output, lambda report, path: report.save(path)),
         (options.examples, lambda report, path: report.save_examples(path)),
+        (options.images_csv, lambda report, path: report.save_images(path)),
         (options.markdown, lambda report, path: files.write_text(report.to_markdown(), path)),
         (options.html, lambda report, path: report.to_html(path)),
         (options.plot, lambda report, path: report.plot(path)),
@@ -96,6 +98,29 @@ def evaluate(options: argparse.Namespace) -> int:
     else:
         writers.append((options.gallery, lambda report, path: report.plot_gallery(path)))
     return _write(report, writers)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Read reports again, join them, and write them in another form."""
+    from keras_qusec import RobustnessReport, files
+
+    reports = [RobustnessReport.load(path) for path in options.reports]
+    named = [name for one in reports for name in one.models]
+    for place, path in enumerate(options.reports):
+        twice = [name for name in reports[place].models if named.count(name) > 1]
+        # Models of the same name are told apart by their files.
+        stem = Path(path).stem
+        names = {name: stem if len(twice) == 1 else f"{stem} {name}" for name in twice}
+        reports[place] = reports[place].renamed(names)
+    joined = RobustnessReport.joined(reports)
+    print(joined.to_text(verbose=options.verbose))
+    return _write(joined, [
+        (options.output, lambda report, path: report.save(path)),
+        (options.markdown, lambda report, path: files.write_text(report.to_markdown(), path)),
+        (options.html, lambda report, path: report.to_html(path)),
+        (options.plot, lambda report, path: report.plot(path)),
+        (options.images_csv, lambda report, path: report.save_images(path)),
+    ])  # fmt: skip
 
 
 _OTHER_NORMS = ("l2", "l1", "l0")
@@ -130,15 +155,17 @@ def certify(options: argparse.Namespace) -> int:
         value_range=given.value_range,
         outputs=options.outputs,
         class_names=given.class_names,
+        image_names=given.image_names,
         seed=options.seed,
         resume_dir=options.resume,
         keep_examples=options.examples is not None,
         prove=options.effort,
     )
-    print(report)
+    print(report.to_text(verbose=options.verbose))
     return _write(report, [
         (options.output, lambda report, path: report.save(path)),
         (options.examples, lambda report, path: report.save_examples(path)),
+        (options.images_csv, lambda report, path: report.save_images(path)),
         (options.html, lambda report, path: report.to_html(path)),
         (options.export, lambda report, path: _export(given, report, path, options.outputs)),
     ])  # fmt: skip
@@ -168,6 +195,7 @@ class _Inputs(NamedTuple):
     y: Any
     value_range: tuple[float, float]
     class_names: tuple[str, ...]
+    image_names: list[str] | None
 
 
 def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
@@ -198,7 +226,8 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
         print(f"{len(rows)} of {total} test images, each class at its share, seed {options.seed}.")
     low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
     x = data.x_test[rows] * np.float32(high - low) + np.float32(low)
-    return _Inputs(models, sources, x, data.y_test[rows], (low, high), data.class_names)
+    files_of = [data.image_names[row] for row in rows] if data.image_names else None
+    return _Inputs(models, sources, x, data.y_test[rows], (low, high), data.class_names, files_of)
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ from keras_qusec.image_folders import class_folders, class_names_of, images_by_c
 class Dataset(NamedTuple):
     """Images ``(n, height, width, channels)`` float32 in [0, 1]; labels ``(n,)`` int64.
 
-    `class_names` are in the order of the classes' numbers; empty where nothing names them.
+    `class_names` are in the order of the classes' numbers, `image_names`, such as those of their
+    files, in that of the test images; empty where nothing names them.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Dataset(NamedTuple):
     x_test: np.ndarray
     y_test: np.ndarray
     class_names: tuple[str, ...] = ()
+    image_names: tuple[str, ...] = ()
 
     @property
     def is_colour(self) -> bool:
@@ -231,11 +233,12 @@ def load_folder(
     numbered = parts.get("train", tested)
     names = class_names_of(numbered, class_names)
     source = str(numbered) if class_names is None else "class_names"
-    x_test, y_test = images_by_class(tested, names, source)
+    x_test, y_test, image_names = images_by_class(tested, names, source)
     x_train, y_train = x_test[:0], y_test[:0]
     if train:
-        x_train, y_train = images_by_class(parts["train"], names, source)
-    data = _dataset(path.name, x_train, y_train, x_test, y_test)._replace(class_names=names)
+        x_train, y_train, _ = images_by_class(parts["train"], names, source)
+    data = _dataset(path.name, x_train, y_train, x_test, y_test)
+    data = data._replace(class_names=names, image_names=image_names)
     if train:
         _check_trained_classes(data.y_train, data.y_test, path)
     return data
@@ -415,6 +418,8 @@ def in_mixed_order(data: Dataset) -> Dataset:
         if comes_by_class(y):
             order = np.random.default_rng(0).permutation(len(y))
             parts |= {f"x_{part}": x[order], f"y_{part}": y[order]}
+            if part == "test" and data.image_names:
+                parts["image_names"] = tuple(data.image_names[place] for place in order)
     return data._replace(**parts)
 
 

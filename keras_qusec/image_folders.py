@@ -20,10 +20,12 @@ class FolderImages(NamedTuple):
         x: ``(n, height, width)`` if all images are grey, else ``(n, height, width, 3)``; uint8, or
             float32 in [0, 1] if some have 16 bits.
         y: classes ``(n,)`` int64.
+        names: of the files, as paths inside the folder.
     """
 
     x: np.ndarray
     y: np.ndarray
+    names: tuple[str, ...]
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -96,7 +98,9 @@ def images_by_class(folder: Path, names: Sequence[str], source: str) -> FolderIm
         images = [image / np.float32(np.iinfo(image.dtype).max) for image in images]
     if any(image.ndim == 3 for image in images):
         images = [_in_colour(image) for image in images]
-    return FolderImages(np.stack(images), np.array([number for number, _ in paths], "int64"))
+    labels = np.array([number for number, _ in paths], "int64")
+    names = tuple(path.relative_to(folder).as_posix() for _, path in paths)
+    return FolderImages(np.stack(images), labels, names)
 
 
 def _visible(folder: Path) -> list[Path]:

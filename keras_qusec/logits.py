@@ -398,8 +398,8 @@ def check_logits_reached(logits: np.ndarray, outputs: np.ndarray, name: str) -> 
     """
     logits, outputs = logits.astype("float64"), outputs.astype("float64")
     outputs = outputs.reshape(len(outputs), -1)
-    is_single = outputs.shape[1] == 1
-    if is_single:
+    check_classes_told(logits, outputs, name)
+    if outputs.shape[1] == 1:
         outputs = np.concatenate([1 - outputs, outputs], axis=1)
         logits_as_given = np.stack([1 - logits[:, 1], logits[:, 1]], axis=1)
     else:
@@ -418,19 +418,31 @@ def check_logits_reached(logits: np.ndarray, outputs: np.ndarray, name: str) -> 
             "probabilities made in another way than its graph says, or other scores. Make a model "
             "that ends in logits, and evaluate that."
         )
+    check_not_probabilities(logits, name)
+
+
+# In fewer cases outputs that are equal are accidents of rounding.
+_SAME_CLASS = 0.75
+
+
+def check_classes_told(logits: np.ndarray, outputs: np.ndarray, name: str) -> None:
+    """Raise a ValueError if outputs tell the classes apart less than the logits before them.
+
+    Args:
+        logits: before a softmax or sigmoid, on some images, ``(n, classes)``.
+        outputs: what the model itself gives on them.
+        name: name of the model.
+    """
+    if outputs.shape != logits.shape:
+        return  # a single output of two classes
     same = outputs.argmax(axis=1) == logits.argmax(axis=1)
-    if not is_single and same.mean() < _SAME_CLASS:
+    if same.mean() < _SAME_CLASS:
         raise ValueError(
             f"Expected outputs that tell the classes apart as their logits do. Received: {name!r}, "
             f"whose outputs saturate in float32: on {int((~same).sum())} of {len(same)} images "
             "several classes have the same output, of which the first is taken, and not that "
             "of the largest logit. Make a model that ends in logits, and evaluate that."
         )
-    check_not_probabilities(logits, name)
-
-
-# In fewer cases outputs that are equal are accidents of rounding.
-_SAME_CLASS = 0.75
 
 
 def check_not_probabilities(logits: np.ndarray, name: str) -> None:

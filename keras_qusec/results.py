@@ -175,6 +175,9 @@ class ImageState(NamedTuple):
             if open or misclassified when clean.
         threat_model: under which the attack was made, or empty.
         source: name of the model on which the example was made; empty for the model itself.
+        label: its true class; None in a report of an older version.
+        class_name: the name of that class, where classes have names.
+        name: of the image, such as that of its file, where images have names.
     """
 
     number: int
@@ -183,6 +186,27 @@ class ImageState(NamedTuple):
     attack: str = ""
     threat_model: str = ""
     source: str = ""
+    label: int | None = None
+    class_name: str = ""
+    name: str = ""
+
+
+class ClassAccuracy(NamedTuple):
+    """Accuracies of the images of one class.
+
+    Attributes:
+        label: number of the class.
+        name: its name, or empty.
+        images: how many there are.
+        clean: share that is classified correctly when clean, in [0, 1].
+        robust: share that no attack broke within a radius, in [0, 1].
+    """
+
+    label: int
+    name: str
+    images: int
+    clean: float
+    robust: float
 
 
 class Failure(NamedTuple):

@@ -24,6 +24,10 @@ examples:
   keras-qusec evaluate model.keras --data mnist5k --html report.html
   keras-qusec evaluate model.keras --attacks standard --epsilons 2/255 8/255
   keras-qusec evaluate a.keras --compare b.keras --images 1000""",
+    "report": """\
+examples:
+  keras-qusec report a.json b.json --html both.html
+  keras-qusec report report.json --images-csv images.csv""",
     "certify": """\
 examples:
   keras-qusec certify model.keras --data mnist5k --epsilons 0.1 0.3
@@ -67,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_evaluate(commands)
     _add_certify(commands)
+    _add_report(commands)
     _add_audit(commands)
     _add_deployed(commands)
     _add_compare(commands)
@@ -176,6 +181,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
     evaluate.add_argument("--batch-size", type=int, help="images in a unit (default: up to 512)")
     _add_run(evaluate)
+    _add_verbose(evaluate)
     evaluate.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
     evaluate.add_argument(
         "--markdown", metavar="FILE", type=_markdown, help="write its tables in Markdown"
@@ -190,6 +196,7 @@ def _add_evaluate(commands: Any) -> None:
         "--examples", metavar="FILE", type=_file(".npz"),
         help="write the closest adversarial example of every broken image",
     )  # fmt: skip
+    _add_images_csv(evaluate)
     evaluate.add_argument(
         "--gallery", metavar="FILE", type=_picture, help="draw adversarial examples"
     )
@@ -222,17 +229,41 @@ def _add_certify(commands: Any) -> None:
     )  # fmt: skip
     certify.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
     _add_resume(certify)
+    _add_verbose(certify)
     certify.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
     certify.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
     certify.add_argument(
         "--examples", metavar="FILE", type=_file(".npz"),
         help="write the adversarial examples that the search found",
     )  # fmt: skip
+    _add_images_csv(certify)
     certify.add_argument(
         "--export", metavar="FOLDER",
         help="write the part behind the quantizer as ONNX, and a VNN-LIB property for each image "
         "and epsilon, for other verifiers (needs onnx)",
     )  # fmt: skip
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        formatter_class=_Formatter,
+        epilog=_EXAMPLES["report"],
+        help="read saved reports again: join them, compare their models, draw them",
+        description="Print reports that evaluate and certify wrote with --output; several of the "
+        "same images and attacks become one.",
+    )
+    report.add_argument("reports", nargs="+", metavar="report", help="a .json file of a report")
+    _add_verbose(report)
+    report.add_argument("--output", metavar="FILE", type=_json, help="write the joined report")
+    report.add_argument(
+        "--markdown", metavar="FILE", type=_markdown, help="write its tables in Markdown"
+    )
+    report.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
+    report.add_argument(
+        "--plot", metavar="FILE", type=_picture, help="draw accuracy against epsilon"
+    )
+    _add_images_csv(report)
 
 
 def _add_audit(commands: Any) -> None:
@@ -437,6 +468,20 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resume", metavar="FOLDER", help="keep finished work here, and go on from it"
     )
+
+
+def _add_images_csv(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--images-csv", metavar="FILE", type=_file(".csv"),
+        help="write a row for each image: file, class, proved, broken (by what) or open",
+    )  # fmt: skip
+
+
+def _add_verbose(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--verbose", action="store_true",
+        help="print the settings of all attacks, hashes and versions, too",
+    )  # fmt: skip
 
 
 def _add_sample(command: argparse.ArgumentParser) -> None:

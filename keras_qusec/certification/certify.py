@@ -18,12 +18,12 @@ from keras_qusec.certification.graph import pieces_between
 from keras_qusec.certification.network import Bounds, Network
 from keras_qusec.certification.proof import RobustnessProof
 from keras_qusec.certification.reduced import Reduced
-from keras_qusec.certification.reduction import reduced
+from keras_qusec.certification.reduction import reduced_and_bounds
 from keras_qusec.certification.search import Found, search
 from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.expected_inputs import check_expected_range, check_shape
 from keras_qusec.integer_inputs import whole_images
-from keras_qusec.logits import check_logits, check_logits_reached, check_one_of_each
+from keras_qusec.logits import check_classes_told, check_logits, check_one_of_each
 from keras_qusec.progress import Progress, shown
 from keras_qusec.results import BROKEN, OPEN, PROVED, Certificate
 from keras_qusec.tasks import check_classifier
@@ -138,7 +138,7 @@ def certify_robustness(
     few = images[spread_rows(len(images), 8)]
     logits = attacked.logits(few)
     check_logits(logits, attacked.model.name)
-    check_logits_reached(logits, attacked.outputs(few), attacked.model.name)
+    check_classes_told(logits, attacked.outputs(few), attacked.model.name)
     labels = checks.class_labels(
         y, len(images), classes=attacked.logits(images[:1]).shape[1], name="y"
     )
@@ -321,9 +321,10 @@ class Prover:
     ) -> None:
         """Prove what intervals can."""
         for part, _, _, gaps, margins in self._batches(x, labels, epsilon, found):
-            proved = part[(gaps + margins).max(axis=1) < 0]
+            holds = (gaps + margins).max(axis=1) < 0
+            proved = part[holds]
             found.states[proved], found.how[proved] = PROVED, "intervals"
-            found.margin = max(found.margin, float(margins.max(initial=0.0)))
+            found.margin = max(found.margin, float(margins[holds].max(initial=0.0)))
 
     def _batches(
         self, x: Array, labels: Array, epsilon: float, found: _Decisions
@@ -360,8 +361,10 @@ class Prover:
             for place, row in enumerate(part):
                 began = time.perf_counter()
                 one = _Image(self, x[row : row + 1], labels[row : row + 1], epsilon, box, place)
-                end = one.decide(bounds, margins[place], seconds)
+                end, margin = one.decide(bounds, margins[place], seconds)
                 found.states[row] = end.state
+                if end.state == PROVED:
+                    found.margin = max(found.margin, margin)
                 if end.state == BROKEN:
                     found.examples[int(row)] = one.example
                 if end.state != OPEN:
@@ -383,18 +386,26 @@ class _Image:
         self.goal = Goal(label)
         self.example = x[0]
 
-    def decide(self, bounds: Sequence[Bounds], margins: Array, seconds: float) -> Found:
-        """Search for an adversarial example until there is none or the time is over."""
-        network = reduced(self.prover.network, bounds, self.place)
+    def decide(
+        self, bounds: Sequence[Bounds], margins: Array, seconds: float
+    ) -> tuple[Found, float]:
+        """Search for an adversarial example until there is none or the time is over.
+
+        Returns:
+            What was found, and the largest margin for rounding.
+        """
+        network, tight = reduced_and_bounds(self.prover.network, bounds, self.place)
         label = int(self.label[0])
+        margins = np.minimum(margins, self.prover.gaps(tight, self.label)[1][0])
         others = np.delete(np.arange(self.prover.network.classes), label)
         matrices = [matrix[others] - matrix[label] for matrix in network.matrices]
         offset = network.offset[others] - network.offset[label]
         gaps = Reduced(network.low, network.high, network.groups, matrices, offset)
-        return search(
+        found = search(
             gaps, self.box.levels(self.place), margins[others], self.is_broken, seconds=seconds,
             exact=not self.prover.network.has_steps,
         )  # fmt: skip
+        return found, float(margins[others].max())
 
     def is_broken(self, values: Array) -> bool | None:
         """Whether what moves can have these values, and the model then is wrong.

@@ -210,13 +210,17 @@ class Network:
         low, high = low.astype("float64"), high.astype("float64")
         moves = high > low
         found = [Bounds(low, high, np.broadcast_to(error, low.shape), moves)]
+        for node in self.nodes[1:]:
+            found.append(self.bounds_of(node, [found[number] for number in node.inputs]))
+        return found
+
+    def bounds_of(self, node: Node, inputs: Sequence[Bounds]) -> Bounds:
+        """Bounds of one node by intervals, from those of what it takes."""
         # Where a sum may leave the range of float32, errors are infinite, and what comes of that.
         with np.errstate(invalid="ignore", over="ignore"):
-            for node in self.nodes[1:]:
-                made = self._bounds(node, [found[number] for number in node.inputs])
-                unknown = np.isnan(made.error)
-                found.append(made._replace(error=np.where(unknown, np.inf, made.error)))
-        return found
+            made = self._bounds(node, inputs)
+        unknown = np.isnan(made.error)
+        return made._replace(error=np.where(unknown, np.inf, made.error))
 
     def _bounds(self, node: Node, inputs: Sequence[Bounds]) -> Bounds:
         made = node.made

@@ -59,23 +59,45 @@ def reduced(network: Network, bounds: Sequence[Bounds], image: int) -> Reduced:
         bounds: of its nodes on a batch, from `Network.bounds`.
         image: row of the batch.
     """
-    return _Reduction(network, [_row(b, image) for b in bounds]).run()
+    return reduced_and_bounds(network, bounds, image)[0]
+
+
+def reduced_and_bounds(
+    network: Network, bounds: Sequence[Bounds], image: int
+) -> tuple[Reduced, list[Bounds]]:
+    """The reduced network of one image, and bounds of all nodes that linear bounds have tightened.
+
+    So are the margins for rounding, which grow with the sizes of the values: intervals widen from
+    layer to layer.
+
+    Args:
+        network: the network.
+        bounds: of its nodes on a batch, from `Network.bounds`.
+        image: row of the batch.
+
+    Returns:
+        The network, and the bounds on a batch of one.
+    """
+    reduction = _Reduction(network, [_row(b, image) for b in bounds])
+    return reduction.run(), [Bounds(*(part[None] for part in b)) for b in reduction.bounds]
 
 
 def _row(bounds: Bounds, image: int) -> Bounds:
-    return Bounds(*(part[image] for part in bounds))
+    return Bounds(*(part[image].copy() for part in bounds))
 
 
 class _Reduction:
     """Goes through a network once, for one image."""
 
     def __init__(self, network: Network, bounds: Sequence[Bounds]) -> None:
-        self.nodes, self.bounds = network.nodes, bounds
+        self.network, self.nodes, self.bounds = network, network.nodes, list(bounds)
         self.groups: list[Group] = []
         self.values: list[_Values] = []
         self.free = np.flatnonzero(bounds[0].moves)
         self.low, self.high = bounds[0].low[self.free], bounds[0].high[self.free]
         self.wanted = self._wanted()
+        # Nodes whose bounds became tighter than those of intervals alone.
+        self.tightened: set[int] = set()
 
     @property
     def sizes(self) -> list[int]:
@@ -110,6 +132,7 @@ class _Reduction:
 
     def run(self) -> Reduced:
         for number, node in enumerate(self.nodes):
+            self._refine(number)
             found = self.bounds[number]
             moving = np.flatnonzero(found.moves & self.wanted[number])
             constant = (found.low + found.high) / 2
@@ -127,6 +150,20 @@ class _Reduction:
                 self.values.append(self._curve(number, node, node.made, moving, constant))
         last = self.expression(len(self.nodes) - 1, np.arange(self.nodes[-1].size))
         return Reduced(self.low, self.high, self.groups, last.matrices, last.offset)
+
+    def _refine(self, number: int) -> None:
+        """Bounds of a node again, from those of its inputs, which may have become tighter."""
+        node, known = self.nodes[number], self.bounds[number]
+        if not any(source in self.tightened for source in node.inputs):
+            return
+        given = [Bounds(*(part[None] for part in self.bounds[source])) for source in node.inputs]
+        again = _row(self.network.bounds_of(node, given), 0)
+        low, high = np.maximum(known.low, again.low), np.minimum(known.high, again.high)
+        # Both hold, so they meet but for what float64 rounds.
+        self.bounds[number] = Bounds(
+            low, np.maximum(low, high), np.minimum(known.error, again.error), known.moves
+        )
+        self.tightened.add(number)
 
     def _linear(self, node: Node, made: Linear, moving: Array) -> Expression:
         sizes = self.sizes
@@ -189,6 +226,10 @@ class _Reduction:
         slack = error if curve.has_steps else 0.0
         bent = np.flatnonzero(~curve.is_linear(low - slack, high + slack))
         low[bent], high[bent] = self._tightened(given.rows(bent), low[bent], high[bent])
+        if len(bent):
+            before.low[moving], before.high[moving] = low, high
+            self.tightened.add(source)
+            self._refine(number)
         group = Group(curve, low, high, given.matrices, given.offset, error)
         return self._added(group, moving, constant)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_qusec import parallel
+from keras_qusec import checks, parallel
 from keras_qusec.attacks import Classifier
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.backends import with_gradients
@@ -44,6 +44,7 @@ def evaluate_robustness(
     outputs: str | None = None,
     data_format: str | None = None,
     class_names: Sequence[str] | None = None,
+    image_names: Sequence[str] | None = None,
     draws: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -104,6 +105,8 @@ def evaluate_robustness(
             says where the images have their channels.
         class_names: of the classes in the order of their numbers, shown beside broken images.
             Default: those of a data set from folders, or of a model that has `class_names`.
+        image_names: a name for each image, such as that of its file, which `report.images` and
+            `report.save_images` tell.
         draws: for random models, how many draws are averaged: the mean of their probabilities
             is attacked and judged (expectation over transformation). Default 1, and 20 for
             "autoattack-rand".
@@ -156,6 +159,9 @@ def evaluate_robustness(
     )
     if inputs.class_names:
         provenance["class names"] = list(inputs.class_names)
+    provenance["labels"] = plan.goal.labels.tolist()
+    if image_names is not None:
+        provenance["image names"] = checks.names_of(image_names, len(plan.x), "image_names")
     units = inputs.units()
     with contextlib.ExitStack() as kept:
         store = None

@@ -78,8 +78,8 @@ def efforts_of(
             kind = "an average of draws" if isinstance(model, AttackedModel) else "no Keras model"
             raise ValueError(
                 f"Expected Keras models without random draws for prove={prove!r}. Received: "
-                f"{name!r}, {kind}, of which nothing can be proved. Prove its Keras model, or leave "
-                "prove out."
+                f"{name!r}, {kind}, of which nothing can be proved. Prove its Keras model, or "
+                "leave prove out."
             )
     return efforts
 

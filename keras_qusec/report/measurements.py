@@ -17,6 +17,7 @@ from keras_qusec.results import (
     PROVED,
     WORST_CASE,
     Certificate,
+    ClassAccuracy,
     Example,
     Examples,
     ImageState,
@@ -412,7 +413,52 @@ class Measurements:
                 states.append(ImageState(number, BROKEN, distance, *by))
             else:
                 states.append(_state_by_proof(number, certificates, epsilon))
+        labels, classes, names = (
+            self.provenance.get(key, ()) for key in ("labels", "class names", "image names")
+        )
+        for number, label in enumerate(labels):
+            states[number] = states[number]._replace(
+                label=label,
+                class_name=classes[label] if label < len(classes) else "",
+                name=names[number] if number < len(names) else "",
+            )
         return states
+
+    def by_class(
+        self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None
+    ) -> list[ClassAccuracy]:
+        """Accuracies of each class that the images have.
+
+        Args:
+            epsilon: radius; left out, the largest asked for.
+            norm: norm of epsilon; default that of the headline.
+            model: name; may be left out if there is one.
+
+        Raises:
+            ValueError: as `robust_accuracy`, and for a report of an older version, without labels.
+
+        Example: ``min(report.by_class(), key=lambda one: one.robust)``
+        """
+        states = self.images(epsilon, norm=norm, model=model)
+        if any(state.label is None for state in states):
+            raise ValueError(
+                "Expected a report with labels. Received: one that an older version saved. "
+                "Evaluate again."
+            )
+        correct = self.correct[self._model(model)]
+        accuracies = []
+        for label in sorted({int(state.label or 0) for state in states}):
+            own = [state for state in states if state.label == label]
+            accuracies.append(
+                ClassAccuracy(
+                    label=label,
+                    name=own[0].class_name,
+                    images=len(own),
+                    clean=float(np.mean([correct[state.number] for state in own])),
+                    robust=float(np.mean([state.state != BROKEN for state in own])),
+                )
+            )
+        return accuracies
 
     def examples(
         self, epsilon: float | None = None, *, norm: str | None = None, model: str | None = None

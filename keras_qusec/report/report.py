@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_qusec import files
+from keras_qusec.checks import one_of
 from keras_qusec.report import page, plots, tables
 from keras_qusec.report.file_format import EXPECTED, content_of, parts_of
 from keras_qusec.report.measurements import Measurements
+from keras_qusec.results import ImageState
 
 # Parts of the provenance that differ with the models.
 _OF_MODELS = ("models", "sources", "joined attacks")
@@ -29,6 +32,19 @@ class RobustnessReport(Measurements):
 
     def __str__(self) -> str:
         return tables.plain_text(self)
+
+    def __repr__(self) -> str:
+        count = next(len(rows) for rows in self.correct.values())
+        names = ", ".join(self.models)
+        return f"<RobustnessReport of {names}: {count} images, {self.evidence} evidence>"
+
+    def to_text(self, *, verbose: bool = False) -> str:
+        """The report as text of at most 80 columns, as `print` shows it.
+
+        Args:
+            verbose: with the settings of all attacks, hashes and versions.
+        """
+        return tables.plain_text(self, verbose=verbose)
 
     def _repr_html_(self) -> str:
         """The answer as a notebook shows it: sentence, chart and table of the worst case."""
@@ -125,6 +141,31 @@ class RobustnessReport(Measurements):
         np.savez_compressed(buffer, **arrays)
         return files.write_bytes(buffer.getvalue(), path)
 
+    def save_images(self, path: str | os.PathLike) -> Path:
+        """Write what is known of each image as a table, in CSV.
+
+        A row for each model, norm, radius and image: its number, name, label, the name of its
+        class, `state` (proved, broken, open), and of a broken one distance, attack, threat model
+        and source; see `images`.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+        """
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["model", "norm", "epsilon", *ImageState._fields])
+        for model in self.models:
+            if model not in self.attacked:
+                continue
+            for norm, radii in self.epsilons.items():
+                for epsilon in radii:
+                    for state in self.images(epsilon, norm=norm, model=model):
+                        table.writerow([model, norm, f"{epsilon:.9g}", *state])
+        return files.write_text(text.getvalue(), path)
+
     @classmethod
     def joined(cls, reports: Sequence[RobustnessReport]) -> RobustnessReport:
         """Reports of other models on the same images with the same attacks, as one.
@@ -142,14 +183,21 @@ class RobustnessReport(Measurements):
             if name not in _OF_MODELS
         }
         named = [name for report in reports for name in report.models]
-        alike = [
-            all(r.provenance["identity"][n] == v for n, v in identity.items()) for r in reports
-        ]
-        if len(set(named)) < len(named) or not all(alike):
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
             raise ValueError(
-                "Expected reports of other models on the same images, with the same attacks and "
-                f"settings. Received: models {', '.join(named)}. Evaluate them together instead."
+                f"Expected reports of models of other names. Received: {', '.join(twice)} more "
+                "than once. Name them with renamed."
             )
+        for report in reports[1:]:
+            other = report.provenance["identity"]
+            differ = [key for key in identity if other.get(key) != identity[key]]
+            if differ:
+                raise ValueError(
+                    "Expected reports of the same images, with the same attacks and settings. "
+                    f"Received: {', '.join(first.models)} and {', '.join(report.models)}, which "
+                    f"differ in {_differences(identity, other, differ)}. Evaluate them together."
+                )
         for part in _OF_MODELS:
             both = [report.provenance["identity"].get(part, {}) for report in reports]
             identity[part] = {name: value for one in both for name, value in one.items()}
@@ -164,6 +212,42 @@ class RobustnessReport(Measurements):
             gallery=[example for report in reports for example in report.gallery],
             certificates=[proof for report in reports for proof in report.certificates],
             examples={name: kept for report in reports for name, kept in report.kept.items()},
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> RobustnessReport:
+        """The same report with other names of its models.
+
+        Args:
+            names: new names by old ones; the others stay.
+
+        Raises:
+            ValueError: for a model that is not there, or a name that is given twice.
+        """
+        for name in names:
+            one_of(name, "a name to replace", self.models)
+        new = {name: names.get(name, name) for name in self.models}
+        if len(set(new.values())) < len(new):
+            raise ValueError(f"Expected each name once. Received: {', '.join(new.values())}.")
+
+        def moved(by_model: Mapping[str, Any]) -> dict[str, Any]:
+            return {new.get(name, name): value for name, value in by_model.items()}
+
+        def with_name(one: Any) -> Any:
+            return one._replace(model=new.get(one.model, one.model))
+
+        identity = self.provenance["identity"]
+        identity = {**identity, "models": moved(identity["models"])}
+        return type(self)(
+            correct=moved(self.correct),
+            results=[with_name(result) for result in self.results],
+            epsilons=self.epsilons,
+            norms=self.norms,
+            provenance={**self.provenance, "identity": identity},
+            failures=self.failures,
+            notes=self.notes,
+            gallery=[with_name(example) for example in self.gallery],
+            certificates=[with_name(one) for one in self.certificates],
+            examples=moved(self.kept),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -201,3 +285,14 @@ class RobustnessReport(Measurements):
             ValueError: for a file that is missing, damaged or of another kind.
         """
         return cls.from_dict(files.read(path, EXPECTED))
+
+
+def _differences(first: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """What differs between the settings of two reports, in words."""
+
+    def short(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+
+    said = [f"{key} ({short(first.get(key))} and {short(other.get(key))})" for key in keys]
+    return "; ".join(said)

@@ -130,9 +130,30 @@ def proofs(report: Measurements, model: str) -> list[Table]:
     return [Table(f"{model}: images by proofs, {symbol('linf')}", columns, rows)] if rows else []
 
 
-def of_model(report: Measurements, model: str) -> list[Table]:
-    """All tables of one model."""
-    return [*proofs(report, model), *details(report, model), *found_by_part(report, model)]
+def by_class(report: Measurements, model: str) -> list[Table]:
+    """Accuracies by class at the largest radius, where the report has labels."""
+    if model not in report.attacked or "labels" not in report.provenance:
+        return []
+    epsilon = report.epsilons[report.main_norm][-1]
+    rows = [
+        [one.name or f"{one.label}", f"{one.images}", _percent(one.clean), _percent(one.robust)]
+        for one in report.by_class(model=model)
+    ]
+    where = f"{symbol(report.main_norm)} {radius_text(epsilon)}"
+    columns = ["class", "images", "clean", "robust"]
+    return [Table(f"{model}: accuracy in % by class, within {where}", columns, rows)]
+
+
+def of_model(report: Measurements, model: str, *, verbose: bool = True) -> list[Table]:
+    """All tables of one model.
+
+    Args:
+        report: the report.
+        model: its name.
+        verbose: with the accuracies by class.
+    """
+    parts = [*proofs(report, model), *details(report, model), *found_by_part(report, model)]
+    return [*parts, *(by_class(report, model) if verbose else [])]
 
 
 def found_by_part(report: Measurements, model: str) -> list[Table]:
@@ -177,9 +198,9 @@ def transfers(report: Measurements) -> list[Table]:
     return [Table(title, ["source", *report.models], rows)]
 
 
-def _parts(report: Measurements) -> tuple[list[Table], list[Table]]:
+def _parts(report: Measurements, *, verbose: bool) -> tuple[list[Table], list[Table]]:
     """The headline's tables, and all others."""
-    each = [table for model in report.models for table in of_model(report, model)]
+    each = [t for model in report.models for t in of_model(report, model, verbose=verbose)]
     return headline(report), [*each, *transfers(report)]
 
 
@@ -264,8 +285,13 @@ EVIDENCE = {
 }
 
 
-def remarks(report: Measurements) -> list[str]:
-    """What the figures mean, what was left out, and what they were made from."""
+def remarks(report: Measurements, *, verbose: bool = True) -> list[str]:
+    """What the figures mean, what was left out, and what they were made from.
+
+    Args:
+        report: the report.
+        verbose: with the settings of all attacks and all versions.
+    """
     identity = report.provenance["identity"]
     listed = identity["attacks"] | identity.get("joined attacks", {})
     attacks = "; ".join(f"{name}: {attack}" for name, attack in listed.items())
@@ -283,29 +309,44 @@ def remarks(report: Measurements) -> list[str]:
             f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}.",
             f"Versions: {versions}; backend {identity['backend']}.",
         ]
-    return [
-        f"Evidence: {evidence}. {EVIDENCE[evidence]}",
-        *([rounding] if report.certificates else []),
-        "Robust: classified correctly, and no attack found an adversarial example within epsilon. "
-        "A stronger attack can only lower these figures. Adaptive is white-box and what surrogate "
-        "gradients found beyond it. Gradients and queries are per image.",
+    made_of = [
         f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}, "
         f"{report.provenance['goal']}; surrogate hardnesses "
         f"{', '.join(f'{z:g}' for z in identity['surrogate hardnesses'])}.",
         *([f"Attacks: {attacks}."] if attacks else []),
         f"Versions: {versions}; backend {identity['backend']}.",
     ]
+    if not verbose:
+        few = ("keras-qusec", "keras", identity["backend"])
+        shown = ", ".join(f"{n} {v}" for n, v in identity["versions"].items() if n in few)
+        made_of = [
+            f"{identity['images']} images, seed {identity['seed']}, {report.provenance['goal']}; "
+            f"{shown}. Settings of the attacks: to_text(verbose=True), pages and files."
+        ]
+    return [
+        f"Evidence: {evidence}. {EVIDENCE[evidence]}",
+        *([rounding] if report.certificates else []),
+        "Robust: classified correctly, and no attack found an adversarial example within epsilon. "
+        "A stronger attack can only lower these figures. Adaptive is white-box and what surrogate "
+        "gradients found beyond it. Gradients and queries are per image.",
+        *made_of,
+    ]
 
 
-def plain_text(report: Measurements) -> str:
-    """The whole report as text of at most 80 columns."""
-    first, rest = _parts(report)
-    return as_text(first, report.notes, rest, remarks(report))
+def plain_text(report: Measurements, *, verbose: bool = False) -> str:
+    """The whole report as text of at most 80 columns.
+
+    Args:
+        report: the report.
+        verbose: with the settings of all attacks and all versions, which pages and files have.
+    """
+    first, rest = _parts(report, verbose=verbose)
+    return as_text(first, report.notes, rest, remarks(report, verbose=verbose))
 
 
 def markdown(report: Measurements) -> str:
     """The whole report in Markdown."""
-    first, rest = _parts(report)
+    first, rest = _parts(report, verbose=True)
     return as_markdown(first, report.notes, rest, remarks(report))
 
 

@@ -39,7 +39,8 @@ def test_a_scale_before_the_quantizer_is_computed_as_the_model_does():
     for place in np.flatnonzero(received > other)[:20]:
         model = keras.Sequential(
             [keras.Input((1,)), layer,
-             QuSecQuantization(2, thresholds=[float(received[place])], hard=True), L.Dense(2)]
+             QuSecQuantization(2, thresholds=[float(received[place])], hard=True,
+                               value_range=(float(offset), float(offset + scale))), L.Dense(2)]
         )  # fmt: skip
         model.set_weights([np.array(50.0), np.array([[-1.0, 1.0]]), np.array([0.5, -0.5])])
         epsilon = float(np.float64(x[place]) - 0.25)
