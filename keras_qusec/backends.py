@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -71,6 +72,9 @@ class Backend(ABC):
 
     def sync_variables(self, model: keras.Model) -> None:  # noqa: B027
         """Give the model's variables the values that training has reached inside an epoch."""
+
+    def leave_busy_cores(self) -> None:  # noqa: B027
+        """Take as many threads as cores are free, where more would wait for each other."""
 
     def check_training(self) -> None:  # noqa: B027
         """Raise a ValueError if a model's training step cannot be replaced."""
@@ -210,6 +214,14 @@ class Torch(Backend):
                 yield
         else:
             yield
+
+    def leave_busy_cores(self) -> None:
+        import torch
+
+        # Said by the variable, the number of threads is the user's.
+        if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+            free = round(torch.get_num_threads() - os.getloadavg()[0])
+            torch.set_num_threads(max(1, free))
 
     def compiled_forward(
         self, function: Callable[..., Any], variables: list[Any]

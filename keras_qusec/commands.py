@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -466,23 +465,11 @@ def start_backend(command: str) -> None:
     import keras
 
     from keras_qusec.attacks.foolbox import import_foolbox
+    from keras_qusec.backends import backend
 
     import_foolbox()
     keras.ops.zeros(1)
-    _leave_busy_cores(keras.backend.backend())
+    backend().leave_busy_cores()
     if command != "attacks":
         with contextlib.suppress(ImportError):
             importlib.import_module("tensorflow")
-
-
-def _leave_busy_cores(backend: str) -> None:
-    """As many threads for PyTorch as cores are free: beside a busy one they wait for each other.
-
-    Said by `OMP_NUM_THREADS`, their number is the user's.
-    """
-    if backend != "torch" or "OMP_NUM_THREADS" in os.environ or not hasattr(os, "getloadavg"):
-        return
-    import torch
-
-    free = round(torch.get_num_threads() - os.getloadavg()[0])
-    torch.set_num_threads(max(1, free))

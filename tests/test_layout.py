@@ -32,6 +32,7 @@ ROOMS = [
     "graphs",
     "integer_inputs",
     "logits",
+    "tasks",
     "expected_inputs",
     "models",
     "image_folders",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,9 @@ class RobustnessReport(Measurements):
             for norm, radii in self.epsilons.items():
                 for epsilon in radii:
                     for state in self.images(epsilon, norm=norm, model=model):
-                        table.writerow([model, norm, f"{epsilon:.9g}", *state])
+                        far = f"{state.distance:.7g}" if math.isfinite(state.distance) else ""
+                        row = state._asdict() | {"distance": far}
+                        table.writerow([model, norm, f"{epsilon:.9g}", *row.values()])
         return files.write_text(text.getvalue(), path)
 
     @classmethod

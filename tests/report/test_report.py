@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_qusec import QuSecQuantization, RobustnessReport
+import keras_qusec_cli as cli
+from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness
 from keras_qusec.report import page
 
 # Reports are plain data, the same on every backend; Foolbox uses deprecated names of TensorFlow.
@@ -32,18 +33,7 @@ def contrast(one, other):
 
 def renamed(report, prefix):
     """The report of the same models by other names."""
-    identity = dict(report.provenance["identity"])
-    identity["models"] = {prefix + name: value for name, value in identity["models"].items()}
-    return RobustnessReport(
-        correct={prefix + name: rows for name, rows in report.correct.items()},
-        results=[result._replace(model=prefix + result.model) for result in report.results],
-        epsilons=report.epsilons,
-        norms=report.norms,
-        provenance={**report.provenance, "identity": identity},
-        failures=[],
-        notes=[],
-        gallery=[example._replace(model=prefix + example.model) for example in report.gallery],
-    )
+    return report.renamed({name: prefix + name for name in report.models})
 
 
 class TestFiles:
@@ -169,9 +159,9 @@ class TestFiles:
         best = max(shares, key=shares.get)
         white = report.robust_accuracy(epsilon=epsilon, model=best, threat_model="white-box")
         said = (
-            f"<em>{best}</em>: {100 * shares[best]:.0f} % of {report.rows[0].images} images stand "
+            f"<em>{best}</em>: {100 * shares[best]:.1f} % of {report.rows[0].images} images stand "
             f"against every attack tried at epsilon = {epsilon:g} (L-inf); white-box alone would "
-            f"have said {100 * white:.0f} %; evidence: quick."
+            f"have said {100 * white:.1f} %; evidence: quick."
         )
         assert text.index(said) < text.index("<svg") < text.index("<table")
         headings = re.findall(r"<h2 id=[^>]*>(.*?)</h2>", text)
@@ -222,3 +212,68 @@ class TestFiles:
                 quantizer = next(q for q in model.layers if isinstance(q, QuSecQuantization))
                 behind = keras.ops.convert_to_numpy(quantizer(example.images[:2]))
                 np.testing.assert_allclose(example.images[2:], behind, atol=1e-6)
+
+
+class TestImages:
+    def test_by_class_and_as_a_table(self, report, tmp_path):
+        report.provenance |= {
+            "labels": [0, 0, 1, 1], "class names": ["cat", "dog"],
+            "image names": ["a.png", "b.png", "c.png", "d.png"],
+        }  # fmt: skip
+        cat, dog = report.by_class(0.1)
+        # PGD breaks both cats at 0.1; of the dogs one is misclassified when clean.
+        assert cat == (0, "cat", 2, 1.0, 0.0)
+        assert dog == (1, "dog", 2, 0.5, 0.5)
+        assert "by class" in report.to_text(verbose=True)
+        assert "by class" not in str(report)
+        rows = report.save_images(tmp_path / "images.csv").read_text().splitlines()
+        head, *lines = [row.split(",") for row in rows]
+        assert len(lines) == 4 * sum(len(radii) for radii in report.epsilons.values())
+        first = dict(zip(head, lines[0], strict=True))
+        assert first["name"] == "a.png"
+        assert (first["class_name"], first["state"], first["attack"]) == ("cat", "broken", "pgd")
+        assert dict(zip(head, lines[3], strict=True))["distance"] == "0"
+
+    def test_a_report_without_labels_says_so(self, report):
+        with pytest.raises(ValueError, match="Evaluate again"):
+            report.by_class()
+
+    def test_names_of_images_come_with_the_data(self):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+        model.set_weights([np.eye(2, dtype="float32")])
+        x, y = np.array([[0.9, 0.2], [0.4, 0.7]], "float32"), np.array([0, 1])
+        settings = {"attacks": ["fgsm"], "epsilons": [0.2], "progress": False}
+        found = evaluate_robustness(model, x, y, image_names=["one", "two"], **settings)
+        assert [(state.name, state.label) for state in found.images()] == [("one", 0), ("two", 1)]
+        with pytest.raises(ValueError, match="image_names for each of 2"):
+            evaluate_robustness(model, x, y, image_names=["one"], **settings)
+
+
+class TestJoined:
+    def test_it_says_what_differs(self, measured):
+        _, report = measured
+        other = renamed(report, "other ")
+        identity = {**other.provenance["identity"], "seed": 7}
+        other.provenance = {**other.provenance, "identity": identity}
+        with pytest.raises(ValueError, match=r"differ in seed \(0 and 7\)"):
+            RobustnessReport.joined([report, other])
+        with pytest.raises(ValueError, match="plain, quantized more than once"):
+            RobustnessReport.joined([report, report])
+        with pytest.raises(ValueError, match="a name to replace"):
+            report.renamed({"absent": "x"})
+
+    def test_command(self, measured, tmp_path, capsys):
+        _, report = measured
+        paths = [str(report.save(tmp_path / f"{name}.json")) for name in ("a", "b")]
+        page = tmp_path / "both.html"
+        assert cli.main(["report", *paths, "--html", str(page)]) == 0
+        out = capsys.readouterr().out
+        for name in ("a plain", "a quantized", "b plain", "b quantized"):
+            assert name in out
+            assert name in page.read_text()
+        assert cli.main(["report", str(tmp_path / "no.json")]) == 2
+        assert "Check the path" in capsys.readouterr().err
+
+
+def test_it_is_short_where_python_shows_objects(report):
+    assert repr(report) == "<RobustnessReport of m: 4 images, quick evidence>"
