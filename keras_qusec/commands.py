@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,7 +225,8 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
     if len(rows) < total:
         print(f"{len(rows)} of {total} test images, each class at its share, seed {options.seed}.")
     low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
-    x = data.x_test[rows] * np.float32(high - low) + np.float32(low)
+    x = _fitting(data.x_test[rows], models, resize=options.resize)
+    x = x * np.float32(high - low) + np.float32(low)
     files_of = [data.image_names[row] for row in rows] if data.image_names else None
     return _Inputs(models, sources, x, data.y_test[rows], (low, high), data.class_names, files_of)
 
@@ -385,25 +387,10 @@ def _value_range(
     given: Sequence[float] | None, models: Sequence[tuple[str, Any]]
 ) -> tuple[float, float]:
     """The value range given, or the one that all models say they expect, or (0, 1)."""
-    from keras_qusec.attacks import Classifier
-    from keras_qusec.expected_inputs import expected_range
+    from keras_qusec.expected_inputs import range_of
 
-    if given is not None:
-        return given[0], given[1]
-    expected = {
-        name: expected_range(model) for name, model in models if not isinstance(model, Classifier)
-    }
-    ranges = {found for found in expected.values() if found is not None}
-    if len(ranges) > 1:
-        raise ValueError(
-            "Expected models of one value range. Received: "
-            f"{', '.join(f'{name}: {found}' for name, found in expected.items())}. Evaluate them "
-            "one by one."
-        )
-    if not ranges:
-        return 0.0, 1.0
-    (low, high) = ranges.pop()
-    if (low, high) != (0.0, 1.0):
+    low, high = range_of(given, dict(models))
+    if given is None and (low, high) != (0.0, 1.0):
         print(f"Images are scaled to {low:g} ... {high:g}, which the models' first layers expect.")
     return low, high
 
@@ -421,6 +408,55 @@ def _deployed_model(path: str, options: argparse.Namespace) -> Any:
     return model
 
 
+def _own_classes(paths: Sequence[str]) -> dict[str, Any]:
+    """The classes and functions that Python files define, by name."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        if not Path(path).is_file():
+            raise ValueError(f"Expected a Python file to import. Received: {path}. Check the path.")
+        name = Path(path).stem
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"Expected a file that ends in .py to import. Received: {path}.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        found |= {
+            key: value
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == name
+        }
+    return found
+
+
+def _fitting(x: Any, models: Mapping[str, Any], *, resize: bool) -> Any:
+    """Images of the size that the models take, in [0, 1].
+
+    Raises:
+        ValueError: for images of another size, if they are not to be resized.
+    """
+    import keras
+    import numpy as np
+
+    for name, model in models.items():
+        wanted = getattr(model, "input_shape", None)
+        if not isinstance(model, keras.Model) or not isinstance(wanted, tuple) or len(wanted) != 4:
+            continue
+        # With channels first the sizes are elsewhere; Keras then says what does not fit.
+        size, own = wanted[1:3], x.shape[1:3]
+        if None in size or wanted[3] != x.shape[3] or size == own:
+            continue
+        if not resize:
+            raise ValueError(
+                f"Expected images of {size[0]} x {size[1]} for the model {name!r}. Received: "
+                f"{own[0]} x {own[1]}. Give --resize to have them resized."
+            )
+        resized = keras.ops.image.resize(x, size, antialias=True, data_format="channels_last")
+        x = np.clip(keras.ops.convert_to_numpy(resized), 0.0, 1.0).astype("float32")
+        print(f"Images of {own[0]} x {own[1]} are resized to {size[0]} x {size[1]}.")
+    return x
+
+
 def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Models by the names of their files, or by their paths where those are the same."""
     import keras
@@ -433,6 +469,7 @@ def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str,
         twice = next(path for path in paths if list(paths).count(path) > 1)
         raise ValueError(f"Expected each model once. Received: {twice} twice.")
     stems = [Path(path).stem for path in paths]
+    own = _own_classes(options.imports)
     models = {}
     for path, stem in zip(paths, stems, strict=True):
         if Path(path).suffix.lower() in (".onnx", ".tflite", ".xml") or Path(path).is_dir():
@@ -442,11 +479,18 @@ def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str,
             raise ValueError(f"Expected a .keras file. Received: {path}, which does not exist.")
         try:
             # Uncompiled: an optimizer saved on another backend, or an unknown loss, is no obstacle.
-            model = keras.saving.load_model(path, compile=False)
+            model = keras.saving.load_model(path, custom_objects=own, compile=False)
         except Exception as error:
+            unknown = re.search(r"Could not locate (class|function) '(\w+)'", str(error))
+            if unknown:
+                raise ValueError(
+                    f"Expected a model of layers that are known. Received: {path}, with the "
+                    f"{unknown[1]} {unknown[2]!r}. Give the Python file that defines it: --import "
+                    "FILE.py"
+                ) from error
             raise ValueError(
                 f"Expected a model saved by model.save({path!r}). Received: a file that Keras "
-                f"cannot load: {error}"
+                f"cannot load: {str(error)[:400]}"
             ) from error
         name = stem if stems.count(stem) == 1 else path
         check_classifier(model, name, saved_loss_name(path))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.checks import Range, one_of
+from keras_qusec.checks import Range, one_of, value_range
 from keras_qusec.graphs import Call, calls_of, has_graph
 from keras_qusec.integer_inputs import integer_input
 from keras_qusec.sublayers import inside
@@ -66,15 +67,50 @@ def expected_range(model: keras.layers.Layer) -> Range | None:
     return (0.0, 255.0) if 0.9 <= 255 * path.scale <= 2.2 else None
 
 
-def check_expected_range(model: keras.layers.Layer, value_range: Range, name: str) -> None:
+def range_of(given: Any, models: Mapping[str, Any], x: Any = None) -> Range:
+    """The value range that was given, or the one that all models say they expect, or (0, 1).
+
+    Args:
+        given: smallest and largest pixel value, or None.
+        models: by name; what is no model of Keras has a `value_range`.
+        x: the images. Where they use next to nothing of the range, or nothing below zero of one
+            that begins there, they have another one.
+
+    Raises:
+        ValueError: for a range that is none, or models that expect different ones.
+    """
+    if given is not None:
+        return value_range(given)
+    found = {
+        name: expected_range(model) if isinstance(model, keras.Model) else model.value_range
+        for name, model in models.items()
+    }
+    ranges = {one for one in found.values() if one is not None}
+    if len(ranges) > 1:
+        raise ValueError(
+            "Expected models of one value range. Received: "
+            f"{', '.join(f'{name}: {one}' for name, one in found.items())}. Evaluate them one by "
+            "one."
+        )
+    low, high = ranges.pop() if ranges else (0.0, 1.0)
+    # The ends of a range of pixels are whole numbers; others come from a scale of another kind.
+    whole = max(abs(end - round(end)) for end in (low, high)) < 1e-3
+    used = True
+    if x is not None and np.size(x):
+        least, most = float(np.min(x)), float(np.max(x))
+        used = most - least > 0.01 * (high - low) and (low >= 0 or least < 0)
+    return (float(round(low)), float(round(high))) if whole and used else (0.0, 1.0)
+
+
+def check_expected_range(model: keras.layers.Layer, values: Range, name: str) -> None:
     """Raise a ValueError for a value range that contradicts what a model's first layers say.
 
     Args:
         model: the model.
-        value_range: the range that its images are said to have.
+        values: the range that its images are said to have.
         name: its name, for the error.
     """
-    path, (low, high) = _path(model), value_range
+    path, (low, high) = _path(model), values
     expected = expected_range(model)
     problem = ""
     if path.stated is not None:
@@ -98,7 +134,7 @@ def check_expected_range(model: keras.layers.Layer, value_range: Range, name: st
     if problem:
         raise ValueError(
             f"Expected images in the range that the model was made for. Received: "
-            f"value_range={_words(value_range)} for {name!r}, {problem}. Give images in that "
+            f"value_range={_words(values)} for {name!r}, {problem}. Give images in that "
             "range, and its value_range; epsilon is in units of the pixel values."
         )
 
@@ -126,8 +162,8 @@ def check_shape(x: np.ndarray, model: Any, name: str) -> None:
         )
 
 
-def _words(value_range: Range) -> str:
-    return f"({value_range[0]:g}, {value_range[1]:g})"
+def _words(values: Range) -> str:
+    return f"({values[0]:g}, {values[1]:g})"
 
 
 def _path(model: keras.layers.Layer) -> _Path:

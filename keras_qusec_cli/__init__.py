@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import os
 import shutil
 import sys
@@ -21,13 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
+        _check_files(options)
         with quiet():
             from keras_qusec import commands
 
             commands.start_backend(options.command)
         return int(getattr(commands, options.command)(options))
     except (ValueError, ImportError) as error:
-        text = f"keras-qusec: {error}"
+        text = f"keras-qusec: {error}{_other_backend(error)}"
         if sys.stderr.isatty():
             text = textwrap.fill(text, shutil.get_terminal_size().columns, break_on_hyphens=False)
         print(text, file=sys.stderr)
@@ -39,3 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("keras-qusec: interrupted", file=sys.stderr)
         return 130
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Raise a ValueError for a file that is not there, before a backend is loaded."""
+    given = vars(options)
+    single = [given[name] for name in ("model", "deployed") if given.get(name)]
+    lists = [given.get(name) or [] for name in ("compare", "source", "reports", "imports")]
+    for path in [*single, *(path for paths in lists for path in paths)]:
+        if not os.path.exists(path):
+            raise ValueError(
+                f"Expected a file. Received: {path}, which does not exist. Check the path."
+            )
+
+
+def _other_backend(error: Exception) -> str:
+    """What to do where Keras looks for a backend that is not installed, and another one is."""
+    backends = ("tensorflow", "jax", "torch")
+    missing = getattr(error, "name", None)
+    if missing not in backends:
+        return ""
+    there = [name for name in backends if importlib.util.find_spec(name) is not None]
+    if not there:
+        return f'. Install a backend: pip install "keras-qusec[{missing}]"'
+    return f". Keras takes {missing} unless it is told otherwise: set KERAS_BACKEND={there[0]}"

@@ -148,6 +148,8 @@ def _add_evaluate(commands: Any) -> None:
     )
     _add_data(evaluate)
     _add_classes(evaluate)
+    _add_images_of_another_size(evaluate)
+    _add_import(evaluate)
     evaluate.add_argument(
         "--images", type=int, default=200,
         help="test images attacked, a stratified sample; 0 for all (default: 200)",
@@ -214,6 +216,8 @@ def _add_certify(commands: Any) -> None:
     certify.add_argument("model", help="a .keras file: a classifier, logits or softmax")
     _add_data(certify)
     _add_classes(certify)
+    _add_images_of_another_size(certify)
+    _add_import(certify)
     _add_sample(certify)
     certify.add_argument(
         "--effort", choices=EFFORTS, default="standard",
@@ -278,6 +282,8 @@ def _add_audit(commands: Any) -> None:
     audit.add_argument("model", help="a .keras file: a classifier, logits or softmax")
     _add_data(audit)
     _add_classes(audit)
+    _add_images_of_another_size(audit)
+    _add_import(audit)
     audit.add_argument(
         "--epsilon", nargs=1, type=_radius, metavar="EPS",
         help="L-infinity radius: a number such as 0.3 in units of the pixel values that the model "
@@ -329,6 +335,8 @@ def _add_deployed(commands: Any) -> None:
     )
     _add_data(deployed)
     _add_classes(deployed)
+    _add_images_of_another_size(deployed)
+    _add_import(deployed)
     _add_sample(deployed)
     deployed.add_argument(
         "--attacks", nargs="+", default=["standard"], metavar="ATTACK",
@@ -505,6 +513,20 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         help="mnist5k, mnist, fashion_mnist, cifar10, an .npz file, or a folder of images by class "
         "(default: mnist5k)",
     )
+
+
+def _add_images_of_another_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--resize", action="store_true",
+        help="resize images that have another size than the model's input",
+    )  # fmt: skip
+
+
+def _add_import(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--import", dest="imports", nargs="+", default=[], metavar="FILE",
+        help="Python files with layers or models of your own that a saved model needs",
+    )  # fmt: skip
 
 
 def _add_classes(command: argparse.ArgumentParser) -> None:

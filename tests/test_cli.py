@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -190,8 +192,9 @@ class TestCommandLine:
         for function in ("audit_robustness", "evaluate_robustness", "deployment.check_deployment"):
             monkeypatch.setattr(f"keras_qusec.{function}", taken)
         option = "--epsilon" if command == "audit" else "--epsilons"
-        more = [str(files / "no.onnx")] if command == "deployed" else []
+        more = [str(files / "any.onnx")] if command == "deployed" else []
         if more:
+            (files / "any.onnx").touch()
             monkeypatch.setattr("keras_qusec.deployment.DeployedModel", lambda *_, **__: None)
         for typed, expected in (("8/255", 8.0), ("8", 8.0)):
             status = cli.main([command, path, *more, "--data", str(files / "few.npz"),
@@ -215,6 +218,49 @@ class TestCommandLine:
         other = RobustnessReport.load(path)
         for one, two in zip(report.results, other.results, strict=True):
             assert one.distances["linf"].tolist() == two.distances["linf"].tolist()
+
+    def test_layers_of_ones_own(self, tmp_path, capsys, monkeypatch):
+        (tmp_path / "own_layers.py").write_text(
+            "import keras\n\n\nclass Half(keras.layers.Layer):\n"
+            "    def call(self, x):\n        return x / 2\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        own = importlib.import_module("own_layers")
+        path = str(tmp_path / "own.keras")
+        keras.Sequential([keras.Input((28, 28, 1)), own.Half(), keras.layers.Flatten(),
+                          keras.layers.Dense(10)]).save(path)  # fmt: skip
+        arguments = ["evaluate", path, "--images", "4", "--attacks", "fgsm"]
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert "with the class 'Half'" in error
+        assert "--import FILE.py" in error
+        assert cli.main([*arguments, "--import", str(tmp_path / "own_layers.py")]) == 0
+
+    def test_images_of_another_size(self, tmp_path, capsys):
+        path = str(tmp_path / "large.keras")
+        keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Flatten(),
+                          keras.layers.Dense(10)]).save(path)  # fmt: skip
+        arguments = ["evaluate", path, "--images", "4", "--attacks", "fgsm"]
+        assert cli.main(arguments) == 2
+        assert "Give --resize" in capsys.readouterr().err
+        assert cli.main([*arguments, "--resize"]) == 0
+        assert "are resized to 32 x 32" in capsys.readouterr().out
+
+    def test_a_backend_that_is_not_installed(self, monkeypatch, capsys, files):
+        def start(_):
+            raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+
+        monkeypatch.setattr("keras_qusec.commands.start_backend", start)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "torch" or None)
+        assert cli.main(["evaluate", str(files / "plain.keras")]) == 2
+        assert "set KERAS_BACKEND=torch" in capsys.readouterr().err
+
+    def test_a_missing_file_is_said_before_a_backend_is_loaded(self, monkeypatch, capsys):
+        monkeypatch.setattr("keras_qusec.commands.start_backend", None)
+        for arguments in (["evaluate", "no.keras"], ["report", "no.json"],
+                          ["evaluate", __file__, "--source", "no.keras"]):  # fmt: skip
+            assert cli.main(arguments) == 2
+            assert "which does not exist" in capsys.readouterr().err
 
     def test_nothing_to_draw_is_no_failure(self, files, tmp_path, capsys):
         gallery, examples = tmp_path / "g.png", tmp_path / "e.npz"

@@ -305,6 +305,8 @@ add("evaluate_robustness", "images", {
                                         value_range=(-1, 1), epsilons=[2 * RADIUS]),),
     "rescaling inside": (lambda: same(reads_bytes(), x=BRIGHT, value_range=(0, 255),
                                       epsilons=[255 * RADIUS]),),
+    "the range of the first layers": (lambda: evaluated(reads_bytes(), x=BRIGHT,
+        epsilons=[255 * RADIUS]).robust_accuracy() == evaluated(odd.linear()).robust_accuracy(),),
     "bytes and their range": (lambda: of_bytes("uint8") == of_bytes("float32"),),
     "division inside": (lambda: same(keras.Model(*[(i := keras.Input((FEATURES,))),
                                                    odd.linear()(i / 255.0)]), x=BRIGHT,

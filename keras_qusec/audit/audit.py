@@ -27,6 +27,7 @@ from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of, only_keras
+from keras_qusec.expected_inputs import range_of
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Result
@@ -46,7 +47,7 @@ def audit_robustness(
     level: str = "quick",
     threat_models: Sequence[str] = ("white-box",),
     source_model: keras.Model | Mapping[str, keras.Model] | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     outputs: str | None = None,
     data_format: str | None = None,
     draws: int = 1,
@@ -83,7 +84,8 @@ def audit_robustness(
             robustness is judged, as in `evaluate_robustness`.
         source_model: undefended model of the same task, or a dictionary of models by name, to
             transfer examples from.
-        value_range: smallest and largest pixel value.
+        value_range: smallest and largest pixel value; default what the model's first layers say,
+            such as (0, 255), else (0, 1).
         outputs: ``"logits"`` or ``"probabilities"``, for models whose graph does not say.
         data_format: ``"channels_last"`` or ``"channels_first"``, for models that do not say.
         draws: for random models, how many draws are averaged. With 1 a random model is reported
@@ -122,11 +124,11 @@ def audit_robustness(
     epsilon = checks.number(
         epsilon, "epsilon", above=0, hint="In units of the pixel values, L-infinity."
     )
-    pixels = checks.value_range(value_range)
-    checks.epsilon_inside(epsilon, pixels)
     judged = _judged(threat_models)
     draws = checks.whole_number(draws, "draws")
     ((name, net),) = _one(only_keras(models_of(model, "model"))).items()
+    pixels = range_of(value_range, {name: net}, x)
+    checks.epsilon_inside(epsilon, pixels)
     settings: dict[str, Any] = {
         "value_range": pixels, "outputs": outputs, "data_format": data_format, "seed": seed,
         "n_jobs": n_jobs,

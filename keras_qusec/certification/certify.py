@@ -21,7 +21,7 @@ from keras_qusec.certification.reduced import Reduced
 from keras_qusec.certification.reduction import reduced_and_bounds
 from keras_qusec.certification.search import Found, search
 from keras_qusec.datasets import arrays_of, spread_rows
-from keras_qusec.expected_inputs import check_expected_range, check_shape
+from keras_qusec.expected_inputs import check_expected_range, check_shape, range_of
 from keras_qusec.integer_inputs import whole_images
 from keras_qusec.logits import check_classes_told, check_logits, check_one_of_each
 from keras_qusec.progress import Progress, shown
@@ -48,7 +48,7 @@ def certify_robustness(
     epsilons: Sequence[float] = (0.1, 0.2, 0.3),
     effort: str = "standard",
     time_limit: float | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     outputs: str | None = None,
     data_format: str | None = None,
     progress: bool | Progress | None = None,
@@ -76,7 +76,8 @@ def certify_robustness(
         effort: ``"bounds"``: bounds alone; ``"standard"``: and a search of a second an image at
             most; ``"exact"``: of a minute.
         time_limit: seconds of the search for one image and epsilon, in place of those of `effort`.
-        value_range: smallest and largest pixel value.
+        value_range: smallest and largest pixel value; default what the model's first layers say,
+            such as (0, 255), else (0, 1).
         outputs: ``"logits"`` or ``"probabilities"``, for models whose graph does not say.
         data_format: ``"channels_last"`` or ``"channels_first"``, for models none of whose layers
             says where the images have their channels.
@@ -117,7 +118,7 @@ def certify_robustness(
         check_classifier(model, model.name)
         x, y = arrays_of(x if y is None else (x, y), name="x")
         attacked = AttackedModel(
-            model, checks.value_range(value_range), outputs=outputs,
+            model, range_of(value_range, {model.name: model}, x), outputs=outputs,
             data_format=data_format or "channels_last",
         )  # fmt: skip
     else:

@@ -23,6 +23,7 @@ from keras_qusec.deployment.result import AtRadius, DeploymentCheck, Levels
 from keras_qusec.deployment.steps import away_from_steps
 from keras_qusec.digests import digest
 from keras_qusec.evaluation import evaluate_robustness
+from keras_qusec.expected_inputs import range_of
 from keras_qusec.graphs import has_graph
 from keras_qusec.logits import LOGITS
 from keras_qusec.progress import Progress, shown
@@ -54,7 +55,7 @@ def check_deployment(
     queries: Any = ("square",),
     prove: str | None = None,
     report: RobustnessReport | None = None,
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     outputs: str | None = None,
     seed: int = 0,
     resume_dir: str | os.PathLike | None = None,
@@ -85,7 +86,8 @@ def check_deployment(
         report: an evaluation of the Keras model on these images, made with
             ``keep_examples=True`` and these epsilons, in place of one made here; `attacks` and
             `prove` are then its own.
-        value_range: smallest and largest pixel value.
+        value_range: smallest and largest pixel value; default what the model's first layers say,
+            such as (0, 255), else (0, 1).
         outputs: ``"logits"`` or ``"probabilities"`` of the Keras model, where its graph does not
             say.
         seed: seed of all that is random.
@@ -113,7 +115,10 @@ def check_deployment(
     """
     import_foolbox()
     x, y = arrays_of(x, y)
-    pixels = checks.value_range(value_range)
+    known = {model.name: model}
+    if isinstance(deployed, Classifier) and value_range is None:
+        known["deployed"] = deployed
+    pixels = range_of(value_range, known, x)
     if not isinstance(deployed, Classifier):
         deployed = DeployedModel(deployed, value_range=pixels)
     if deployed.value_range != pixels:

@@ -12,7 +12,6 @@ import numpy as np
 from keras_qusec.attacks import Attack, Classifier, Goal, registry
 from keras_qusec.attacks.presets import Asked
 from keras_qusec.checks import class_labels, whole_number
-from keras_qusec.checks import value_range as checked_range
 from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation.inputs import (
@@ -38,6 +37,7 @@ from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.evaluation.proofs import efforts_of
 from keras_qusec.evaluation.run import Models
 from keras_qusec.evaluation.threat_models import ThreatModel
+from keras_qusec.expected_inputs import range_of
 from keras_qusec.integer_inputs import check_reachable
 
 # The default radii, as shares of the value range.
@@ -131,7 +131,7 @@ def checked_inputs(
     named_sources = models_of(source_model, "source_model") if source_model is not None else {}
     both = [*named.items(), *named_sources.items()]
     threats = threat_models_of(threat_models, named)
-    pixels = checked_range(value_range)
+    pixels = range_of(value_range, dict(both), x)
     width = pixels[1] - pixels[0]
     shares = tuple(share * width for share in _SHARES)
     by_norm = epsilons_of(shares if epsilons is None else epsilons)

@@ -40,7 +40,7 @@ def evaluate_robustness(
     source_model: keras.Model | Mapping[str, keras.Model] | None = None,
     targets: str | Any = None,
     surrogate_hardnesses: Sequence[float] = (3.0, 10.0),
-    value_range: tuple[float, float] = (0.0, 1.0),
+    value_range: tuple[float, float] | None = None,
     outputs: str | None = None,
     data_format: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -97,7 +97,8 @@ def evaluate_robustness(
             ``"next"`` (label + 1), ``"random"`` (a wrong class), ``"second"`` (the first
             model's likeliest wrong class) or ``"least-likely"``.
         surrogate_hardnesses: how steep the surrogate gradients of step functions are.
-        value_range: smallest and largest pixel value. A model whose first layers say that they
+        value_range: smallest and largest pixel value; default what the models' first layers say,
+            such as (0, 255), else (0, 1). A model whose first layers say that they
             expect another range is an error.
         outputs: ``"logits"`` or ``"probabilities"``, for models whose graph does not say what
             their outputs are, such as subclassed ones.
