@@ -72,7 +72,51 @@ def draw_inputs(images: np.ndarray, path: Path) -> None:
     save(figure, path)
 
 
+def draw_worst_case(table: Path, path: Path) -> None:
+    """Accuracies of defences at the largest epsilon: white-box, in the worst case, and proved.
+
+    Args:
+        table: of the comparison, in Markdown.
+        path: picture to write.
+    """
+    part = table.read_text().split("### Accuracy in % at epsilon 0.3")[1].split("\n\n")[1]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
+    columns, rows = lines[0], lines[2:]
+    shown = ("undefended", "distillation", "dqa", "thermometer", "defense-gan", "squeezing",
+             "constant", "pgd-training", "constant-pgd", "hard-certified")  # fmt: skip
+    found = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    names = [name for name in shown if name in found]
+    figure, axis = pyplot().subplots(figsize=(8.2, 3.9), layout="constrained")
+    kinds = {
+        "white": ("under a white-box attack", "#b8c4d6"),
+        "worst": ("in the worst case, all attacks", "#0b5f94"),
+        "proved": ("proved: no attack can break it", "#009e73"),
+    }
+    for place, (column, (label, colour)) in enumerate(kinds.items()):
+        for row, name in enumerate(names):
+            value = found[name].get(column, "-").strip("*")
+            if value in ("-", ""):
+                continue
+            at = row + 0.27 * (place - 1)
+            axis.bar(at, float(value), 0.27, color=colour, label=label if row == 0 else None)
+            axis.annotate(f"{float(value):.0f}", (at, float(value)), ha="center", va="bottom",
+                          fontsize=7.5)  # fmt: skip
+    handles = [pyplot().Rectangle((0, 0), 1, 1, color=colour) for _, colour in kinds.values()]
+    axis.legend(handles, [label for label, _ in kinds.values()], fontsize=8.5, loc="upper left",
+                ncols=3, frameon=False)  # fmt: skip
+    axis.set_xticks(range(len(names)), [name.replace("-", "\n", 1) for name in names], fontsize=8.5)
+    axis.set_ylim(0, 118)
+    axis.set_yticks(range(0, 101, 20))
+    axis.set_ylabel("accuracy in % within 0.3")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    save(figure, path)
+
+
 def main() -> None:
+    draw_worst_case(
+        _HERE / "defenses" / "comparison_table.md", _HERE / "defenses" / "worst_case.png"
+    )
     data = datasets.mnist5k()
     x, y = data.x_test[:200], data.y_test[:200]
     undefended = trained(data)

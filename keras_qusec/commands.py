@@ -233,7 +233,7 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
 
 def audit(options: argparse.Namespace) -> int:
     """Tell whether a saved classifier's robustness is real."""
-    from keras_qusec import audit_robustness, files
+    from keras_qusec import audit_robustness
 
     given = _inputs(options)
     low, high = given.value_range
@@ -261,7 +261,7 @@ def audit(options: argparse.Namespace) -> int:
     )
     print(audit)
     writers: list[tuple[str | None, Callable[[Any, str], Any]]] = [
-        (options.output, lambda audit, path: files.write(audit.to_dict(), path)),
+        (options.output, lambda audit, path: audit.save(path)),
         (options.html, lambda audit, path: audit.to_html(path)),
         (options.plot, lambda audit, path: audit.plot(path)),
     ]

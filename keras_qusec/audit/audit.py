@@ -19,6 +19,7 @@ from keras_qusec.audit.evidence import BUDGETS, HARDNESSES, JUDGED, TARGETED, Bu
 from keras_qusec.audit.random_outputs import CALLED, LIMIT, difference_between_calls
 from keras_qusec.audit.registry import CHECKS
 from keras_qusec.audit.report import AuditReport, CheckResult, Cost
+from keras_qusec.audit.summary import summary_of
 from keras_qusec.audit.surrogate_gradients import with_identity
 from keras_qusec.audit.transfer import substitute
 from keras_qusec.backends import with_gradients
@@ -176,7 +177,7 @@ def audit_robustness(
         for place, check in enumerate(CHECKS):
             tell(check.identifier, 0.9 + 0.1 * place / len(CHECKS))
             results.append(_judge(check, evidence, needs[check.identifier]))
-    return AuditReport(evidence, results)
+    return AuditReport(summary_of(evidence), results, evidence)
 
 
 def _attacked(
@@ -337,4 +338,4 @@ def _of_random_model(
         else _judge(check, evidence, {})
         for check in CHECKS
     ]
-    return AuditReport(evidence, results)
+    return AuditReport(summary_of(evidence), results, evidence)

@@ -24,22 +24,22 @@ _COLOURS = {"believable": "neutral", "overstated": "warn"}
 _HEADS = ["check", "result", "evidence", "grads", "queries", "s"]
 
 
-def html_page(audit: Any, evidence: Evidence) -> str:
+def html_page(audit: Any, evidence: Evidence | None) -> str:
     """The page as text.
 
     Args:
         audit: the `AuditReport`.
-        evidence: what its checks looked at.
+        evidence: what its checks looked at; without it there are no pictures.
     """
     body = [
         heading("Is this robustness real?", level=1),
         paragraph(f"{audit.verdict}.", f"verdict {_COLOURS.get(audit.kind, 'bad')}"),
         paragraph(
-            f"Judged under {' and '.join(evidence.threat_models)}: PGD of 40 steps, epsilon "
-            f"{radius_text(evidence.epsilon)}, {audit.images} images."
+            f"Judged under {' and '.join(audit.threat_models)}: PGD of 40 steps, epsilon "
+            f"{radius_text(audit.epsilon)}, {audit.images} images."
         ),
         *(paragraph(note, "note") for note in audit.notes),
-        _checks(audit),
+        table_html(checks_table(audit), style="checks"),
         *_explanations(audit),
     ]
     if audit.evaluation is not None:
@@ -47,16 +47,21 @@ def html_page(audit: Any, evidence: Evidence) -> str:
             "Left: the loss of one image that stands, around it. Middle: sizes of the model's own "
             "input gradients. Right: what attacks of different cost leave."
         )
-        body += [
-            heading("Pictures"),
-            embedded_figure(plots.audit_figure(evidence), caption),
-            heading("The evaluation"),
-            report_body(audit.evaluation),
-        ]
+        if evidence is not None:
+            body += [heading("Pictures"), embedded_figure(plots.audit_figure(evidence), caption)]
+        body += [heading("The evaluation"), report_body(audit.evaluation)]
     return html_document("Audit of robustness", body)
 
 
-def _checks(audit: Any) -> Any:
+def summary(audit: Any) -> str:
+    """The verdict and the checks alone, for a notebook."""
+    colour = _COLOURS.get(audit.kind, "bad")
+    parts = [paragraph(f"{audit.verdict}.", f"verdict {colour}"), table_html(checks_table(audit))]
+    return str(markup("").join(parts))
+
+
+def checks_table(audit: Any) -> Table:
+    """A row for each check: what is in order, whether it passed, what was seen, what it took."""
     rows = [
         [
             result.check.title,
@@ -69,7 +74,7 @@ def _checks(audit: Any) -> Any:
         for result in audit.checks
     ]
     strong = tuple(i for i, result in enumerate(audit.checks) if result.status == FAILED)
-    return table_html(Table("Checks", _HEADS, rows, strong), style="checks")
+    return Table("Checks", _HEADS, rows, strong)
 
 
 def _explanations(audit: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import textwrap
@@ -14,11 +13,13 @@ from keras_qusec import files
 from keras_qusec.audit import page, plots
 from keras_qusec.audit.check import FAILED, NOT_RUN, Check, Finding
 from keras_qusec.audit.evidence import Evidence
+from keras_qusec.audit.registry import CHECKS
+from keras_qusec.audit.summary import Summary, content_of, summary_from
 from keras_qusec.norms import radius_text
 from keras_qusec.plots import save
 from keras_qusec.report import RobustnessReport
-from keras_qusec.report.tables import WIDTH
-from keras_qusec.statistics import share_interval, wilson_interval
+from keras_qusec.report.tables import WIDTH, Table, as_markdown
+from keras_qusec.statistics import share_interval
 
 BELIEVABLE, OVERSTATED, MASKED, CONTRADICTED = (
     "believable", "overstated", "masked", "contradicted"
@@ -27,6 +28,8 @@ BELIEVABLE, OVERSTATED, MASKED, CONTRADICTED = (
 _CONTRADICTION = "proofs"
 # Below this, with 95 % confidence, other attacks find no more than the judged one.
 _TOLERANCE = 0.02
+_FORMAT = "keras-qusec audit"
+_EXPECTED = "an audit saved by AuditReport.save"
 # With fewer images most limits cannot be passed.
 _FEW = 30
 
@@ -67,12 +70,15 @@ class AuditReport:
     """Whether a model's robustness is real, check by check. Made by `audit_robustness`.
 
     Args:
-        evidence: what the checks looked at.
+        summary: the numbers behind the verdict.
         results: of all checks, in their order.
+        evidence: what the checks looked at, for pictures; None for an audit from a file.
     """
 
-    def __init__(self, evidence: Evidence, results: Sequence[CheckResult]) -> None:
-        self._evidence = evidence
+    def __init__(
+        self, summary: Summary, results: Sequence[CheckResult], evidence: Evidence | None = None
+    ) -> None:
+        self._summary, self._evidence = summary, evidence
         self._results = tuple(results)
 
     @property
@@ -88,15 +94,15 @@ class AuditReport:
     @property
     def evaluation(self) -> RobustnessReport | None:
         """What the judged attack and those of the checks found; None for a random model."""
-        return self._evidence.evaluation if self._evidence.has_evaluation else None
+        return self._summary.evaluation
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know before the findings."""
         notes: list[str] = []
-        if self._evidence.has_evaluation:
-            notes += [f"Judged evaluation: {n}" for n in self._evidence.evaluation.notes]
-        count = len(self._evidence.rows)
+        if self.evaluation is not None:
+            notes += [f"Judged evaluation: {n}" for n in self.evaluation.notes]
+        count = self._summary.correct
         if count < _FEW:
             notes.append(
                 f"Only {count} images are classified correctly, too few for checks that compare "
@@ -107,38 +113,37 @@ class AuditReport:
     @property
     def images(self) -> int:
         """Number of images."""
-        return len(self._evidence.x)
+        return self._summary.images
+
+    @property
+    def epsilon(self) -> float:
+        """The radius in L-infinity, in units of the pixel values."""
+        return self._summary.epsilon
+
+    @property
+    def threat_models(self) -> tuple[str, ...]:
+        """Names of the threat models under which the robustness was judged."""
+        return self._summary.threat_models
 
     @property
     def judged_accuracy(self) -> float | None:
         """The robust accuracy that the judged attack leaves, in [0, 1]."""
-        return self._accuracy("judged")
+        return self._summary.judged
 
     @property
     def worst_accuracy(self) -> float | None:
         """The robust accuracy that is left by everything that the audit tried, in [0, 1]."""
-        return self._accuracy("worst")
+        return self._summary.worst
 
     @property
     def proved_accuracy(self) -> float | None:
         """The share of images that is proved, in [0, 1]; None if no proof was tried."""
-        proved = self._evidence.proved
-        return None if proved is None else float(proved.mean())
+        return self._summary.proved
 
-    def _accuracy(self, which: str) -> float | None:
-        evidence = self._evidence
-        if not evidence.has_evaluation:
-            return None
-        return float((evidence.correct & ~getattr(evidence, which)).mean())
-
-    @functools.cached_property
+    @property
     def overstated_by(self) -> tuple[float, float, float]:
         """By how much the judged accuracy is too high, in [0, 1], and its 95 % interval."""
-        evidence = self._evidence
-        if not evidence.has_evaluation:
-            return 0.0, 0.0, 1.0
-        more = int((evidence.worst & ~evidence.judged).sum())
-        return (more / self.images, *wilson_interval(more, self.images))
+        return self._summary.overstated
 
     @property
     def kind(self) -> str:
@@ -151,32 +156,14 @@ class AuditReport:
         return OVERSTATED if by_kind or self.overstated_by[1] > _TOLERANCE else BELIEVABLE
 
     @property
-    def _most_found(self) -> str:
-        """The attack that broke most images on which the judged one failed."""
-        evidence = self._evidence
-        found = {
-            name: int((evidence.found(name) & ~evidence.judged).sum())
-            for name in evidence.evaluation.attacks
-        }
-        others = {
-            "an adaptive attack": evidence.known_defense,
-            "a transferred example": evidence.transferred(
-                (*evidence.sources, *evidence.identities)
-            ),
-        }
-        found |= {name: int((rows & ~evidence.judged).sum()) for name, rows in others.items()}
-        return max(found, key=lambda name: found[name])
-
-    @property
     def evidence(self) -> str:
         """How strong the evidence is: ``"quick"``, ``"standard"``, or ``"exact"``.
 
         Exact where all images that no attack broke are proved.
         """
-        evidence = self._evidence
-        if evidence.proved is not None and self.proved_accuracy == self.worst_accuracy:
+        if self.proved_accuracy is not None and self.proved_accuracy == self.worst_accuracy:
             return "exact"
-        return "standard" if evidence.budget.standard else "quick"
+        return "standard" if self._summary.standard else "quick"
 
     @property
     def verdict(self) -> str:
@@ -190,7 +177,7 @@ class AuditReport:
         low, high = share_interval(worst, self.images)
         stand = (
             f"{100 * worst:.1f} % ({100 * low:.1f}-{100 * high:.1f}) of {self.images} images "
-            f"stand within L-inf {radius_text(self._evidence.epsilon)}; evidence: {self.evidence}"
+            f"stand within L-inf {radius_text(self.epsilon)}; evidence: {self.evidence}"
         )
         proved = self.proved_accuracy
         if proved is not None and self.evidence != "exact":
@@ -212,12 +199,12 @@ class AuditReport:
         if self.kind == OVERSTATED:
             return (
                 f"overstated by at least {100 * least:.1f} points (95 % interval to "
-                f"{100 * most:.1f}), most of them found by {self._most_found}: {more}"
+                f"{100 * most:.1f}), most of them found by {self._summary.most_found}: {more}"
             )
         return f"gradients masked: do not trust gradient attacks on this model; {more}"
 
     def __str__(self) -> str:
-        judged = " and ".join(self._evidence.threat_models)
+        judged = " and ".join(self.threat_models)
         blocks = [textwrap.fill(f"VERDICT: {self.verdict}", WIDTH)]
         judging = f"Judged: {judged}, PGD of 40 steps. {self._counts()}"
         blocks.append(textwrap.fill(judging, WIDTH))
@@ -250,10 +237,11 @@ class AuditReport:
         return {
             "verdict": self.verdict,
             "kind": self.kind,
-            "epsilon": self._evidence.epsilon,
+            "model": self._summary.model,
+            "epsilon": self.epsilon,
             "images": self.images,
-            "threat models": list(self._evidence.threat_models),
-            "level": self._evidence.budget.name,
+            "threat models": list(self.threat_models),
+            "level": self._summary.level,
             "judged accuracy": self.judged_accuracy,
             "worst accuracy": self.worst_accuracy,
             "proved accuracy": self.proved_accuracy,
@@ -290,6 +278,86 @@ class AuditReport:
         """
         return files.write_text(page.html_page(self, self._evidence), path)
 
+    def _repr_html_(self) -> str:
+        """The verdict and the checks, as a notebook shows them."""
+        return page.summary(self)
+
+    def __repr__(self) -> str:
+        return f"<AuditReport of {self._summary.model}: {self.kind}, {self.images} images>"
+
+    def tables(self) -> list[Table]:
+        """All checks with what they found and what they took."""
+        return [page.checks_table(self)]
+
+    def to_markdown(self) -> str:
+        """Verdict, notes and checks in Markdown."""
+        return as_markdown([], [f"**{self.verdict}.**", *self.notes], self.tables(), [])
+
+    def to_pandas(self) -> Any:
+        """A data frame with a row for each check.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "A data frame needs pandas. Install it with: pip install pandas"
+            ) from error
+        rows = [
+            {
+                "check": result.identifier,
+                "status": result.status,
+                "evidence": result.finding.evidence,
+                **result.cost._asdict(),
+            }
+            for result in self._results
+        ]
+        return pandas.DataFrame(rows)
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the audit as JSON, to be read again by `load`; readable without this package, too.
+
+        Args:
+            path: file to write; its folder is created.
+
+        Returns:
+            The path.
+        """
+        content = {"format": _FORMAT, "version": 1, **self.to_dict()}
+        return files.write(content | {"summary": content_of(self._summary)}, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> AuditReport:
+        """Read an audit that was saved: all of it but the pictures, which need the model.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            ValueError: for a file that is missing, or no audit.
+        """
+        content = files.read(path, _EXPECTED)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"Expected {_EXPECTED}. Received: {path}, another kind of content.")
+        known = {check.identifier: check for check in CHECKS}
+        try:
+            results = [
+                CheckResult(
+                    known[one["identifier"]],
+                    Finding(one["status"], one["evidence"], one["numbers"], tuple(one["images"])),
+                    Cost(one["gradients"], one["queries"], one["seconds"]),
+                )
+                for one in content["checks"]
+            ]
+            return cls(summary_from(content["summary"]), results)
+        except files.DAMAGED as error:
+            raise ValueError(
+                f"Expected {_EXPECTED}. Received: {path}, which is damaged or of another version "
+                f"({error!r})."
+            ) from error
+
     def plot(self, path: str | os.PathLike) -> Path:
         """Draw loss surface, sizes of the gradient by image, and accuracy against attack budget.
 
@@ -301,7 +369,13 @@ class AuditReport:
 
         Raises:
             ImportError: without matplotlib.
+            ValueError: for an audit from a file, whose model is not there.
         """
+        if self._evidence is None:
+            raise ValueError(
+                "Expected an audit of this session, whose model is at hand. Received: one from a "
+                "file. Draw pictures where it is made."
+            )
         return save(plots.audit_figure(self._evidence), path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import small_cnn
 
-from keras_qusec import QuSecQuantization, audit_robustness
+from keras_qusec import AuditReport, QuSecQuantization, audit_robustness
 from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.audit import CHECKS, audit
 from keras_qusec.audit.check import FAILED, NOT_RUN, PASSED
@@ -159,6 +159,38 @@ def test_content_is_json(clear, masked):
             check.identifier for check in CHECKS
         ]
         assert content["failed"] == list(found.failed)
+
+
+def test_it_is_saved_and_read_again(clear, masked, tmp_path):
+    for found in (clear, masked):
+        again = AuditReport.load(found.save(tmp_path / "audit.json"))
+        assert str(again) == str(found)
+        assert again.to_dict() == found.to_dict()
+        assert again.evaluation.to_dict() == found.evaluation.to_dict()
+        assert again.to_markdown() == found.to_markdown()
+        assert "gradients reach the input" in found.to_markdown()
+        name = found.to_dict()["model"]
+        assert repr(again) == f"<AuditReport of {name}: {found.kind}, {found.images} images>"
+        assert "Pictures" not in again.to_html(tmp_path / "again.html").read_text()
+        assert "gradients reach the input" in found._repr_html_()
+        with pytest.raises(ValueError, match="whose model is at hand"):
+            again.plot(tmp_path / "no.png")
+
+
+def test_files_that_are_no_audit(clear, tmp_path):
+    path = clear.evaluation.save(tmp_path / "report.json")
+    with pytest.raises(ValueError, match="another kind of content"):
+        AuditReport.load(path)
+    content = json.loads(clear.save(path).read_text())
+    path.write_text(json.dumps({**content, "checks": [{}]}))
+    with pytest.raises(ValueError, match="damaged"):
+        AuditReport.load(path)
+
+
+def test_as_a_data_frame(clear):
+    pytest.importorskip("pandas")
+    frame = clear.to_pandas()
+    assert frame["check"].tolist() == [check.identifier for check in clear.checks]
 
 
 def test_page_and_picture(masked, tmp_path):
