@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -409,10 +409,36 @@ def radius_text(epsilon: float) -> str:
     text = f"{epsilon:g}"
     if math.isclose(float(text), epsilon, rel_tol=1e-9):
         return text
-    for steps in range(1, 65):
+    for steps in range(1, 256):
         if math.isclose(255 * epsilon, steps, rel_tol=1e-6):
             return f"{steps}/255"
     return text
+
+
+def distance_text(norm: str, distance: float) -> str:
+    """A distance as people write it: pixels are whole numbers, and bytes a few of 255.
+
+    Args:
+        norm: by name.
+        distance: in it.
+
+    Example:
+
+    >>> from keras_qusec import norms
+    >>> [norms.distance_text("linf", 8 / 255), norms.distance_text("l0", 1024.0)]
+    ['8/255', '1024']
+    """
+    if norm == "linf":
+        text = radius_text(distance)
+        if "/" in text:
+            return text
+    return f"{distance:.0f}" if norm == "l0" or distance >= 1000 else f"{distance:.3g}"
+
+
+def distances_text(distances: Mapping[str, float]) -> str:
+    """Distances by norm in one line."""
+    parts = [f"{symbol(norm)} {distance_text(norm, far)}" for norm, far in distances.items()]
+    return ", ".join(parts)
 
 
 def within(distance: Array | float, epsilon: float) -> Array:

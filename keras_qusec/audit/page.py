@@ -43,12 +43,10 @@ def html_page(audit: Any, evidence: Evidence | None) -> str:
         *_explanations(audit),
     ]
     if audit.evaluation is not None:
-        caption = (
-            "Left: the loss of one image that stands, around it. Middle: sizes of the model's own "
-            "input gradients. Right: what attacks of different cost leave."
-        )
         if evidence is not None:
-            body += [heading("Pictures"), embedded_figure(plots.audit_figure(evidence), caption)]
+            figures = plots.audit_figures(evidence).items()
+            body += [heading("Pictures")]
+            body += [embedded_figure(figure, caption) for caption, figure in figures]
         body += [heading("The evaluation"), report_body(audit.evaluation)]
     return html_document("Audit of robustness", body)
 

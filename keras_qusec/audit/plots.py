@@ -17,10 +17,18 @@ def audit_figure(evidence: Evidence) -> Any:
     """The three pictures side by side, to be closed by the caller."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    _loss_surface(axes[0], evidence)
-    _gradient_sizes(axes[1], evidence)
-    _accuracy_by_budget(axes[2], evidence)
+    for axis, draw in zip(axes, _DRAWN.values(), strict=True):
+        draw(axis, evidence)
     return figure
+
+
+def audit_figures(evidence: Evidence) -> dict[str, Any]:
+    """The three pictures alone, by what they show, each wide enough for a small screen."""
+    figures = {}
+    for caption, draw in _DRAWN.items():
+        figures[caption], axis = pyplot().subplots(figsize=(5.4, 3.8), layout="constrained")
+        draw(axis, evidence)
+    return figures
 
 
 def _loss_surface(axis: Any, evidence: Evidence) -> None:
@@ -100,3 +108,11 @@ def _accuracy_by_budget(axis: Any, evidence: Evidence) -> None:
     axis.set_title("Accuracy against attack budget", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, frameon=False)
+
+
+# What each picture shows, in the order in which they stand.
+_DRAWN = {
+    "The loss of one image that stands, around it.": _loss_surface,
+    "Sizes of the model's own input gradients.": _gradient_sizes,
+    "What attacks of different cost leave.": _accuracy_by_budget,
+}

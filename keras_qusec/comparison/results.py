@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from keras_qusec import files
 from keras_qusec.norms import radius_text
 from keras_qusec.report import RobustnessReport
-from keras_qusec.report.page import html_page
+from keras_qusec.report.page import folded, html_page, paragraph, table_html
 from keras_qusec.report.tables import Table, as_markdown, as_text
 
 # Heads of the columns of threat models; others have their names.
@@ -58,11 +58,11 @@ class Comparison:
             proved = ["proved"] if self._proves else []
             columns = [
                 "defence",
-                "clean",
-                *threats,
-                *proved,
                 "worst",
                 "95 %",
+                *proved,
+                "clean",
+                *threats,
                 "train",
                 "infer",
                 "params",
@@ -93,10 +93,10 @@ class Comparison:
         cells = ["-" if proved is None else f"{100 * proved:.1f}"] if self._proves else []
         return [
             one.name,
-            *(f"{100 * share:.1f}" for share in shares),
-            *cells,
             f"{100 * case.robust_accuracy:.1f}",
             f"{100 * case.low:.0f}-{100 * case.high:.0f}",
+            *cells,
+            *(f"{100 * share:.1f}" for share in shares),
             f"{one.training_seconds:.0f}s",
             f"{one.inference:.1f}x",
             f"{one.parameters / 1000:.0f}k",
@@ -114,10 +114,10 @@ class Comparison:
             "or a layer has no rule.",
         )
         return [
-            *(proved if self._proves else ()),
             "Worst is the accuracy under all attacks of all threat models: the figure to read. "
             "White-box alone is no evidence for a defence that masks gradients. A detector's "
             "rejected clean image is an error, and an adversarial example must be accepted.",
+            *(proved if self._proves else ()),
             f"{identity['images']} of {made['test images']} test images of {made['data']}, each "
             f"class at its share; {made['epochs']} epochs on {made['training images']} images, "
             f"seed {made['seed']}, one training each; attacks: {attacks}. "
@@ -155,5 +155,11 @@ class Comparison:
         Raises:
             ImportError: without matplotlib.
         """
-        page = html_page(self.report(), first=self.tables(), remarks_first=self.remarks())
+        *others, answer = self.tables()
+        first, *rest = self.remarks()
+        parts = [table_html(answer), paragraph(first, "small")]
+        if others:
+            parts.append(folded("Smaller epsilons", list(map(table_html, others))))
+        parts.append(folded("What was compared", [paragraph(one, "small") for one in rest]))
+        page = html_page(self.report(), title="Defences compared", first=parts)
         return files.write_text(page, path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.norms import radius_text, symbol
+from keras_qusec.norms import distances_text, radius_text, symbol
 from keras_qusec.plots import embedded, pyplot
 from keras_qusec.report import plots
 from keras_qusec.report.measurements import Measurements
@@ -91,28 +91,27 @@ def embedded_figure(figure: Any, caption: str) -> Any:
     return markup(embedded(figure, caption))
 
 
-def html_page(
-    report: Measurements, *, first: Sequence[Table] = (), remarks_first: Sequence[str] = ()
-) -> str:
+def html_page(report: Measurements, *, title: str = "", first: Sequence[Any] = ()) -> str:
     """The whole report as HTML, its figures inside.
 
     Args:
         report: what `evaluate_robustness` returned.
-        first: tables above all others.
-        remarks_first: what must be known to read them.
+        title: of the page; default with the names of the models.
+        first: parts of the page above all others.
 
     Raises:
         ImportError: without matplotlib or jinja2.
     """
     few = len(report.models) <= 3
     names = ", ".join(report.models) if few else f"{len(report.models)} models"
-    body = [
-        heading(f"Robustness of {names}", level=1),
-        *map(table_html, first),
-        *(paragraph(remark, "small") for remark in remarks_first),
-        report_body(report),
-    ]
-    return html_document(f"Robustness of {names}", body)
+    title = title or f"Robustness of {names}"
+    return html_document(title, [heading(title, level=1), *first, report_body(report)])
+
+
+def folded(title: str, parts: Sequence[Any]) -> Any:
+    """Parts of a page that a click unfolds."""
+    inside = markup("").join(parts)
+    return markup("<details><summary>{}</summary>{}</details>").format(title, inside)
 
 
 def summary(report: Measurements) -> str:
@@ -214,7 +213,7 @@ def _example(example: Example, value_range: tuple[float, float], factor: int) ->
         "number": example.number,
         "label": label,
         "prediction": prediction,
-        "sizes": ", ".join(f"{symbol(n)} {size:.3g}" for n, size in example.distances.items()),
+        "sizes": distances_text(example.distances),
         "attack": example.attack,
         "threat": example.threat_model,
         "pictures": pictures,

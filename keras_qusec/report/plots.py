@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.norms import symbol
+from keras_qusec.norms import distances_text, symbol
 from keras_qusec.plots import pyplot, save, words
 from keras_qusec.report.measurements import Measurement, Measurements
 from keras_qusec.report.tables import sorted_by_worst_case
@@ -265,7 +265,7 @@ def gallery_figure(gallery: list[Example], value_range: tuple[float, float]) -> 
             axis.set_yticks([])
         for axis in cells[2 + len(example.images) - 1 :]:
             axis.set_visible(False)
-        sizes = ", ".join(f"{symbol(n)} {size:.3g}" for n, size in example.distances.items())
+        sizes = distances_text(example.distances)
         cells[0].set_ylabel(
             f"{words(example.model)}\n{words(example.attack)}\n({words(example.threat_model)})",
             fontsize=8, rotation=0, ha="right", va="center",

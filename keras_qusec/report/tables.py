@@ -438,7 +438,7 @@ def _percent(share: float) -> str:
 
 
 def _size(size: float | None) -> str:
-    return "-" if size is None else f"{size:.3g}"
+    return "-" if size is None else f"{size:.0f}" if size >= 1000 else f"{size:.3g}"
 
 
 def _cost(row: Measurement) -> list[str]:
