@@ -40,8 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("keras-qusec: interrupted", file=sys.stderr)
+        print(f"keras-qusec: interrupted{_how_to_resume(options)}", file=sys.stderr)
         return 130
+
+
+def _how_to_resume(options: argparse.Namespace) -> str:
+    """What an interrupted command may do next, if it can keep finished work."""
+    if "resume" not in vars(options):
+        return ""
+    if options.resume:
+        return f"; the same command goes on from {options.resume}"
+    return "; --resume FOLDER keeps finished work, to go on from there"
 
 
 def _check_files(options: argparse.Namespace) -> None:

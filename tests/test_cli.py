@@ -520,3 +520,15 @@ class TestCertify:
             == 0
         )
         assert "were not attacked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [([], "--resume FOLDER keeps"), (["--resume", "run"], "goes on from run")]
+)
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, more, words):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_qusec.commands.start_backend", interrupted)
+    assert cli.main(["evaluate", __file__, *more]) == 130
+    assert words in capsys.readouterr().err
