@@ -89,11 +89,22 @@ def deployments(model: keras.Model, x: np.ndarray, folder: Path) -> Iterator[tup
         yield made(f"ONNX Runtime, {name}", lambda c=change, p=path: c(onnx, p, x))
     yield made("OpenVINO, f32", lambda: DeployedModel(onnx, runtime="openvino", precision="f32"))
     yield made("OpenVINO, its default", lambda: DeployedModel(onnx, runtime="openvino"))
+    for mode in ("int8", "int4", "float8"):
+        yield made(f"Keras, quantize({mode!r})", lambda m=mode: quantized(model, m))
 
 
 def exported(model: keras.Model, path: Path, form: str | None) -> DeployedModel:
     model.export(path, verbose=False, **({} if form is None else {"format": form}))
     return DeployedModel(path)
+
+
+def quantized(model: keras.Model, mode: str) -> DeployedModel:
+    """Keras' own weights of few bits, in dense layers; the other layers stay in float32."""
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    twin.quantize(mode)
+    shape = model.input_shape[1:]
+    return DeployedModel(lambda x: twin.predict_on_batch(x), input_shape=shape, outputs="logits")
 
 
 LITERT = {
