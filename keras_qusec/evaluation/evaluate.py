@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from keras_qusec.evaluation.proofs import SEARCH, Proofs, notes_on, proofs_of
 from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.run import Outcome, run_units
 from keras_qusec.evaluation.store import Store
+from keras_qusec.evaluation.unit_progress import Costs
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Failure, Result, closest_examples, joined
@@ -275,12 +277,16 @@ def _outcomes(
     missing = [unit for unit in units if unit not in outcomes]
     if not units:
         return outcomes
+    costs = Costs(units, inputs.plan, outcomes)
     with shown(progress, "attacks") as report:
-        report("attacks", len(outcomes) / len(units))
+        report("attacks", costs.share())
+        running = iter(missing)
 
         def tell(text: str, share: float) -> None:
-            report(text, (len(outcomes) + share) / len(units))
+            report(text, costs.share(next_one, share))
 
+        next_one = next(running, None)
+        began = time.monotonic()
         needed = (missing, inputs.plan, inputs.models, inputs.sources)
         if parallel.is_parallel(n_jobs):
             found = run_units_elsewhere(*needed, n_jobs)
@@ -290,7 +296,10 @@ def _outcomes(
             if store is not None and not isinstance(outcome, Failure):
                 store.save(unit.key, outcome)
             outcomes[unit] = outcome
-            report(f"{unit.maker}: {unit.attack}", len(outcomes) / len(units))
+            now = time.monotonic()
+            costs.measured(unit, now - began)
+            began, next_one = now, next(running, None)
+            report(f"{unit.maker}: {unit.attack}", costs.share())
     return outcomes
 
 

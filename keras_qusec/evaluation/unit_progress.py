@@ -1,18 +1,86 @@
-"""What a unit of work tells while it runs."""
+"""What a unit of work tells while it runs, and how much of all work is done."""
 
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from keras_qusec.attacks import Attack
 from keras_qusec.attacks.classifier import Counter
 from keras_qusec.evaluation.ensemble_parts import Tell
-from keras_qusec.evaluation.plan import Unit
+from keras_qusec.evaluation.plan import Plan, Unit
 
 # How often at most a unit says that it moves.
 _SECONDS_BETWEEN = 0.2
+
+
+# Passes of an attack whose cost says no number.
+_UNKNOWN = 50
+# What a pass forward and backward takes, in passes forward.
+_GRADIENT = 3
+
+
+class Costs:
+    """What units cost, guessed from their attacks and then measured: the share of work done.
+
+    Args:
+        units: all of them.
+        plan: of the evaluation.
+        done: units that are done already.
+    """
+
+    def __init__(self, units: Sequence[Unit], plan: Plan, done: Iterable[Unit]) -> None:
+        self.guesses = {unit: _guess(plan.attacks[unit.attack], unit) for unit in units}
+        self.left = set(units) - set(done)
+        # Seconds and guesses of the units that were measured, by attack and source.
+        self.seconds: dict[tuple[str, bool], float] = {}
+        self.guessed: dict[tuple[str, bool], float] = {}
+        self.largest = 0.0
+
+    def measured(self, unit: Unit, seconds: float) -> None:
+        """A unit is done, after some seconds."""
+        key = (unit.attack, unit.source is None)
+        self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+        self.guessed[key] = self.guessed.get(key, 0.0) + self.guesses[unit]
+        self.left.discard(unit)
+
+    def share(self, unit: Unit | None = None, within: float = 0.0) -> float:
+        """The share of all work that is done; it never falls.
+
+        Args:
+            unit: the one that runs.
+            within: which share of it is done.
+        """
+        guessed = sum(self.guessed.values())
+        pace = sum(self.seconds.values()) / guessed if guessed else 1.0
+        costs = {}
+        for one, guess in self.guesses.items():
+            key = (one.attack, one.source is None)
+            known = self.seconds[key] / self.guessed[key] if self.guessed.get(key) else pace
+            costs[one] = guess * known
+        whole = sum(costs.values())
+        done = whole - sum(costs[one] for one in self.left)
+        if unit in self.left:
+            done += within * costs[unit]
+        share = done / whole if whole > 0 else 1.0
+        self.largest = max(self.largest, min(1.0, share))
+        return self.largest if self.left else 1.0
+
+
+def _guess(attack: Attack, unit: Unit) -> float:
+    """Passes forward of a unit for each image, from what its attacks say that they cost."""
+    parts = getattr(attack, "parts", None)
+    attacks = list(parts.values()) if parts else [attack]
+    passes = 0.0
+    for one in attacks:
+        numbers = [int(number) for number in re.findall(r"\d+", one.cost)]
+        passes += (numbers[0] if numbers else _UNKNOWN) * (
+            _GRADIENT if "gradient" in one.cost else 1
+        )
+    return passes * len(unit.models)
 
 
 class UnitProgress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -23,8 +24,10 @@ from helpers import (
 )
 
 from keras_qusec import QuSecQuantization, evaluate_robustness
-from keras_qusec.attacks import names
+from keras_qusec.attacks import PGD, names
 from keras_qusec.attacks.foolbox import foolbox_model, import_foolbox, to_tensor
+from keras_qusec.evaluation.plan import Unit
+from keras_qusec.evaluation.unit_progress import Costs
 from keras_qusec.norms import distances
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -322,6 +325,36 @@ def test_progress(cnn, capsys):
     assert shares == sorted(shares)
     evaluate_robustness(cnn, IMAGES, y, attacks=["fgsm"], progress=True)
     assert "100 %" in capsys.readouterr().err
+
+
+def test_progress_follows_the_cost_of_attacks_and_never_falls(cnn):
+    y, seen = predicted(cnn, IMAGES), []
+    evaluate_robustness(
+        cnn, IMAGES, y, attacks=["fgsm", ("pgd", {"steps": 60})], epsilons=[0.05],
+        threat_models=["white-box"], progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    after_fgsm = next(share for text, share in seen if "pgd" in text)
+    assert after_fgsm < 0.2
+
+
+def test_what_was_measured_counts_more_than_what_was_guessed():
+    attacks = {"quick": PGD(steps=1), "slow": PGD(steps=9)}
+    plan = SimpleNamespace(attacks=attacks)
+    units = [Unit(name, ("m",), None, batch) for name in attacks for batch in (0, 1)]
+    costs = Costs(units, plan, [])
+    assert costs.share() == 0.0
+    costs.measured(units[0], 1.0)
+    assert costs.share() == pytest.approx(0.05)
+    costs.measured(units[2], 1.0)  # as long as the quick one: guessed nine times as much
+    assert costs.share() == pytest.approx(0.5)
+    assert costs.share(units[1], 0.5) == pytest.approx(0.625)
+    assert costs.share() == pytest.approx(0.625)  # it never falls
+    costs.measured(units[1], 1.0)
+    costs.measured(units[3], 1.0)
+    assert costs.share() == 1.0
 
 
 def test_progress_says_what_runs_and_moves_within_an_attack(cnn, monkeypatch):
