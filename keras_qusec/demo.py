@@ -32,6 +32,10 @@ PROVED = "constant + PGD training"
 _QUICK = ("undefended", "constant quantizer", PROVED)
 
 
+# The share of the time that training takes.
+_TRAINING = 0.3
+
+
 class DemoModel(NamedTuple):
     """A model of the demo, and the callback that trains it adversarially or None."""
 
@@ -114,7 +118,7 @@ def run_demo(
     images = (20 if quick else 200) if images is None else images
     for name, value in {"epochs": epochs, "images": images}.items():
         whole_number(value, name, hint="Leave it out for the default.")
-    start = time.monotonic()
+    began = time.monotonic()
     import_foolbox()
     data = datasets.mnist5k() if data is None else data
     keras.utils.set_random_seed(SEED)
@@ -126,12 +130,17 @@ def run_demo(
         few = datasets.stratified_sample(data.y_train, 1000, SEED)
         data = data._replace(x_train=data.x_train[few], y_train=data.y_train[few])
     curves = {}
+    # What training costs, in plain epochs; an attack step costs about as much as a plain one.
+    costs = [
+        1 + (0 if c.training is None else c.training.attack.steps) for c in contestants.values()
+    ]
     for index, (name, contender) in enumerate(contestants.items()):
+        start, end = (_TRAINING * sum(costs[:n]) / sum(costs) for n in (index, index + 1))
 
-        def report(text: str, share: float, index: int = index, name: str = name) -> None:
-            progress(f"{name}: {text}", 0.6 * (index + share) / len(contestants))
+        def report(text: str, share: float, name: str = name) -> None:
+            progress(f"{name}: {text}", share)
 
-        curve = _train(contender, data, epochs, report)
+        curve = _train(contender, data, epochs, share_of(report, start, end))
         if curve:
             curves[name] = curve
     models = {name: contender.model for name, contender in contestants.items()}
@@ -144,7 +153,7 @@ def run_demo(
         threat_models=["white-box", "adaptive", *([] if quick else ["black-box"])],
         source_model=None if quick else {"undefended": models["undefended"]},
         seed=SEED,
-        progress=share_of(progress, 0.6, 0.95),
+        progress=share_of(progress, _TRAINING, 0.95),
     )
     proof = certify_robustness(
         models[PROVED], x, y, epsilons=EPSILONS[:1], effort="bounds",
@@ -154,7 +163,7 @@ def run_demo(
     text = (
         f"Training: {epochs} epoch{'' if epochs == 1 else 's'} on {len(data.x_train)} images of "
         f"{data.name}, seed {SEED}; "
-        f"{time.monotonic() - start:.0f} s in all."
+        f"{time.monotonic() - began:.0f} s in all."
     )
     return DemoResult(measured, models, curves, x, text)
 

@@ -55,8 +55,8 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
         return
     # The width is fixed, so that nothing moves sideways.
     columns = (
-        TextColumn("{task.description:<36.36}"),
-        BarColumn(14),
+        TextColumn("{task.description:<42.42}"),
+        BarColumn(8),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         TextColumn("left"),
