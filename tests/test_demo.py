@@ -52,7 +52,7 @@ class TestDemo:
         lines = demo.summary(outcome).splitlines()
         assert len(lines) < 40
         assert lines[0].startswith("Robust accuracy in %, worst case")
-        assert lines[-1].endswith("threat models, nothing else.")
+        assert lines[-1].endswith("nothing else.")
 
     def test_figures_and_page(self, result, tmp_path):
         path = demo.save_figure(result[0], tmp_path / "new folder" / "demo.png")

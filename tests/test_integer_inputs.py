@@ -157,7 +157,7 @@ def test_bytes_are_taken_as_they_are():
 def test_fractions_and_another_range_are_errors_that_name_the_input(x, settings, words):
     assert expected_range(network("uint8")) == (0.0, 255.0)
     with pytest.raises(ValueError, match=words):
-        evaluate_robustness(network("uint8"), x, Y, epsilons=[0.1], **settings)
+        evaluate_robustness(network("uint8"), x, Y, epsilons=[0.6], **settings)
 
 
 @pytest.mark.once
@@ -316,7 +316,7 @@ def test_an_epsilon_below_one_reaches_nothing():
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.raises(ValueError, match="1 or more in L-inf"):
         model.fit(X, Y, verbose=0, callbacks=[
-            AdversarialTraining("fgsm", epsilon=0.3, value_range=(0, 255))])  # fmt: skip
+            AdversarialTraining("fgsm", epsilon=0.6, value_range=(0, 255))])  # fmt: skip
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

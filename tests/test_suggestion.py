@@ -85,7 +85,7 @@ def test_shown(mnist, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"x": (NOISE * 255).astype("uint8")}, "Scale them first"),
+        ({"x": (NOISE * 255).astype("uint8")}, "scale them, x.astype"),
         ({"x": NOISE * 255}, "inside value_range"),
         ({"x": NOISE[0, :, 0, 0]}, "x\\[None\\]"),
         ({"epsilon": 8}, "8 / 255"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -346,7 +346,12 @@ class AuditReport:
             results = [
                 CheckResult(
                     known[one["identifier"]],
-                    Finding(one["status"], one["evidence"], one["numbers"], tuple(one["images"])),
+                    Finding(
+                        one["status"],
+                        one["evidence"],
+                        _finite(one["numbers"]),
+                        tuple(one["images"]),
+                    ),
                     Cost(one["gradients"], one["queries"], one["seconds"]),
                 )
                 for one in content["checks"]
@@ -377,6 +382,11 @@ class AuditReport:
                 "file. Draw pictures where it is made."
             )
         return save(plots.audit_figure(self._evidence), path)
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    """Numbers from a file, where None stands for infinity."""
+    return {name: math.inf if value is None else value for name, value in numbers.items()}
 
 
 def _item(status: str, text: str) -> list[str]:

@@ -65,7 +65,7 @@ def test_an_evaluation(kind):
     report = evaluate_robustness(classifier_of(kind), X, Y, attacks="quick", epsilons=[0.02, 0.2])
     assert report.threat_models == ("black-box",)
     assert report.models == (kind,)
-    assert report.evidence == "quick"
+    assert report.evidence == "queries"
     assert "gives no gradients" in report.notes[0]
     assert not any("random" in note for note in report.notes)
     for epsilon in (0.02, 0.2):

@@ -358,6 +358,8 @@ class TestCheck:
         x, y = data
         other = DeployedModel(files / "model.onnx", value_range=(0, 255))
         with pytest.raises(ValueError, match="Say the same range"):
+            check_deployment(model, other, x, y, value_range=(0, 1), progress=False)
+        with pytest.raises(ValueError, match="models of one value range"):
             check_deployment(model, other, x, y, progress=False)
         two = DeployedModel(lambda x: x.reshape(len(x), -1)[:, :2], input_shape=SHAPE)
         with pytest.raises(ValueError, match="with 3 classes"):

@@ -29,7 +29,7 @@ def test_each_unit_has_a_name_and_a_seed_of_its_own():
 def test_random_starts_differ_between_batches_attacks_and_models(linear):
     """The same images in two batches, the same attack under two names, one model twice."""
     x, y = np.concatenate([X[:20], X[:20]]), np.concatenate([Y[:20], Y[:20]])
-    start = {"steps": 1, "step_size": 1e-6}
+    start = {"steps": 1, "relative_step_size": 1e-5}
     report = evaluate_robustness(
         {"one": linear, "two": linear}, x, y, epsilons=[0.3], batch_size=20,
         attacks={"a": ("pgd", start), "b": ("pgd", start)}, threat_models=["white-box"],

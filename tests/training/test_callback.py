@@ -396,7 +396,7 @@ def test_warmup_ramp_and_schedule():
 
 def test_random_starts_differ_between_steps_and_repeat_with_the_seed():
     # With a learning rate of 0 only the random start can change the loss between epochs.
-    attack = PGD(0.1, steps=1, step_size=1e-6)
+    attack = PGD(0.1, steps=1, relative_step_size=1e-5)
 
     def losses(seed):
         keras.utils.set_random_seed(1)
