@@ -86,7 +86,7 @@ def draw_worst_case(table: Path, path: Path) -> None:
              "constant", "pgd-training", "constant-pgd", "hard-certified")  # fmt: skip
     found = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     names = [name for name in shown if name in found]
-    figure, axis = pyplot().subplots(figsize=(8.2, 3.9), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(9.4, 3.9), layout="constrained")
     kinds = {
         "white": ("under a white-box attack", "#b8c4d6"),
         "worst": ("in the worst case, all attacks", "#0b5f94"),

@@ -409,7 +409,7 @@ def radius_text(epsilon: float) -> str:
     text = f"{epsilon:g}"
     if math.isclose(float(text), epsilon, rel_tol=1e-9):
         return text
-    for steps in range(1, 256):
+    for steps in range(1, 65):
         if math.isclose(255 * epsilon, steps, rel_tol=1e-6):
             return f"{steps}/255"
     return text

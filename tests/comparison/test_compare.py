@@ -197,7 +197,7 @@ def test_command_line(data, small, tmp_path, capsys):
              "--markdown", str(tmp_path / "c.md")]  # fmt: skip
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert "Accuracy in % at epsilon 77/255" in out
+    assert "Accuracy in % at epsilon 0.301961" in out
     assert (tmp_path / "c.html").stat().st_size > 10_000
     assert "| small |" in (tmp_path / "c.md").read_text()
     assert small["small"] == 1
