@@ -41,7 +41,7 @@ types: .venv/test  ## static types
 	$(BIN)/mypy
 
 docs: .venv/docs  ## HTML pages in docs/_build
-	$(BIN)/sphinx-build -W -q docs docs/_build
+	$(BIN)/sphinx-build -W -q -j 2 docs docs/_build
 
 benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the peers
 	$(BIN)/python benchmarks/quantizer.py
