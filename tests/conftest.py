@@ -57,7 +57,10 @@ _COMPILED_BELOW = (
 )  # fmt: skip
 
 # JAX compiles each of their many small models for seconds; PyTorch, the third backend, runs them.
-_COMPILED_SLOWLY_BY_JAX = ("test_datasets", "test_integer_inputs", "test_small_gradients")
+_COMPILED_SLOWLY_BY_JAX = (
+    "test_datasets", "test_generators", "test_integer_inputs", "test_masking_defenses",
+    "test_small_gradients",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
