@@ -44,9 +44,9 @@ def html_page(audit: Any, evidence: Evidence | None) -> str:
     ]
     if audit.evaluation is not None:
         if evidence is not None:
-            figures = plots.audit_figures(evidence).items()
+            drawn = plots.audit_plots(evidence).items()
             body += [heading("Pictures")]
-            body += [embedded_figure(figure, caption) for caption, figure in figures]
+            body += [embedded_figure(figure, caption) for caption, figure in drawn]
         body += [heading("The evaluation"), report_body(audit.evaluation)]
     return html_document("Audit of robustness", body)
 

@@ -22,13 +22,13 @@ def audit_figure(evidence: Evidence) -> Any:
     return figure
 
 
-def audit_figures(evidence: Evidence) -> dict[str, Any]:
+def audit_plots(evidence: Evidence) -> dict[str, Any]:
     """The three pictures alone, by what they show, each wide enough for a small screen."""
-    figures = {}
+    plots = {}
     for caption, draw in _DRAWN.items():
-        figures[caption], axis = pyplot().subplots(figsize=(5.4, 3.8), layout="constrained")
+        plots[caption], axis = pyplot().subplots(figsize=(5.4, 3.8), layout="constrained")
         draw(axis, evidence)
-    return figures
+    return plots
 
 
 def _loss_surface(axis: Any, evidence: Evidence) -> None:
