@@ -92,13 +92,13 @@ def draw_worst_case(table: Path, path: Path) -> None:
         "worst": ("in the worst case, all attacks", "#0b5f94"),
         "proved": ("proved: no attack can break it", "#009e73"),
     }
-    for place, (column, (label, colour)) in enumerate(kinds.items()):
+    for place, (column, (_, colour)) in enumerate(kinds.items()):
         for row, name in enumerate(names):
             value = found[name].get(column, "-").strip("*")
             if value in ("-", ""):
                 continue
             at = row + 0.27 * (place - 1)
-            axis.bar(at, float(value), 0.27, color=colour, label=label if row == 0 else None)
+            axis.bar(at, float(value), 0.27, color=colour)
             axis.annotate(f"{float(value):.0f}", (at, float(value)), ha="center", va="bottom",
                           fontsize=7.5)  # fmt: skip
     handles = [pyplot().Rectangle((0, 0), 1, 1, color=colour) for _, colour in kinds.values()]

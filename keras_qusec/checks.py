@@ -139,8 +139,8 @@ def epsilon_inside(epsilon: float, values: Range) -> None:
     [0, 1] is next to nothing for images from 0 to 255.
     """
     width = values[1] - values[0]
-    if epsilon > 0 and epsilon_too_small(epsilon, "linf", width, values):
-        raise ValueError(epsilon_in_other_units(epsilon, "L-inf", values))
+    if epsilon > 0:
+        epsilon_not_tiny(epsilon, "linf", "L-inf", width, values)
     if epsilon > width:
         raise ValueError(
             f"Expected epsilon in units of the pixel values, at most {width:g} in L-inf, which "
@@ -156,27 +156,24 @@ _LEAST_SHARES = {"linf": 1 / 600, "l2": 1 / 2500, "l1": 1 / 5000}
 _WIDE = 10.0
 
 
-def epsilon_too_small(epsilon: float, norm: str, largest: float, values: Range) -> bool:
-    """Whether a radius must be one of images in [0, 1], beside images with a wide value range.
+def epsilon_not_tiny(epsilon: float, norm: str, symbol: str, largest: float, values: Range) -> None:
+    """Raise a ValueError for a radius for images in [0, 1], beside images of a wide value range.
 
     Args:
-        epsilon: the radius.
+        epsilon: the radius, above 0.
         norm: its norm, by name.
+        symbol: the norm, for people.
         largest: distance between two images in it.
         values: smallest and largest pixel value.
     """
-    return values[1] - values[0] > _WIDE and epsilon < _LEAST_SHARES.get(norm, 0.0) * largest
-
-
-def epsilon_in_other_units(epsilon: float, norm: str, values: Range) -> str:
-    """The words of the error for such a radius."""
     width = values[1] - values[0]
-    return (
-        f"Expected epsilon in units of the pixel values, which are {values[0]:g} to "
-        f"{values[1]:g}. Received: {epsilon:g} in {norm}, next to nothing in these, so that nearly "
-        f"every model would be called robust. For images in [0, 1] it would be usual; in these "
-        f"units it is {epsilon * width:.6g}."
-    )
+    if width > _WIDE and epsilon < _LEAST_SHARES.get(norm, 0.0) * largest:
+        raise ValueError(
+            f"Expected epsilon in units of the pixel values, which are {values[0]:g} to "
+            f"{values[1]:g}. Received: {epsilon:g} in {symbol}, next to nothing in these, so that "
+            f"nearly every model would be called robust. For images in [0, 1] it would be usual; "
+            f"in these units it is {epsilon * width:.6g}."
+        )
 
 
 def class_labels(

@@ -224,7 +224,7 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
     rows = datasets.stratified_sample(data.y_test, options.images or total, options.seed)
     if len(rows) < total:
         print(f"{len(rows)} of {total} test images, each class at its share, seed {options.seed}.")
-    low, high = _value_range(options.value_range, [*models.items(), *sources.items()])
+    low, high = _value_range(options.value_range, models | sources)
     x = _fitting(data.x_test[rows], models, resize=options.resize)
     x = x * np.float32(high - low) + np.float32(low)
     files_of = [data.image_names[row] for row in rows] if data.image_names else None
@@ -383,13 +383,11 @@ def attacks(_: argparse.Namespace) -> int:
     return 0
 
 
-def _value_range(
-    given: Sequence[float] | None, models: Sequence[tuple[str, Any]]
-) -> tuple[float, float]:
+def _value_range(given: Sequence[float] | None, models: Mapping[str, Any]) -> tuple[float, float]:
     """The value range given, or the one that all models say they expect, or (0, 1)."""
     from keras_qusec.expected_inputs import range_of
 
-    low, high = range_of(given, dict(models))
+    low, high = range_of(given, models)
     if given is None and (low, high) != (0.0, 1.0):
         print(f"Images are scaled to {low:g} ... {high:g}, which the models' first layers expect.")
     return low, high
@@ -412,8 +410,6 @@ def _own_classes(paths: Sequence[str]) -> dict[str, Any]:
     """The classes and functions that Python files define, by name."""
     found: dict[str, Any] = {}
     for path in paths:
-        if not Path(path).is_file():
-            raise ValueError(f"Expected a Python file to import. Received: {path}. Check the path.")
         name = Path(path).stem
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -475,8 +471,6 @@ def _load_models(paths: Sequence[str], options: argparse.Namespace) -> dict[str,
         if Path(path).suffix.lower() in (".onnx", ".tflite", ".xml") or Path(path).is_dir():
             models[stem if stems.count(stem) == 1 else path] = _deployed_model(path, options)
             continue
-        if not Path(path).is_file():
-            raise ValueError(f"Expected a .keras file. Received: {path}, which does not exist.")
         try:
             # Uncompiled: an optimizer saved on another backend, or an unknown loss, is no obstacle.
             model = keras.saving.load_model(path, custom_objects=own, compile=False)

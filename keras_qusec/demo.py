@@ -27,11 +27,8 @@ EPSILONS = (0.1, 0.2, EPSILON)
 SEED = 0
 # The model of which images are proved, within the smallest epsilon.
 PROVED = "constant + PGD training"
-
-
+# The models of the quick one.
 _QUICK = ("undefended", "constant quantizer", PROVED)
-
-
 # The share of the time that training takes.
 _TRAINING = 0.3
 
@@ -122,8 +119,7 @@ def run_demo(
     import_foolbox()
     data = datasets.mnist5k() if data is None else data
     keras.utils.set_random_seed(SEED)
-    rows = datasets.stratified_sample(data.y_test, images, SEED)
-    x, y = data.x_test[rows], data.y_test[rows]
+    x, y = data.sample(images, seed=SEED)
     contestants = contenders(x, y)
     if quick:
         contestants = {name: contestants[name] for name in _QUICK}

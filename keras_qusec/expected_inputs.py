@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_qusec import checks
 from keras_qusec.checks import Range, one_of, value_range
 from keras_qusec.graphs import Call, calls_of, has_graph
-from keras_qusec.integer_inputs import integer_input
+from keras_qusec.integer_inputs import integer_input, whole_images
 from keras_qusec.sublayers import inside
 
 _FORMATS = ("channels_last", "channels_first")
@@ -160,6 +161,45 @@ def check_shape(x: np.ndarray, model: Any, name: str) -> None:
             f"Expected images of shape {wanted} for the model {name!r}. Received: {x.shape}. "
             "Greyscale images need a channel axis: x[..., None]."
         )
+
+
+def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> np.ndarray:
+    """Finite float32 images inside the value range that fit the models.
+
+    Args:
+        x: what the user gave, as an array or a list.
+        values: smallest and largest pixel value.
+        models: names and models; those that are not of Keras have a `value_range`.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    x = np.asarray(x)
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(
+            f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
+            "is image[None]."
+        )
+    x = whole_images(x, [model for _, model in models if isinstance(model, keras.Model)])
+    x = np.ascontiguousarray(checks.float_pixels(x, values), dtype="float32")
+    if not np.isfinite(x).all():
+        raise ValueError(
+            f"Expected finite images. Received: {int((~np.isfinite(x)).sum())} values that are "
+            "NaN or infinite. Clean the data first."
+        )
+    checks.images_inside(x, values)
+    checks.pixels_used(x, values)
+    x = np.clip(x, *values)
+    for name, model in models:
+        check_shape(x, model, name)
+        if isinstance(model, keras.Model):
+            check_expected_range(model, values, name)
+        elif model.value_range != values:
+            raise ValueError(
+                f"Expected value_range=({values[0]:g}, {values[1]:g}) of the classifier "
+                f"{name!r} too. Received: {model.value_range}. Give both the same."
+            )
+    return x
 
 
 def _words(values: Range) -> str:

@@ -11,7 +11,7 @@ import keras
 
 from keras_qusec.logits import PROBABILITIES, ending_of
 
-# What the names of losses of regressions begin with or hold.
+# What the names of losses of regressions begin with.
 _REGRESSION = (
     "mean_squared", "mean_absolute", "mse", "mae", "mape", "msle", "huber", "log_cosh", "logcosh",
     "poisson", "tweedie",
@@ -69,7 +69,7 @@ def check_classifier(model: keras.Model, name: str, loss: str | None = None) -> 
     loss = loss_name(model) if loss is None else loss
     outputs = getattr(model, "outputs", None) or []
     width = outputs[0].shape[-1] if len(outputs) == 1 and len(outputs[0].shape) == 2 else None
-    if width == 1 and any(loss.startswith(word) for word in _REGRESSION):
+    if width == 1 and loss.startswith(_REGRESSION):
         if ending_of(model).kind == PROBABILITIES:
             return
         raise ValueError(

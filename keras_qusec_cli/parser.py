@@ -146,10 +146,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--compare", nargs="+", default=[], metavar="MODEL", help="more classifiers, same report"
     )
-    _add_data(evaluate)
-    _add_classes(evaluate)
-    _add_images_of_another_size(evaluate)
-    _add_import(evaluate)
+    _add_inputs(evaluate)
     evaluate.add_argument(
         "--images", type=int, default=200,
         help="test images attacked, a stratified sample; 0 for all (default: 200)",
@@ -159,12 +156,7 @@ def _add_evaluate(commands: Any) -> None:
         help="quick, standard or strong evidence, or names of attacks (default: quick); "
         '"keras-qusec attacks" lists them',
     )  # fmt: skip
-    evaluate.add_argument(
-        "--epsilons", nargs="+", type=_radius, metavar="EPS",
-        help="L-infinity radii in rising order: numbers such as 0.1 in units of the pixel values "
-        "that the model expects, fractions such as 8/255 of the value range (default: 0.1, 0.2 "
-        "and 0.3 of it)",
-    )  # fmt: skip
+    _add_epsilons(evaluate)
     for norm, what in {"l2": "L2", "l1": "L1", "l0": "L0 (numbers of pixels)"}.items():
         evaluate.add_argument(
             f"--{norm}-epsilons", nargs="+", metavar="EPS",
@@ -185,15 +177,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_run(evaluate)
     _add_verbose(evaluate)
     evaluate.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
-    evaluate.add_argument(
-        "--markdown", metavar="FILE", type=_markdown, help="write its tables in Markdown"
-    )
-    evaluate.add_argument(
-        "--html", metavar="FILE", type=_page, help="write one page with all of it"
-    )
-    evaluate.add_argument(
-        "--plot", metavar="FILE", type=_picture, help="draw accuracy against epsilon"
-    )
+    _add_forms(evaluate)
     evaluate.add_argument(
         "--examples", metavar="FILE", type=_file(".npz"),
         help="write the closest adversarial example of every broken image",
@@ -214,10 +198,7 @@ def _add_certify(commands: Any) -> None:
         "or find what is. Exact behind a hard quantizer, where the search ends in time.",
     )
     certify.add_argument("model", help="a .keras file: a classifier, logits or softmax")
-    _add_data(certify)
-    _add_classes(certify)
-    _add_images_of_another_size(certify)
-    _add_import(certify)
+    _add_inputs(certify)
     _add_sample(certify)
     certify.add_argument(
         "--effort", choices=EFFORTS, default="standard",
@@ -260,13 +241,7 @@ def _add_report(commands: Any) -> None:
     report.add_argument("reports", nargs="+", metavar="report", help="a .json file of a report")
     _add_verbose(report)
     report.add_argument("--output", metavar="FILE", type=_json, help="write the joined report")
-    report.add_argument(
-        "--markdown", metavar="FILE", type=_markdown, help="write its tables in Markdown"
-    )
-    report.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
-    report.add_argument(
-        "--plot", metavar="FILE", type=_picture, help="draw accuracy against epsilon"
-    )
+    _add_forms(report)
     _add_images_csv(report)
 
 
@@ -280,10 +255,7 @@ def _add_audit(commands: Any) -> None:
         "how much they overstate its robustness.",
     )
     audit.add_argument("model", help="a .keras file: a classifier, logits or softmax")
-    _add_data(audit)
-    _add_classes(audit)
-    _add_images_of_another_size(audit)
-    _add_import(audit)
+    _add_inputs(audit)
     audit.add_argument(
         "--epsilon", nargs=1, type=_radius, metavar="EPS",
         help="L-infinity radius: a number such as 0.3 in units of the pixel values that the model "
@@ -333,10 +305,7 @@ def _add_deployed(commands: Any) -> None:
     deployed.add_argument(
         "deployed", help="a file .onnx, .tflite or .xml, or the folder of a SavedModel"
     )
-    _add_data(deployed)
-    _add_classes(deployed)
-    _add_images_of_another_size(deployed)
-    _add_import(deployed)
+    _add_inputs(deployed)
     _add_sample(deployed)
     deployed.add_argument(
         "--attacks", nargs="+", default=["standard"], metavar="ATTACK",
@@ -478,6 +447,17 @@ def _add_resume(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_forms(command: argparse.ArgumentParser) -> None:
+    """The forms in which a report can be written for people."""
+    command.add_argument(
+        "--markdown", metavar="FILE", type=_markdown, help="write its tables in Markdown"
+    )
+    command.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
+    command.add_argument(
+        "--plot", metavar="FILE", type=_picture, help="draw accuracy against epsilon"
+    )
+
+
 def _add_images_csv(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--images-csv", metavar="FILE", type=_file(".csv"),
@@ -498,6 +478,10 @@ def _add_sample(command: argparse.ArgumentParser) -> None:
         "--images", type=int, default=200,
         help="test images, a stratified sample; 0 for all (default: 200)",
     )  # fmt: skip
+    _add_epsilons(command)
+
+
+def _add_epsilons(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--epsilons", nargs="+", type=_radius, metavar="EPS",
         help="L-infinity radii in rising order: numbers such as 0.1 in units of the pixel values "
@@ -515,25 +499,21 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_images_of_another_size(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--resize", action="store_true",
-        help="resize images that have another size than the model's input",
-    )  # fmt: skip
-
-
-def _add_import(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--import", dest="imports", nargs="+", default=[], metavar="FILE",
-        help="Python files with layers or models of your own that a saved model needs",
-    )  # fmt: skip
-
-
-def _add_classes(command: argparse.ArgumentParser) -> None:
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    """Images, and what must be known to give them to the models."""
+    _add_data(command)
     command.add_argument(
         "--classes", nargs="+", metavar="NAME",
         help="names of a folder's classes in the order of the model's outputs (default: the "
         "folders of train beside test, else those of --data)",
+    )  # fmt: skip
+    command.add_argument(
+        "--resize", action="store_true",
+        help="resize images that have another size than the model's input",
+    )  # fmt: skip
+    command.add_argument(
+        "--import", dest="imports", nargs="+", default=[], metavar="FILE",
+        help="Python files with layers or models of your own that a saved model needs",
     )  # fmt: skip
 
 

@@ -27,8 +27,8 @@ from keras_qusec.certification.box import behind_hard_quantizer
 from keras_qusec.datasets import arrays_of, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation import evaluate_robustness
-from keras_qusec.evaluation.inputs import data_format_of, images_of, models_of, only_keras
-from keras_qusec.expected_inputs import range_of
+from keras_qusec.evaluation.inputs import data_format_of, models_of, only_keras
+from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Result

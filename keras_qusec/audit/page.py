@@ -10,6 +10,7 @@ from keras_qusec.audit.evidence import Evidence
 from keras_qusec.norms import radius_text
 from keras_qusec.report.page import (
     embedded_figure,
+    folded,
     heading,
     html_document,
     markup,
@@ -33,7 +34,7 @@ def html_page(audit: Any, evidence: Evidence | None) -> str:
     """
     body = [
         heading("Is this robustness real?", level=1),
-        paragraph(f"{audit.verdict}.", f"verdict {_COLOURS.get(audit.kind, 'bad')}"),
+        _verdict(audit),
         paragraph(
             f"Judged under {' and '.join(audit.threat_models)}: PGD of 40 steps, epsilon "
             f"{radius_text(audit.epsilon)}, {audit.images} images."
@@ -53,9 +54,11 @@ def html_page(audit: Any, evidence: Evidence | None) -> str:
 
 def summary(audit: Any) -> str:
     """The verdict and the checks alone, for a notebook."""
-    colour = _COLOURS.get(audit.kind, "bad")
-    parts = [paragraph(f"{audit.verdict}.", f"verdict {colour}"), table_html(checks_table(audit))]
-    return str(markup("").join(parts))
+    return str(markup("").join([_verdict(audit), table_html(checks_table(audit))]))
+
+
+def _verdict(audit: Any) -> Any:
+    return paragraph(f"{audit.verdict}.", f"verdict {_COLOURS.get(audit.kind, 'bad')}")
 
 
 def checks_table(audit: Any) -> Table:
@@ -90,11 +93,6 @@ def _explanations(audit: Any) -> list[Any]:
             shown = ", ".join(map(str, result.finding.images[:20]))
             more = "" if len(result.finding.images) <= 20 else ", ..."
             lines.append(f"Images of the data: {shown}{more}.")
-        text = markup("").join(paragraph(line) for line in lines)
-        unfolded = markup(" open" if result.status == FAILED else "")
-        parts.append(
-            markup("<details{}><summary>{}: {}</summary>{}</details>").format(
-                unfolded, check.title, result.status, text
-            )
-        )
+        title = f"{check.title}: {result.status}"
+        parts.append(folded(title, list(map(paragraph, lines)), is_open=result.status == FAILED))
     return parts

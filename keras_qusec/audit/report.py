@@ -18,7 +18,7 @@ from keras_qusec.audit.summary import Summary, content_of, summary_from
 from keras_qusec.norms import radius_text
 from keras_qusec.plots import save
 from keras_qusec.report import RobustnessReport
-from keras_qusec.report.tables import WIDTH, Table, as_markdown
+from keras_qusec.report.tables import WIDTH, Table, as_markdown, data_frame
 from keras_qusec.statistics import share_interval
 
 BELIEVABLE, OVERSTATED, MASKED, CONTRADICTED = (
@@ -299,12 +299,6 @@ class AuditReport:
         Raises:
             ImportError: without pandas.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "A data frame needs pandas. Install it with: pip install pandas"
-            ) from error
         rows = [
             {
                 "check": result.identifier,
@@ -314,7 +308,7 @@ class AuditReport:
             }
             for result in self._results
         ]
-        return pandas.DataFrame(rows)
+        return data_frame(rows)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the audit as JSON, to be read again by `load`; readable without this package, too.

@@ -21,8 +21,7 @@ from keras_qusec.certification.reduced import Reduced
 from keras_qusec.certification.reduction import reduced_and_bounds
 from keras_qusec.certification.search import Found, search
 from keras_qusec.datasets import arrays_of, spread_rows
-from keras_qusec.expected_inputs import check_expected_range, check_shape, range_of
-from keras_qusec.integer_inputs import whole_images
+from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.logits import check_classes_told, check_logits, check_one_of_each
 from keras_qusec.progress import Progress, shown
 from keras_qusec.results import BROKEN, OPEN, PROVED, Certificate
@@ -129,20 +128,12 @@ def certify_robustness(
     if not radii:
         raise ValueError("Expected at least one epsilon. Received: none. Example: epsilons=[0.1]")
     checks.epsilon_inside(radii[-1], pixels)
-    check_expected_range(attacked.model, pixels, attacked.model.name)
-    if np.ndim(x) < 2 or len(x) == 0:
-        raise ValueError(f"Expected images (n, ...), at least one. Received: shape {np.shape(x)}.")
-    images = np.asarray(checks.float_pixels(whole_images(x, [attacked.model]), pixels), "float32")
-    checks.images_inside(images, pixels)
-    checks.pixels_used(images, pixels)
-    check_shape(images, attacked.model, attacked.model.name)
+    images = images_of(x, pixels, [(attacked.model.name, attacked.model)])
     few = images[spread_rows(len(images), 8)]
     logits = attacked.logits(few)
     check_logits(logits, attacked.model.name)
     check_classes_told(logits, attacked.outputs(few), attacked.model.name)
-    labels = checks.class_labels(
-        y, len(images), classes=attacked.logits(images[:1]).shape[1], name="y"
-    )
+    labels = checks.class_labels(y, len(images), classes=logits.shape[1], name="y")
     with shown(progress, "proofs") as tell:
         return proof_of(attacked, images, labels, radii, seconds, effort, tell)
 

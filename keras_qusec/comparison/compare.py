@@ -183,8 +183,7 @@ def compared(
     folder = settings.folder
     model, seconds = trained(name, folder, settings.training(data), contender.make)
     source, _ = trained("source", folder, settings.source_training(data), contender.make)
-    rows = datasets.stratified_sample(data.y_test, settings.images, settings.seed)
-    x, y = data.x_test[rows], data.y_test[rows]
+    x, y = data.sample(settings.images, seed=settings.seed)
     transferred = any(threats.get(name).uses_source for name in settings.threat_models)
     proves = settings.prove and _proves(model, x)
     evaluated = evaluate_robustness(

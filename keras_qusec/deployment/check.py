@@ -19,7 +19,7 @@ from keras_qusec.certification.box import front_quantizer
 from keras_qusec.datasets import arrays_of
 from keras_qusec.defenses import find_quantizers
 from keras_qusec.deployment.model import DeployedModel
-from keras_qusec.deployment.result import AtRadius, DeploymentCheck, Levels
+from keras_qusec.deployment.result import AtRadius, DeploymentCheck, Levels, states_of
 from keras_qusec.deployment.steps import away_from_steps
 from keras_qusec.digests import digest
 from keras_qusec.evaluation import evaluate_robustness
@@ -116,7 +116,7 @@ def check_deployment(
     import_foolbox()
     x, y = arrays_of(x, y)
     known = {model.name: model}
-    if isinstance(deployed, Classifier) and value_range is None:
+    if isinstance(deployed, Classifier):
         known["deployed"] = deployed
     pixels = range_of(value_range, known, x)
     if not isinstance(deployed, Classifier):
@@ -251,8 +251,12 @@ class _Both(NamedTuple):
         """
         if not len(rows):
             return np.zeros(0, bool)
-        wrong = self.deployed.predictions(images) != self.labels[rows]
-        fooled = self.model.predictions(images) != self.labels[rows]
+        ours, theirs = self.model.predictions(images), self.deployed.predictions(images)
+        return self.note(one, rows, ours, theirs)
+
+    def note(self, one: AtRadius, rows: Array, ours: Array, theirs: Array) -> Array:
+        """The same from the classes that both models say, ``(k,)``."""
+        wrong, fooled = theirs != self.labels[rows], ours != self.labels[rows]
         one.broken[rows[wrong]] = True
         one.keras_broken[rows[fooled]] = True
         # Images that are wrong already when clean are counted there.
@@ -315,7 +319,7 @@ def _replayed(
     random: np.random.Generator,
 ) -> AtRadius:
     """What the examples of the Keras model do to the deployed one, within one radius."""
-    model, deployed, labels = both.model, both.deployed, both.labels
+    model, every = both.model, np.arange(len(x))
     kept = report.examples(radius)
     rows = np.asarray(kept.numbers, "int64")
     examples = np.asarray(kept.images, "float32").reshape(-1, *x.shape[1:])
@@ -335,32 +339,25 @@ def _replayed(
     differ = 0
     for _ in range(_RANDOM):
         images = np.where(random.random(x.shape) < 0.5, darkest, brightest).astype("float32")
-        ours, theirs = model.logits(images), deployed.predictions(images)
+        ours, theirs = model.logits(images), both.deployed.predictions(images)
         largest = np.sort(ours, axis=1)
         # Where the two largest logits are one but for rounding, so are the two classes.
         tie = largest[:, -1] - largest[:, -2] <= _TIE * np.abs(ours).max(axis=1)
         ours = np.where(tie, theirs, ours.argmax(axis=1))
         differ += int((ours != theirs).sum())
-        wrong = theirs != labels
-        found.broken[wrong] = True
-        found.keras_broken[ours != labels] = True
-        found.new[:] |= wrong & (ours == labels) & both.correct & both.right
+        both.note(found, every, ours, theirs)
     return found._replace(stay=stays, pushed_stay=pushed_stay, classes_differ=differ)
 
 
 def _check_proofs(report: RobustnessReport, found: Sequence[AtRadius]) -> None:
     """Raise a ValueError if an image breaks the Keras model that is proved there."""
-    for certificate in report.certificates:
-        for one in found:
-            if one.epsilon > certificate.epsilon * (1 + 1e-6):
-                continue
-            wrong = np.flatnonzero(one.keras_broken & (certificate.states == PROVED))
-            if len(wrong):
-                raise ValueError(
-                    f"keras-qusec failed: image {wrong[0]} is proved within "
-                    f"{certificate.epsilon:g} and yet broken by what broke the deployed model. "
-                    "Trust neither, and report it."
-                )
+    for one in found if report.certificates else ():
+        wrong = np.flatnonzero(one.keras_broken & (states_of(report, one.epsilon) == PROVED))
+        if len(wrong):
+            raise ValueError(
+                f"keras-qusec failed: image {wrong[0]} is proved within {one.epsilon:g} and yet "
+                "broken by what broke the deployed model. Trust neither, and report it."
+            )
 
 
 def _asked(

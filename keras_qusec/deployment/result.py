@@ -64,6 +64,11 @@ class AtRadius(NamedTuple):
     keras_broken: Array
 
 
+def states_of(report: RobustnessReport, epsilon: float) -> Array:
+    """What a report says of each image within a radius: proved, broken or open, ``(n,)``."""
+    return np.array([image.state for image in report.images(epsilon=epsilon)])
+
+
 class DeploymentCheck:
     """Whether a deployed model is what was measured. Made by `check_deployment`.
 
@@ -132,9 +137,7 @@ class DeploymentCheck:
         """
         for one in self.radii:
             if math.isclose(one.epsilon, epsilon, rel_tol=1e-6):
-                stands = np.array(
-                    [state.state != BROKEN for state in self.report.images(epsilon=one.epsilon)]
-                )
+                stands = states_of(self.report, one.epsilon) != BROKEN
                 return float((stands & ~one.keras_broken).mean()), float((~one.broken).mean())
         known = ", ".join(radius_text(one.epsilon) for one in self.radii)
         raise ValueError(f"Expected one of the radii {known}. Received: {epsilon:g}.")
@@ -161,8 +164,9 @@ class DeploymentCheck:
         reasons = []
         if self.levels is not None and self.levels.changed:
             bytes_ = self.levels.changed
-            shown = ", ".join(map(str, bytes_[:5])) + (", ..." if len(bytes_) > 5 else "")
-            reasons.append(f"{len(bytes_)} of 256 byte values have another level ({shown})")
+            reasons.append(
+                f"{len(bytes_)} of 256 byte values have another level ({_listed(bytes_)})"
+            )
         if self.classes_differ:
             reasons.append(f"{self.classes_differ} of {self.images} clean images change class")
         stopped = sum(one.examples - one.stay for one in self.radii)
@@ -174,7 +178,8 @@ class DeploymentCheck:
         )
         if differ:
             reasons.append(f"{differ} of {corners} random corners of the balls change class")
-        new = self._numbers("new")
+        shown = [one.new for one in self.radii]
+        new = np.flatnonzero(np.any(shown, axis=0)).tolist() if shown else []
         if len(new):
             what = "image is" if len(new) == 1 else "images are"
             reasons.append(f"{len(new)} {what} broken where Keras is right (number {_listed(new)})")
@@ -184,19 +189,12 @@ class DeploymentCheck:
             reasons.append(f"among them {what} that was proved in Keras ({_listed(proved)})")
         return reasons
 
-    def _numbers(self, name: str) -> list[int]:
-        """Numbers of the images that show something at any radius."""
-        shown = [getattr(one, name) for one in self.radii]
-        return np.flatnonzero(np.any(shown, axis=0)).tolist() if shown else []
-
     @property
     def proved_and_broken(self) -> list[int]:
         """Numbers of the images that are proved in Keras and broken in the deployed model."""
         found = np.zeros(self.images, bool)
-        for certificate in self.report.certificates:
-            for one in self.radii:
-                if one.epsilon <= certificate.epsilon * (1 + 1e-6):
-                    found |= one.broken & (certificate.states == PROVED)
+        for one in self.radii if self.report.certificates else ():
+            found |= one.broken & (states_of(self.report, one.epsilon) == PROVED)
         return np.flatnonzero(found).tolist()
 
     @property

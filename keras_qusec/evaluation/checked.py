@@ -26,7 +26,6 @@ from keras_qusec.evaluation.inputs import (
     epsilons_of,
     hardnesses_of,
     has_gradients,
-    images_of,
     keras_models,
     models_of,
     radii_of,
@@ -37,7 +36,7 @@ from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.evaluation.proofs import efforts_of
 from keras_qusec.evaluation.run import Models
 from keras_qusec.evaluation.threat_models import ThreatModel
-from keras_qusec.expected_inputs import range_of
+from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.integer_inputs import check_reachable
 
 # The default radii, as shares of the value range.

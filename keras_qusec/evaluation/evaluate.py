@@ -280,12 +280,10 @@ def _outcomes(
     costs = Costs(units, inputs.plan, outcomes)
     with shown(progress, "attacks") as report:
         report("attacks", costs.share())
-        running = iter(missing)
 
         def tell(text: str, share: float) -> None:
-            report(text, costs.share(next_one, share))
+            report(text, costs.share(share))
 
-        next_one = next(running, None)
         began = time.monotonic()
         needed = (missing, inputs.plan, inputs.models, inputs.sources)
         if parallel.is_parallel(n_jobs):
@@ -298,7 +296,7 @@ def _outcomes(
             outcomes[unit] = outcome
             now = time.monotonic()
             costs.measured(unit, now - began)
-            began, next_one = now, next(running, None)
+            began = now
             report(f"{unit.maker}: {unit.attack}", costs.share())
     return outcomes
 

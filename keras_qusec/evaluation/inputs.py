@@ -15,8 +15,8 @@ from keras_qusec.attacks import Attack, AttackedModel, Classifier, Ensemble, Gra
 from keras_qusec.datasets import spread_rows
 from keras_qusec.evaluation import threat_models
 from keras_qusec.evaluation.threat_models import ThreatModel
-from keras_qusec.expected_inputs import channels_first, check_expected_range, check_shape
-from keras_qusec.integer_inputs import casts_images, whole_images
+from keras_qusec.expected_inputs import channels_first
+from keras_qusec.integer_inputs import casts_images
 from keras_qusec.logits import (
     check_logits,
     check_logits_reached,
@@ -222,38 +222,6 @@ def _asks(attack: Attack) -> bool:
     return any(not part.uses_gradients and not part.attacks_defense for part in parts)
 
 
-def images_of(
-    x: Any, value_range: tuple[float, float], models: Sequence[tuple[str, Any]]
-) -> np.ndarray:
-    """Finite float32 images inside the value range that fit the models."""
-    x = np.asarray(x)
-    if x.ndim < 2 or len(x) == 0:
-        raise ValueError(
-            f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
-            "is image[None]."
-        )
-    x = whole_images(x, [model for _, model in keras_models(models)])
-    x = np.ascontiguousarray(checks.float_pixels(x, value_range), dtype="float32")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"Expected finite images. Received: {int((~np.isfinite(x)).sum())} values that are "
-            "NaN or infinite. Clean the data first."
-        )
-    checks.images_inside(x, value_range)
-    checks.pixels_used(x, value_range)
-    x = np.clip(x, *value_range)
-    for name, model in models:
-        check_shape(x, model, name)
-        if isinstance(model, keras.Model):
-            check_expected_range(model, value_range, name)
-        elif model.value_range != value_range:
-            raise ValueError(
-                f"Expected value_range=({value_range[0]:g}, {value_range[1]:g}) of the classifier "
-                f"{name!r} too. Received: {model.value_range}. Give both the same."
-            )
-    return x
-
-
 def data_format_of(
     models: Sequence[tuple[str, Any]], shape: tuple[int, ...], said: str | None
 ) -> str:
@@ -308,8 +276,7 @@ def check_epsilons(
     for name, radii in epsilons.items():
         norm = norms.get(name)
         span = norm.largest(shape, value_range)
-        if checks.epsilon_too_small(radii[-1], name, span, value_range):
-            raise ValueError(checks.epsilon_in_other_units(radii[-1], norm.symbol, value_range))
+        checks.epsilon_not_tiny(radii[-1], name, norm.symbol, span, value_range)
     if "linf" not in epsilons:
         return []
     largest = epsilons["linf"][-1]

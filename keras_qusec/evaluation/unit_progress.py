@@ -15,8 +15,6 @@ from keras_qusec.evaluation.plan import Plan, Unit
 
 # How often at most a unit says that it moves.
 _SECONDS_BETWEEN = 0.2
-
-
 # Passes of an attack whose cost says no number.
 _UNKNOWN = 50
 # What a pass forward and backward takes, in passes forward.
@@ -34,7 +32,9 @@ class Costs:
 
     def __init__(self, units: Sequence[Unit], plan: Plan, done: Iterable[Unit]) -> None:
         self.guesses = {unit: _guess(plan.attacks[unit.attack], unit) for unit in units}
-        self.left = set(units) - set(done)
+        finished = set(done)
+        # In the order in which they run: the first one does, if they run one after the other.
+        self.left = [unit for unit in units if unit not in finished]
         # Seconds and guesses of the units that were measured, by attack and source.
         self.seconds: dict[tuple[str, bool], float] = {}
         self.guessed: dict[tuple[str, bool], float] = {}
@@ -45,14 +45,13 @@ class Costs:
         key = (unit.attack, unit.source is None)
         self.seconds[key] = self.seconds.get(key, 0.0) + seconds
         self.guessed[key] = self.guessed.get(key, 0.0) + self.guesses[unit]
-        self.left.discard(unit)
+        self.left.remove(unit)
 
-    def share(self, unit: Unit | None = None, within: float = 0.0) -> float:
+    def share(self, within: float = 0.0) -> float:
         """The share of all work that is done; it never falls.
 
         Args:
-            unit: the one that runs.
-            within: which share of it is done.
+            within: which share of the unit that runs is done.
         """
         guessed = sum(self.guessed.values())
         pace = sum(self.seconds.values()) / guessed if guessed else 1.0
@@ -63,8 +62,8 @@ class Costs:
             costs[one] = guess * known
         whole = sum(costs.values())
         done = whole - sum(costs[one] for one in self.left)
-        if unit in self.left:
-            done += within * costs[unit]
+        if self.left:
+            done += within * costs[self.left[0]]
         share = done / whole if whole > 0 else 1.0
         self.largest = max(self.largest, min(1.0, share))
         return self.largest if self.left else 1.0
@@ -77,9 +76,8 @@ def _guess(attack: Attack, unit: Unit) -> float:
     passes = 0.0
     for one in attacks:
         numbers = [int(number) for number in re.findall(r"\d+", one.cost)]
-        passes += (numbers[0] if numbers else _UNKNOWN) * (
-            _GRADIENT if "gradient" in one.cost else 1
-        )
+        each = _GRADIENT if "gradient" in one.cost else 1
+        passes += each * (numbers[0] if numbers else _UNKNOWN)
     return passes * len(unit.models)
 
 

@@ -108,10 +108,10 @@ def html_page(report: Measurements, *, title: str = "", first: Sequence[Any] = (
     return html_document(title, [heading(title, level=1), *first, report_body(report)])
 
 
-def folded(title: str, parts: Sequence[Any]) -> Any:
-    """Parts of a page that a click unfolds."""
-    inside = markup("").join(parts)
-    return markup("<details><summary>{}</summary>{}</details>").format(title, inside)
+def folded(title: str, parts: Sequence[Any], *, is_open: bool = False) -> Any:
+    """Parts of a page that a click unfolds, or folds if they are open."""
+    inside, opened = markup("").join(parts), markup(" open" if is_open else "")
+    return markup("<details{}><summary>{}</summary>{}</details>").format(opened, title, inside)
 
 
 def summary(report: Measurements) -> str:
@@ -152,12 +152,13 @@ def report_body(report: Measurements) -> Any:
         for place, model in enumerate(sorted_by_worst_case(report))
     ]
     best = models[0]["name"]
+    evidence = evidence_in(report, report.main_norm)
     return rendered(
         "report.html",
         report=report,
         sentence=_sentence(report, str(best)),
-        evidence=evidence_in(report, report.main_norm),
-        stronger=EVIDENCE[evidence_in(report, report.main_norm)],
+        evidence=evidence,
+        stronger=EVIDENCE[evidence],
         chart=_chart(report),
         headline=[table_html(table) for table in headline(report, by_worst_case=True)],
         glossary=GLOSSARY,

@@ -61,13 +61,7 @@ class RobustnessReport(Measurements):
         Raises:
             ImportError: without pandas.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "A data frame needs pandas. Install it with: pip install pandas"
-            ) from error
-        return pandas.DataFrame([row.as_dict() for row in self.rows])
+        return tables.data_frame([row.as_dict() for row in self.rows])
 
     def plot(self, path: str | os.PathLike) -> Path:
         """Draw accuracy against epsilon: one panel a model, one line an attack.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from keras_qusec.norms import radius_text, symbol
 from keras_qusec.report.measurements import Measurement, Measurements
@@ -297,6 +297,8 @@ def remarks(report: Measurements, *, verbose: bool = True) -> list[str]:
     attacks = "; ".join(f"{name}: {attack}" for name, attack in listed.items())
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items())
     evidence = evidence_in(report, report.main_norm)
+    evidence_line = f"Evidence: {evidence}. {EVIDENCE[evidence]}"
+    versions_line = f"Versions: {versions}; backend {identity['backend']}."
     rounding = (
         "Proved: no image within epsilon is misclassified. Broken: misclassified when clean, or by "
         "an adversarial example that the search found. Open: neither in the time given. Margin: "
@@ -304,17 +306,17 @@ def remarks(report: Measurements, *, verbose: bool = True) -> list[str]:
     )
     if report.evidence == "proof":
         return [
-            f"Evidence: {evidence}. {EVIDENCE[evidence]}",
+            evidence_line,
             rounding,
             f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}.",
-            f"Versions: {versions}; backend {identity['backend']}.",
+            versions_line,
         ]
     made_of = [
         f"{identity['images']} images (hash {identity['data']}), seed {identity['seed']}, "
         f"{report.provenance['goal']}; surrogate hardnesses "
         f"{', '.join(f'{z:g}' for z in identity['surrogate hardnesses'])}.",
         *([f"Attacks: {attacks}."] if attacks else []),
-        f"Versions: {versions}; backend {identity['backend']}.",
+        versions_line,
     ]
     if not verbose:
         few = ("keras-qusec", "keras", identity["backend"])
@@ -324,7 +326,7 @@ def remarks(report: Measurements, *, verbose: bool = True) -> list[str]:
             f"{shown}. Settings of the attacks: to_text(verbose=True), pages and files."
         ]
     return [
-        f"Evidence: {evidence}. {EVIDENCE[evidence]}",
+        evidence_line,
         *([rounding] if report.certificates else []),
         "Robust: classified correctly, and no attack found an adversarial example within epsilon. "
         "A stronger attack can only lower these figures. Adaptive is white-box and what surrogate "
@@ -431,6 +433,21 @@ def text_table(table: Table) -> str:
             if index == 0:
                 lines.append("-" * size)
     return "\n".join(lines)
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a data frame.
+
+    Raises:
+        ImportError: without pandas.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "A data frame needs pandas. Install it with: pip install pandas"
+        ) from error
+    return pandas.DataFrame(rows)
 
 
 def _percent(share: float) -> str:

@@ -350,7 +350,7 @@ def test_what_was_measured_counts_more_than_what_was_guessed():
     assert costs.share() == pytest.approx(0.05)
     costs.measured(units[2], 1.0)  # as long as the quick one: guessed nine times as much
     assert costs.share() == pytest.approx(0.5)
-    assert costs.share(units[1], 0.5) == pytest.approx(0.625)
+    assert costs.share(0.5) == pytest.approx(0.625)
     assert costs.share() == pytest.approx(0.625)  # it never falls
     costs.measured(units[1], 1.0)
     costs.measured(units[3], 1.0)
