@@ -17,6 +17,7 @@ from keras_qusec.certification.pieces import (
     Piece,
     Selection,
     Squashing,
+    highest,
 )
 from keras_qusec.certification.rules import pieces_of
 from keras_qusec.graphs import has_graph, made_by
@@ -81,6 +82,51 @@ class Pieces(NamedTuple):
         if last and paired and last.output == self.output and isinstance(last.piece, Matrix):
             return last.piece.gaps(values[last.inputs[0]], labels) * (1.0 - labels)
         return (high - ops.sum(low * labels, axis=1, keepdims=True)) * (1.0 - labels)
+
+    def linear_gaps(
+        self, values: dict[int, Interval], labels: Tensor, *, training: bool = False
+    ) -> Tensor:
+        """The same by linear bounds, with intervals for what ReLUs receive (CROWN-IBP).
+
+        A bound starts as a difference of two logits and goes back from layer to layer, as a linear
+        function of what each receives. It ends at the image, a quantizer, or any other piece
+        without a linear bound, where the highest value within its interval is taken.
+
+        Args:
+            values: from `intervals`.
+            labels: ``(n, classes)``, 1 at the label and 0 elsewhere.
+            training: as for `intervals`.
+
+        Source: Zhang et al. 2020, Towards stable and efficient training of verifiably robust
+        neural networks.
+        """
+        low = values[self.output].low
+        classes = labels.shape[-1]
+        if low.shape[-1] == 1:
+            # The logit of class 1 of two; that of class 0 is 0.
+            logits = ops.convert_to_tensor([[-1.0], [1.0]], dtype=low.dtype)
+            start = ops.expand_dims(1.0 - labels, 2) * ops.expand_dims(logits, 0)
+        else:
+            start = ops.expand_dims(ops.eye(classes, dtype=low.dtype), 0) - ops.expand_dims(
+                labels, 1
+            )
+        total = ops.zeros_like(labels)
+        coefficients = {self.output: start}
+        for step in reversed(self.steps):
+            taken = coefficients.pop(step.output, None)
+            if taken is None:
+                continue
+            inputs = [values[number] for number in step.inputs]
+            found = step.piece.backward(taken, inputs, training=training)
+            if found is None:
+                total = total + highest(taken, values[step.output])
+                continue
+            total = total + found.constant
+            for number, part in zip(step.inputs, found.coefficients, strict=True):
+                coefficients[number] = coefficients[number] + part if number in coefficients else part
+        for number, taken in coefficients.items():
+            total = total + highest(taken, values[number])
+        return total * (1.0 - labels)
 
 
 def pieces_between(model: keras.Model, start: Any = None) -> Pieces:

@@ -1,7 +1,8 @@
 """The pieces that layers are made of, as bounds go through them.
 
 A rule says which pieces a layer is. Each piece knows how an interval goes through it in
-`keras.ops`, for training, and what it is as a matrix or curve in float64, for proofs.
+`keras.ops`, for training, how the coefficients of a linear bound go back through it, and what it
+is as a matrix or curve in float64, for proofs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_qusec.backends import backend
 from keras_qusec.certification import matrices
-from keras_qusec.certification.curves import Curve
+from keras_qusec.certification.curves import RELU, Curve
 
 Tensor = Any
 Array = np.ndarray
@@ -26,6 +28,18 @@ class Interval(NamedTuple):
 
     low: Tensor
     high: Tensor
+
+
+class Backward(NamedTuple):
+    """An upper bound that is linear in the inputs of a piece.
+
+    Attributes:
+        coefficients: for each input, ``(batch, bounds, ...)``.
+        constant: what is added, ``(batch, bounds)``.
+    """
+
+    coefficients: list[Tensor]
+    constant: Tensor
 
 
 class Linear(NamedTuple):
@@ -74,6 +88,21 @@ class Piece(ABC):
             training: in training, where a layer may use statistics of the batch.
         """
 
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward | None:
+        """An upper bound that is linear in the inputs, of one that is linear in the output.
+
+        Args:
+            coefficients: of the output, ``(batch, bounds, ...)``.
+            inputs: bounds of the inputs, each of tensors ``(batch, ...)``.
+            training: as for `interval`.
+
+        Returns:
+            The bound, or None where this piece has no such bound: its interval is taken then.
+        """
+        return None
+
     @abstractmethod
     def exact(self, shapes: Sequence[Shape]) -> Linear | Curve | Largest | Squash:
         """What it computes, from the shapes of the inputs without the batch."""
@@ -83,6 +112,55 @@ def rising(function: Callable[..., Tensor], inputs: Sequence[Interval]) -> Inter
     """Bounds through a function that falls with none of its inputs."""
     low, high = zip(*inputs, strict=True)
     return Interval(function(*low), function(*high))
+
+
+def linear_backward(
+    function: Callable[..., Tensor],
+    coefficients: Tensor,
+    inputs: Sequence[Interval],
+    offset: Tensor | None = None,
+) -> Backward:
+    """A linear bound back through a linear function: exact, by automatic differentiation.
+
+    Args:
+        function: linear, of one tensor for each input.
+        coefficients: see `Piece.backward`.
+        inputs: bounds of the inputs.
+        offset: what is added to the function's output, broadcast over it.
+    """
+    bounds = coefficients.shape[1]
+    rows = ops.reshape(coefficients, (-1, *coefficients.shape[2:]))
+    given = [
+        ops.repeat(ops.zeros_like(ops.stop_gradient(low)), bounds, axis=0) for low, _ in inputs
+    ]
+    found = []
+    for place, zeros in enumerate(given):
+
+        def total(values: Tensor, place: int = place) -> tuple[Tensor, tuple[()]]:
+            tensors = [*given[:place], values, *given[place + 1 :]]
+            return ops.sum(function(*tensors) * rows), ()
+
+        gradient, _ = backend().input_gradient(total, zeros, differentiable=True)
+        found.append(ops.reshape(gradient, (-1, bounds, *zeros.shape[1:])))
+    if offset is None:
+        return Backward(found, ops.zeros_like(summed(coefficients)))
+    return Backward(found, summed(coefficients * offset))
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sums ``(batch, bounds)`` over all other axes."""
+    return ops.sum(values, axis=tuple(range(2, len(values.shape))))
+
+
+def highest(coefficients: Tensor, interval: Interval) -> Tensor:
+    """The largest value ``(batch, bounds)`` of a linear function within an interval.
+
+    Args:
+        coefficients: ``(batch, bounds, ...)``.
+        interval: of tensors ``(batch, ...)``.
+    """
+    low, high = (ops.expand_dims(end, 1) for end in interval)
+    return summed(ops.relu(coefficients) * high - ops.relu(-coefficients) * low)
 
 
 class Selection(Piece):
@@ -97,6 +175,11 @@ class Selection(Piece):
 
     def interval(self, inputs: Sequence[Interval], *, training: bool) -> Interval:
         return rising(self.function, inputs)
+
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward:
+        return linear_backward(self.function, coefficients, inputs)
 
     def exact(self, shapes: Sequence[Shape]) -> Linear:
         # What the layer does to numbers from 1 up says where each value comes from.
@@ -140,6 +223,12 @@ class WeightedSum(Piece):
             high = high + weight * (most if weight > 0 else least)
         return Interval(low, high)
 
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward:
+        parts = [weight * coefficients for weight in self.weights]
+        return Backward(parts, ops.zeros_like(summed(coefficients)))
+
     def exact(self, shapes: Sequence[Shape]) -> Linear:
         size = int(np.prod(shapes[0]))
         parts = tuple(matrices.diagonal(np.full(size, weight)) for weight in self.weights)
@@ -180,6 +269,14 @@ class Affine(Piece):
             middle = middle + offset
         radius = self.linear(high - low, *map(ops.absolute, weights))
         return Interval(middle - radius, middle + radius)
+
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward:
+        weights = self.weights()
+        return linear_backward(
+            lambda values: self.linear(values, *weights), coefficients, inputs, self.offset()
+        )
 
     def exact(self, shapes: Sequence[Shape]) -> Linear:
         (shape,) = shapes
@@ -256,14 +353,26 @@ class Scaling(Piece):
     def interval(self, inputs: Sequence[Interval], *, training: bool) -> Interval:
         ((low, high),) = inputs
         middle, radius = (low + high) / 2.0, (high - low) / 2.0
-        if training and self.of_batch is not None:
-            factor, offset = self.of_batch(middle)
-        else:
-            factor, offset = (
-                ops.convert_to_tensor(value, dtype=middle.dtype) for value in self.numbers()
-            )
+        factor, offset = self._at(middle, training)
         middle, radius = middle * factor + offset, radius * ops.absolute(factor)
         return Interval(middle - radius, middle + radius)
+
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward:
+        ((low, high),) = inputs
+        factor, offset = self._at((low + high) / 2.0, training)
+        return Backward([coefficients * factor], summed(coefficients * offset))
+
+    def _at(self, middle: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Factor and offset, in training those of the batch."""
+        if training and self.of_batch is not None:
+            return self.of_batch(middle)
+        factor, offset = self.numbers()
+        return (
+            ops.convert_to_tensor(factor, dtype=middle.dtype),
+            ops.convert_to_tensor(offset, dtype=middle.dtype),
+        )
 
     def exact(self, shapes: Sequence[Shape]) -> Linear:
         (shape,) = shapes
@@ -298,6 +407,11 @@ class Mean(Piece):
     def interval(self, inputs: Sequence[Interval], *, training: bool) -> Interval:
         return rising(self.function, inputs)
 
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward | None:
+        return linear_backward(self.function, coefficients, inputs)
+
     def exact(self, shapes: Sequence[Shape]) -> Linear | Largest:
         windows = self.windows(shapes[0])
         none = np.zeros(len(windows))
@@ -307,6 +421,11 @@ class Mean(Piece):
 
 class Maximum(Mean):
     """The largest values of windows; its arguments are those of `Mean`."""
+
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> None:
+        return None
 
     def exact(self, shapes: Sequence[Shape]) -> Largest:
         return Largest(self.windows(shapes[0]))
@@ -341,6 +460,19 @@ class Activation(Piece):
             between = self.function(ops.clip(ops.zeros_like(low) + turn, low, high))
             least, most = ops.minimum(least, between), ops.maximum(most, between)
         return Interval(least, most)
+
+    def backward(
+        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
+    ) -> Backward | None:
+        if self.curve is not RELU:
+            return None
+        ((low, high),) = inputs
+        # A ReLU lies below the line through its ends, and above a line through 0.
+        least, most = -ops.relu(-low), ops.relu(high)
+        above = ops.expand_dims(most / ops.maximum(most - least, 1e-12), 1)
+        below = ops.expand_dims(ops.cast(high + low > 0, high.dtype), 1)
+        rising, falling = ops.relu(coefficients) * above, ops.relu(-coefficients) * below
+        return Backward([rising - falling], summed(rising * -ops.expand_dims(least, 1)))
 
     def exact(self, shapes: Sequence[Shape]) -> Curve:
         return self.curve if isinstance(self.curve, Curve) else self.curve(shapes[0])

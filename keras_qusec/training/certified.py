@@ -21,7 +21,7 @@ from keras_qusec.training.certified_objective import CertifiedLoss, certified
 from keras_qusec.training.validation import AT_A_TIME, AdversarialValidation
 
 Tensor = Any
-METHODS = ("intervals", "mixed")
+METHODS = ("intervals", "crown-ibp", "mixed")
 
 
 class CertifiedTraining(AdversarialTraining):
@@ -42,13 +42,19 @@ class CertifiedTraining(AdversarialTraining):
 
     Args:
         epsilon: radius in L-infinity, in units of the pixel values.
-        method: ``"intervals"``; or ``"mixed"``, where the model's own loss is that of images
-            attacked by PGD (MTL-IBP, De Palma et al. 2024): less is proved by intervals, more
-            stays accurate.
+        method: ``"intervals"``; ``"crown-ibp"``, where the bounds of the logits are linear ones at
+            first and become intervals while epsilon rises (Zhang et al. 2020): steadier, and a
+            pass for each class slower until then; or ``"mixed"``, where the model's own loss is
+            that of images attacked by PGD (MTL-IBP, De Palma et al. 2024): less is proved by
+            intervals, more stays accurate.
         value_range: smallest and largest pixel value.
         clean_weight: weight of the model's own loss, clean or attacked, in [0, 1), when epsilon
             has reached its value; the rest is the weight of the bounds. Default 0, and 0.5 for
             ``"mixed"``.
+        crown_weight: weight of the linear bounds of ``"crown-ibp"``, in [0, 1], when epsilon has
+            reached its value. Default 0; 1 keeps them, which pays for small radii. They go
+            through ReLUs and linear layers back to a quantizer or the image; other activations
+            and max pooling end them with their interval.
         regularization: weight of the regularizer while epsilon rises, 0 or more.
         warmup_epochs: epochs of plain training first; default a twentieth of the fit.
         ramp_epochs: epochs over which epsilon then rises; default half of the fit.
@@ -64,7 +70,7 @@ class CertifiedTraining(AdversarialTraining):
         ValueError: for unusable arguments; in `fit` for a model without a graph, with a layer
             whose bounds are not known, or with an Input of whole numbers.
 
-    Source: Gowal et al. 2018; Shi et al. 2021; De Palma et al. 2024.
+    Source: Gowal et al. 2018; Zhang et al. 2020; Shi et al. 2021; De Palma et al. 2024.
 
     Example:
 
@@ -82,9 +88,10 @@ class CertifiedTraining(AdversarialTraining):
         self,
         epsilon: float,
         *,
-        method: Literal["intervals", "mixed"] = "intervals",
+        method: Literal["intervals", "crown-ibp", "mixed"] = "intervals",
         value_range: tuple[float, float] = (0.0, 1.0),
         clean_weight: float | None = None,
+        crown_weight: float = 0.0,
         regularization: float = 0.5,
         warmup_epochs: float | None = None,
         ramp_epochs: float | None = None,
@@ -109,12 +116,20 @@ class CertifiedTraining(AdversarialTraining):
                 f"Expected clean_weight below 1. Received: {weight:g}, with which no bounds are "
                 "trained on. Use AdversarialTraining, or a weight such as 0.5."
             )
+        linear = method == "crown-ibp"
+        crown_weight = checks.number(crown_weight, "crown_weight", least=0, most=1)
+        if crown_weight and not linear:
+            raise ValueError(
+                f"Expected crown_weight for method='crown-ibp' alone. Received: {crown_weight:g} "
+                f"with method={method!r}, which has no linear bounds."
+            )
         self._loss = CertifiedLoss(
             epsilon=epsilon,
             value_range=value_range,
             clean_weight=weight,
             regularization=checks.number(regularization, "regularization", least=0),
             attacked=attacked,
+            crown_weight=crown_weight if linear else None,
         )
         attack: GradientAttack = (
             PGD(epsilon, steps=steps, value_range=value_range)

@@ -31,6 +31,8 @@ class CertifiedLoss(ModelLoss):
         regularization: weight of what keeps bounds tight while epsilon rises.
         attacked: the model's loss is that of attacked images.
         settled: epsilon has its value for the rest of the training.
+        crown_weight: weight of linear bounds against intervals when epsilon has reached its value,
+            before which it falls from 1; None for intervals alone.
     """
 
     epsilon: float = 0.0
@@ -39,6 +41,7 @@ class CertifiedLoss(ModelLoss):
     regularization: float = 0.0
     attacked: bool = False
     settled: bool = False
+    crown_weight: float | None = None
     compares_probabilities: ClassVar[bool] = False
 
     def loss(
@@ -49,7 +52,7 @@ class CertifiedLoss(ModelLoss):
                           training=training)  # fmt: skip
         if not backend().passes_state:
             step.local.certified = found.logs()
-        certified_loss = found.loss
+        certified_loss = found.loss_with(self._share_of_linear_bounds(step), training=training)
         if sample_weight is not None:
             weight = ops.cast(sample_weight, certified_loss.dtype)
             certified_loss = certified_loss * ops.reshape(weight, ops.shape(certified_loss))
@@ -72,6 +75,14 @@ class CertifiedLoss(ModelLoss):
             weight = self.regularization * (1.0 - factor)
             total = total + weight * ops.cast(found.looseness(), own.dtype)
         return total
+
+    def _share_of_linear_bounds(self, step: Any) -> Any:
+        """The weight of linear bounds at this step; 0 where none are needed."""
+        if self.crown_weight is None:
+            return 0.0
+        if self.settled:
+            return self.crown_weight
+        return 1.0 - (1.0 - self.crown_weight) * step.local.factor
 
     def logs(self, step: Any, x: Any, y: Any, mapping: Any) -> dict[str, Tensor]:
         if not backend().passes_state:
@@ -98,13 +109,31 @@ class Certified:
     Args:
         pieces: the network.
         values: bounds of all its values.
+        labels: ``(n, classes)``, 1 at the label and 0 elsewhere.
+
+    Attributes:
         gaps: the largest differences of each logit from that of the label, ``(n, classes)``.
+        loss: cross-entropy of the worst logits, ``(n,)``.
     """
 
-    def __init__(self, pieces: Pieces, values: dict[int, Interval], gaps: Tensor) -> None:
-        self.pieces, self.values, self.gaps = pieces, values, gaps
-        # That of the label is 0, so this is the cross-entropy of the worst logits.
-        self.loss = ops.logsumexp(gaps, axis=1)
+    def __init__(self, pieces: Pieces, values: dict[int, Interval], labels: Tensor) -> None:
+        self.pieces, self.values, self.labels = pieces, values, labels
+        self.gaps = pieces.gaps(values, labels)
+        # That of the label is 0, so this is a cross-entropy.
+        self.loss = ops.logsumexp(self.gaps, axis=1)
+
+    def loss_with(self, share: Any, *, training: bool) -> Tensor:
+        """The loss at a mixture of linear bounds and intervals.
+
+        Args:
+            share: weight of the linear bounds, a number or a tensor; they are not computed for the
+                number 0.
+            training: as batch normalization and the like compute in training.
+        """
+        if isinstance(share, float) and not share:
+            return self.loss
+        linear = self.pieces.linear_gaps(self.values, self.labels, training=training)
+        return ops.logsumexp(share * linear + (1.0 - share) * self.gaps, axis=1)
 
     def logs(self) -> dict[str, Tensor]:
         """Loss and certified accuracy of the batch."""
@@ -159,7 +188,7 @@ def certified(
     values = pieces.intervals(Interval(low, high), training=training)
     classes = max(2, math.prod(pieces.shapes[pieces.output]))
     labels = one_hot(y, classes, values[pieces.output].low.dtype)
-    return Certified(pieces, values, pieces.gaps(values, labels))
+    return Certified(pieces, values, labels)
 
 
 def one_hot(y: Any, classes: int, dtype: Any) -> Tensor:

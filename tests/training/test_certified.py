@@ -198,6 +198,8 @@ class Squared(L.Layer):
     [
         (network, {"clean_weight": 1.0}, "clean_weight below 1"),
         (network, {"method": "crown"}, "method to be one of"),
+        (network, {"crown_weight": 0.5}, "crown_weight for method='crown-ibp' alone"),
+        (network, {"method": "crown-ibp", "crown_weight": 2.0}, "at most 1"),
         (network, {"epsilon": 3.0}, "epsilon"),
         (lambda: network(front=Squared(name="square")), {}, "'square' of class Squared"),
         (lambda: keras.Sequential([keras.Input((6, 6, 1), dtype="uint8"), L.Flatten(), L.Dense(2)]),
@@ -207,6 +209,105 @@ class Squared(L.Layer):
 def test_errors(data, make, settings, message):
     with pytest.raises(ValueError, match=message):
         trained(make(), data, epochs=1, **settings)
+
+
+def bounds_of(model, x, y, epsilon):
+    """The gaps of a batch by intervals and by linear bounds."""
+    pieces = pieces_between(model)
+    found = certified(pieces, ops.convert_to_tensor(x), y, epsilon, (0.0, 1.0), training=False)
+    linear = pieces.linear_gaps(found.values, found.labels)
+    return [ops.convert_to_numpy(ops.stop_gradient(gaps)) for gaps in (found.gaps, linear)]
+
+
+def residual():
+    keras.utils.set_random_seed(1)
+    image = keras.Input((6, 6, 1))
+    front = QuSecQuantization(3, hard=True)(image)
+    first = L.BatchNormalization()(L.Conv2D(4, 3, padding="same")(front))
+    second = L.Conv2D(4, 3, strides=2, padding="same", activation="relu")(L.ReLU()(first))
+    pooled = L.AveragePooling2D(2)(L.Add()([first, L.Conv2D(4, 1)(front)]))
+    joined = L.Concatenate()([second, pooled, L.MaxPooling2D(2)(first)])
+    dense = L.Dense(12, activation="relu")(L.Flatten()(joined))
+    return keras.Model(image, L.Dense(3)(L.Dense(5, activation="tanh")(dense)))
+
+
+@pytest.mark.parametrize(
+    "make", [network, residual, lambda: network(classes=1), lambda: network(normalize=True)],
+    ids=["sequential", "residual", "one logit", "normalized"],
+)  # fmt: skip
+@pytest.mark.parametrize("epsilon", [0.02, 0.2])
+def test_linear_bounds_hold_for_every_image(data, make, epsilon):
+    x, y = (part[:8] for part in data)
+    model, generator = make(), np.random.default_rng(0)
+    _, linear = bounds_of(model, x, y, epsilon)
+    reached = np.full_like(linear, -np.inf)
+    for share in (1.0, 1.0, 0.5) * 100:
+        moved = x + epsilon * np.sign(generator.normal(size=x.shape)) * (
+            generator.uniform(size=x.shape) < share
+        )
+        logits = np.asarray(model.predict_on_batch(np.clip(moved, 0, 1).astype("float32")))
+        if logits.shape[1] == 1:
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        reached = np.maximum(reached, logits - logits[np.arange(8), y][:, None])
+    assert (reached <= linear + 1e-4).all()
+    assert (linear[np.arange(8), y] == 0).all()
+
+
+def test_linear_bounds_by_hand():
+    """Two ReLUs that may be on or off, with the lines of CROWN written out."""
+    first, second = np.array([[1.0, -2.0], [3.0, 1.0]]), np.array([[2.0, -1.0], [-1.0, 1.5]])
+    model = keras.Sequential(
+        [keras.Input((2,)), L.Dense(2, activation="relu", bias_initializer="ones"), L.Dense(2)]
+    )
+    model.set_weights([first, np.array([-1.0, 0.5]), second, np.array([0.1, 0.2])])
+    x, y, epsilon = np.array([[0.3, 0.4]]), np.array([0]), 0.2
+    middle, radius = x @ first + [-1.0, 0.5], epsilon * np.abs(first).sum(axis=0)
+    low, high = middle - radius, middle + radius
+    assert (low < 0).all() and (high > 0).all()
+    apart = second[:, 1] - second[:, 0]
+    slope = high / (high - low)
+    chosen = np.where(apart > 0, slope, high > -low)[0]
+    back = first @ (apart * chosen)
+    worst = 0.1 + (np.maximum(apart, 0) * slope * -low).sum() + (apart * chosen) @ [-1.0, 0.5]
+    worst += x[0] @ back + epsilon * np.abs(back).sum()
+    _, linear = bounds_of(model, x.astype("float32"), y, epsilon)
+    np.testing.assert_allclose(linear, [[0.0, worst]], rtol=1e-5)
+
+
+def test_linear_bounds_are_tighter_for_a_network_not_trained_for_intervals(data):
+    x, y = (part[:64] for part in data)
+    deep = keras.Sequential(
+        [keras.Input((6, 6, 1)), L.Flatten(), *(L.Dense(24, activation="relu") for _ in range(3)),
+         L.Dense(3)]
+    )  # fmt: skip
+    intervals, linear = bounds_of(deep, x, y, 0.05)
+    assert linear.mean() < 0.7 * intervals.mean()
+    linear_network = keras.Sequential([keras.Input((6, 6, 1)), L.Flatten(), L.Dense(3)])
+    np.testing.assert_allclose(*bounds_of(linear_network, x, y, 0.05), atol=1e-5)
+
+
+@pytest.mark.parametrize("clean_weight", [0.0, 0.3])
+def test_crown_ibp_trains_on_linear_bounds(data, clean_weight):
+    """What is minimized, from outside; and that the weights follow."""
+    x, y = (part[:64] for part in data)
+    model = network()
+    gaps = bounds_of(model, x, y, 0.15)
+    expected = [np.log(np.exp(part).sum(axis=1)).mean() for part in gaps]
+    own = float(ops.convert_to_numpy(LOSS(y, model.predict(x, verbose=0))))
+    settings = {"epochs": 1, "warmup_epochs": 0, "ramp_epochs": 0, "clean_weight": clean_weight}
+    for weight in (0.0, 0.4, 1.0):
+        bound = np.log(np.exp((1 - weight) * gaps[0] + weight * gaps[1]).sum(axis=1)).mean()
+        history = trained(
+            network(), (x, y), method="crown-ibp", crown_weight=weight,
+            optimizer=keras.optimizers.SGD(0.0), **settings,
+        )  # fmt: skip
+        total = clean_weight * own + (1 - clean_weight) * bound
+        assert history["loss"][0] == pytest.approx(total, rel=1e-4)
+        assert history["certified_loss"][0] == pytest.approx(expected[0], rel=1e-4)
+    model = network(normalize=True)
+    history = trained(model, data, epochs=6, method="crown-ibp", validation_data=data)
+    assert history["val_certified_accuracy"][-1] > 0.6
+    assert history["certified_accuracy"][-1] > 0.6
 
 
 @pytest.mark.parametrize("clean_weight", [0.0, 0.3])
