@@ -76,6 +76,15 @@ class Backend(ABC):
     def leave_busy_cores(self) -> None:  # noqa: B027
         """Take as many threads as cores are free, where more would wait for each other."""
 
+    @abstractmethod
+    def train_function_of(self, model: keras.Model, change: Callable[[Any], Any]) -> Any:
+        """A function for `model.train_function` whose batches are changed before the step.
+
+        Args:
+            model: compiled model; its present `train_step` is compiled.
+            change: function of a batch, outside of what is compiled.
+        """
+
     def check_training(self) -> None:  # noqa: B027
         """Raise a ValueError if a model's training step cannot be replaced."""
 
@@ -122,6 +131,18 @@ class TensorFlow(Backend):
 
         return call
 
+    def train_function_of(self, model: keras.Model, change: Callable[[Any], Any]) -> Any:
+        import tensorflow as tf
+
+        step = model.train_step
+        if not model.run_eagerly:
+            step = tf.function(
+                step, jit_compile=model.jit_compile, reduce_retracing=True, autograph=False
+            )
+        # Keras takes the batch from the iterator inside its compiled function, where nobody can
+        # change it.
+        return lambda iterator: step(change(next(iterator)))
+
 
 class Jax(Backend):
     """JAX: compiled by `jax.jit` for each shape; variables are arguments of every function."""
@@ -146,6 +167,11 @@ class Jax(Backend):
             return function(list(zip(variables, values, strict=True)), *tensors)
 
         return lambda *tensors: with_values([v.value for v in variables], *tensors)
+
+    def train_function_of(self, model: keras.Model, change: Callable[[Any], Any]) -> Any:
+        model.make_train_function(force=True)
+        function = model.train_function
+        return lambda state, iterator: function(state, iter([change(next(iterator))]))
 
     def padded(self, array: np.ndarray) -> np.ndarray:
         rows = max(16, 1 << (len(array) - 1).bit_length())
@@ -203,6 +229,11 @@ class Torch(Backend):
                 return function(present_values(variables), *usable)
 
         return run
+
+    def train_function_of(self, model: keras.Model, change: Callable[[Any], Any]) -> Any:
+        model.make_train_function(force=True)
+        function = model.train_function
+        return lambda data: function([change(data[0])])
 
     @contextlib.contextmanager
     def gradients_allowed(self) -> Iterator[None]:

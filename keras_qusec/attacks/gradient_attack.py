@@ -29,11 +29,15 @@ _UNITS = (
 
 
 class Perturbed(NamedTuple):
-    """Adversarial images, and what the first gradient pass saw at its starting point."""
+    """Adversarial images, and what the first gradient pass saw at its starting point.
+
+    `kept` is what an attack of training wants back at the next epoch, or None.
+    """
 
     images: Tensor
     largest_gradient: Tensor
     first_output: Any
+    kept: Any = None
 
 
 class GradientAttack(Attack):

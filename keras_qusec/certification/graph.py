@@ -123,7 +123,9 @@ class Pieces(NamedTuple):
                 continue
             total = total + found.constant
             for number, part in zip(step.inputs, found.coefficients, strict=True):
-                coefficients[number] = coefficients[number] + part if number in coefficients else part
+                coefficients[number] = (
+                    coefficients[number] + part if number in coefficients else part
+                )
         for number, taken in coefficients.items():
             total = total + highest(taken, values[number])
         return total * (1.0 - labels)

@@ -422,9 +422,7 @@ class Mean(Piece):
 class Maximum(Mean):
     """The largest values of windows; its arguments are those of `Mean`."""
 
-    def backward(
-        self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool
-    ) -> None:
+    def backward(self, coefficients: Tensor, inputs: Sequence[Interval], *, training: bool) -> None:
         return None
 
     def exact(self, shapes: Sequence[Shape]) -> Largest:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -18,7 +21,10 @@ from keras_qusec.expected_inputs import check_expected_range
 from keras_qusec.integer_inputs import check_reachable
 from keras_qusec.logits import LOGITS, PROBABILITIES, known_kind
 from keras_qusec.quantization import check_hardness
-from keras_qusec.training.objectives import TrainingObjective, objective_of
+from keras_qusec.training.collapse import REACTIONS, CollapseProbe, Reaction
+from keras_qusec.training.objectives import PriorGuidedLoss, TrainingObjective, objective_of
+from keras_qusec.training.one_step import FGSMMEP, NFGSM, ONE_STEP_ATTACKS
+from keras_qusec.training.priors import PriorStore
 from keras_qusec.training.step import (
     ADVERSARIAL_COUNT,
     BAD_LABELS,
@@ -60,7 +66,10 @@ class AdversarialTraining(keras.callbacks.Callback):
 
     Args:
         attack: ``"fgsm"``, ``"bim"``, ``"pgd"`` (here of 10 steps), the name of another attack
-            that follows gradients in a ball, or an object of `keras_qusec.attacks`.
+            that follows gradients in a ball, or an object of `keras_qusec.attacks`. For training
+            alone there are two of one step, at less than three times the cost of plain training:
+            ``"n-fgsm"`` (de Jorge et al. 2022) and ``"fgsm-mep"`` (Jia et al. 2022), which keeps
+            two float16 numbers for each pixel value of each training image.
         epsilon: radius of the ball, in units of the pixel values; needed for a named attack. The
             following ones are settings of a named attack too, None for its own.
         steps: number of gradient steps; here 10 for PGD.
@@ -71,7 +80,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         ratio: share of each batch that is replaced by adversarial examples, in (0, 1]; 1 is
             Madry's training, 0.5 a mixture as Goodfellow's. The first rows of a batch are
             replaced, so the data must be shuffled, as `fit` does with arrays.
-        objective: ``"loss"`` trains on the loss of the model; ``"trades"`` on the loss of the
+        objective: ``"loss"`` trains on the loss of the model (with ``"fgsm-mep"`` on its
+            `PriorGuidedLoss` of weight 10); ``"trades"`` on the loss of the
             clean images plus `beta` times the divergence of the adversarial predictions from
             the clean ones (Zhang et al. 2019), against examples that maximise that divergence.
             Or an object of a subclass of `keras_qusec.training.TrainingObjective`.
@@ -89,7 +99,16 @@ class AdversarialTraining(keras.callbacks.Callback):
             weights that Keras validates if `fit` has validation data. Put this callback before
             `ModelCheckpoint` or `EarlyStopping` that watch it, and behind a `SwapEMAWeights`. One
             warning if the model has other weights after an epoch than were measured.
-        validation_attack: attack of that measurement; default the training attack.
+        validation_attack: attack of that measurement; default the training attack, or PGD of 10
+            steps for ``"n-fgsm"`` and ``"fgsm-mep"``.
+        collapse: what to do about catastrophic overfitting, which training on a single step may
+            end in. After each epoch 256 images are attacked by one step and by PGD of ten, and
+            ``catastrophic_overfitting`` is logged, 0 or 1, beside ``probe_fgsm_accuracy`` and
+            ``probe_pgd_accuracy``. ``"warn"`` once, ``"stop"`` the training, or ``"restore"`` the
+            weights of the last good epoch after it; None for no probe. Only for attacks of one
+            step and classifiers with one input.
+        priors_file: ``.npz`` file in which ``"fgsm-mep"`` keeps what it remembers after each
+            epoch, and finds it when training goes on, beside Keras' `BackupAndRestore`.
         attacked_input: key or position of the images for models with several inputs.
         outputs: ``"logits"`` or ``"probabilities"``, where the model's graph does not say what
             its outputs are, as of subclassed models; TRADES and `validation_data` must know.
@@ -136,6 +155,8 @@ class AdversarialTraining(keras.callbacks.Callback):
         gradient_hardness: float | None = None,
         validation_data: Any = None,
         validation_attack: GradientAttack | None = None,
+        collapse: Reaction | None = "warn",
+        priors_file: str | os.PathLike | None = None,
         attacked_input: str | int | None = None,
         outputs: Literal["logits", "probabilities"] | None = None,
         seed: int = 0,
@@ -151,6 +172,9 @@ class AdversarialTraining(keras.callbacks.Callback):
         hint = "Use 1 to train on all images attacked."
         self.ratio = checks.number(ratio, "ratio", above=0, most=1, hint=hint)
         self.objective = objective_of(objective, beta)
+        remembers = isinstance(self.attack, FGSMMEP)
+        if remembers and objective == "loss":
+            self.objective = PriorGuidedLoss()
         self.objective.check(self.ratio)
         self.warmup_epochs = checks.number(warmup_epochs, "warmup_epochs", least=0)
         self.ramp_epochs = checks.number(ramp_epochs, "ramp_epochs", least=0)
@@ -166,6 +190,10 @@ class AdversarialTraining(keras.callbacks.Callback):
             else check_hardness(gradient_hardness, "gradient_hardness")
         )
         self.validation_attack = self.attack
+        if isinstance(self.attack, (NFGSM, FGSMMEP)):
+            self.validation_attack = attacks.PGD(
+                self.attack.epsilon, steps=10, value_range=self.attack.value_range
+            )
         if validation_attack is not None:
             self.validation_attack = _ball_attack(validation_attack, {}, "validation_attack")
         self.attacked_input = attacked_input
@@ -182,6 +210,18 @@ class AdversarialTraining(keras.callbacks.Callback):
                 self.gradient_hardness,
                 self.seed,
             )
+        checks.one_of(collapse, "collapse", REACTIONS)
+        self._probe: CollapseProbe | None = None
+        if collapse is not None and self.attack.steps == 1 and self.attack.epsilon:
+            hardnesses = [] if self.gradient_hardness is None else [self.gradient_hardness]
+            self._probe = CollapseProbe(self.attack, self.outputs, hardnesses, collapse, self.seed)
+        self._priors = PriorStore(self.seed) if remembers else None
+        if priors_file is not None and not remembers:
+            raise ValueError(
+                'Expected priors_file with "fgsm-mep", which alone has priors. Received: '
+                f"priors_file={os.fspath(priors_file)!r} with {self.attack!r}. Leave it out."
+            )
+        self.priors_file = None if priors_file is None else Path(priors_file)
         self._function: AdversarialFunction | None = None
         # A compiled step, kept for the next fit of the same model with this callback.
         self._compiled: AdversarialFunction | None = None
@@ -196,12 +236,20 @@ class AdversarialTraining(keras.callbacks.Callback):
         self._check_model()
         self._offset_known = False
         self._warned = False
+        if self._priors is not None and self.priors_file and self.priors_file.exists():
+            self._priors.load(self.priors_file)
+        if self._probe is not None:
+            self._probe.begin(self.model)
         self._put_step_in()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._reports = []
         if self._validation is not None:
             self._validation.begin_epoch(self.model)
+        if self._priors is not None:
+            self._priors.begin_epoch()
+        if self._probe is not None:
+            self._probe.begin_epoch()
         if not self._offset_known and self._scheduled:
             # Counted from the optimizer's iterations, which are state on every backend and are
             # restored with the model; a number of this callback would be frozen on JAX.
@@ -243,6 +291,12 @@ class AdversarialTraining(keras.callbacks.Callback):
             logs[name] = float(np.average([report[name] for report in chosen], weights=weights))
         if self._validation is not None:
             logs[self._validation.name] = self._validation.end_epoch(self.model)
+        if self._priors is not None and self.priors_file:
+            self._priors.save(self.priors_file)
+        # While epsilon rises, a large gap between one step and many is no collapse yet.
+        radius = self.attack.epsilon or 0.0
+        if self._probe is not None and logs.get("epsilon", radius) >= 0.999 * radius:
+            logs.update(self._probe.measure(self.model))
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         # Keras' validation within `fit`: only now the weights are certain to be those that it
@@ -253,6 +307,8 @@ class AdversarialTraining(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._validation is not None:
             self._validation.end_training(self.model)
+        if self._probe is not None:
+            self._probe.end(self.model)
         self.restore()
 
     def restore(self) -> None:
@@ -283,13 +339,15 @@ class AdversarialTraining(keras.callbacks.Callback):
             attacked_input=self.attacked_input,
             outputs=self.outputs,
             seed=self.seed,
+            sampled=self._probe is not None,
         )
         compiled = self._compiled
         # A schedule's beginning is part of what was traced.
         if compiled and not self._scheduled and compiled.serves(settings, self.model):
             compiled.begin(self.params)
         else:
-            compiled = AdversarialFunction(settings, self.model, self.params)
+            take = None if self._probe is None else self._probe.take
+            compiled = AdversarialFunction(settings, self.model, self.params, self._priors, take)
         self._function = self._compiled = compiled
 
     # Checks.
@@ -297,6 +355,8 @@ class AdversarialTraining(keras.callbacks.Callback):
     def _check_model(self) -> None:
         model = self.model
         backend().check_training()
+        if self._priors is not None:
+            self._check_batches()
         own_loss = type(model).compute_loss is not keras.Model.compute_loss
         if getattr(model, "loss", None) is None and not own_loss:
             raise ValueError(
@@ -343,6 +403,17 @@ class AdversarialTraining(keras.callbacks.Callback):
                 "Expected labels from 0 to the number of classes less 1, as whole numbers. "
                 f"Received: a batch with {report[BAD_LABELS]:.0f} others. Check the labels; -1 for "
                 "unknown classes must be left out."
+            )
+
+    def _check_batches(self) -> None:
+        """Raise a ValueError where nobody can say which images the next batch has."""
+        strategy = getattr(self.model, "distribute_strategy", None)
+        replicas = getattr(strategy, "num_replicas_in_sync", 1)
+        if self.model.steps_per_execution > 1 or replicas > 1:
+            raise ValueError(
+                'Expected one batch at a time for "fgsm-mep", which remembers its images. '
+                f"Received: steps_per_execution={self.model.steps_per_execution} and {replicas} "
+                'replicas. Use "n-fgsm", or compile the model without them.'
             )
 
     @property
@@ -402,6 +473,9 @@ class AdversarialTraining(keras.callbacks.Callback):
 
 def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:
     """The attack of a training step: in a ball with an epsilon, along gradients."""
+    if isinstance(attack, str) and attack.lower() in ONE_STEP_ATTACKS:
+        attack = _one_step_attack(attack.lower(), settings)
+        settings = {}
     if isinstance(attack, str):
         settings = {**_TRAINING_SETTINGS.get(attack.lower(), {}), **settings}
     made = _ball_attack(attack, settings, "attack")
@@ -413,13 +487,26 @@ def _training_attack(attack: Any, settings: dict[str, Any]) -> GradientAttack:
     return made
 
 
+def _one_step_attack(name: str, settings: dict[str, Any]) -> GradientAttack:
+    """An attack for training alone, by its name."""
+    kind = ONE_STEP_ATTACKS[name]
+    known = list(inspect.signature(kind).parameters)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(
+            f"Expected settings of {name!r}: {', '.join(known)}. Received: "
+            f"{', '.join(unknown)}. It is one step in L-infinity."
+        )
+    return kind(**settings)
+
+
 def _ball_attack(attack: Any, settings: dict[str, Any], name: str) -> GradientAttack:
     """An untargeted attack that follows gradients in a ball with an epsilon."""
     made = attacks.get(attack, **settings)
     if not isinstance(made, GradientAttack):
         raise ValueError(
             f"Expected {name} to be one that follows gradients inside a ball, for it is compiled: "
-            "one of 'fgsm', 'bim', 'pgd', or an object of a subclass of "
+            "one of 'fgsm', 'bim', 'pgd', 'n-fgsm', 'fgsm-mep', or an object of a subclass of "
             f"keras_qusec.attacks.GradientAttack. Received: {attack!r}."
         )
     if made.epsilon is None:

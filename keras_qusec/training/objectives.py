@@ -131,6 +131,34 @@ class ModelLoss(TrainingObjective):
 
 
 @dataclasses.dataclass(frozen=True)
+class PriorGuidedLoss(ModelLoss):
+    """The model's loss, and how far its outputs differ from those at the prior perturbation.
+
+    Args:
+        weight: of the mean square of that difference, 0 or more.
+
+    Source: Jia et al. 2022, Prior-guided adversarial initialization for fast adversarial training.
+    """
+
+    weight: float = 10.0
+
+    def loss(
+        self, step: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool, size: Any
+    ) -> Tensor:
+        own = ops.mean(super().loss(step, x, y, y_pred, sample_weight, training, size))
+        if keras.tree.is_nested(y_pred):
+            raise ValueError(
+                'Expected a model with one output for "fgsm-mep", which compares outputs. '
+                f'Received: {step.model.name!r} with several. Use "n-fgsm".'
+            )
+        # The outputs at the prior come from the pass of the attack, and are taken as they are.
+        first = ops.stop_gradient(step.local.first_output)
+        size = ops.shape(first)[0]
+        gap = ops.mean(ops.square(ops.cast(y_pred[:size] - first, "float32")))
+        return own + self.weight * ops.cast(gap, own.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Trades(TrainingObjective):
     """The loss of clean images, and the divergence of the adversarial predictions from theirs.
 

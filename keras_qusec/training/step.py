@@ -30,6 +30,8 @@ from keras_qusec.logits import (
 from keras_qusec.sublayers import inside
 from keras_qusec.tasks import loss_name
 from keras_qusec.training.objectives import Batch, TrainingObjective, map_tensors, rows
+from keras_qusec.training.one_step import Priors
+from keras_qusec.training.priors import PriorStore
 
 Tensor = Any
 
@@ -50,6 +52,8 @@ RANGE_USED = "_share_of_value_range"
 BAD_LABELS = "_labels_that_are_no_class"
 CLEAN_COUNT = "_clean_count"
 ADVERSARIAL_COUNT = "_adversarial_count"
+KEPT = "_kept_for_the_next_epoch"
+SAMPLE = "_images_and_labels"
 # Which step of the fit a report is of; callbacks may see them in another order.
 NUMBER = "_number"
 # A distance that no image has; an infinite constant would stop TensorFlow's search for NaN.
@@ -77,6 +81,7 @@ class StepSettings(NamedTuple):
         attacked_input: key or position of the images among several inputs, or None.
         outputs: what the user says the model's outputs are, or None.
         seed: seed of the random starts.
+        sampled: report the images and labels of each batch, too.
     """
 
     attack: GradientAttack
@@ -87,6 +92,14 @@ class StepSettings(NamedTuple):
     attacked_input: str | int | None
     outputs: str | None
     seed: int
+    sampled: bool = False
+
+
+class WithPriors(NamedTuple):
+    """A batch, and what is remembered of its images; see `PriorStore`."""
+
+    data: Any
+    priors: Priors
 
 
 class AdversarialStep:
@@ -149,6 +162,7 @@ class AdversarialStep:
     def attacked(self, data: Any, mapping: Any) -> tuple[Any, Callable[[Any], dict[str, Tensor]]]:
         """The batch with adversarial examples in it, and the logs to add after training."""
         settings, local = self.settings, self.local
+        data, local.priors = data if isinstance(data, WithPriors) else (data, None)
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         given, put_back, index = _select(x, settings.attacked_input, self.model)
         images, takes_whole_numbers = given, integer_input(self.model, index) is not None
@@ -165,6 +179,7 @@ class AdversarialStep:
         part_x, part_y = map_tensors(head, x), map_tensors(head, y)
         factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
         local.images, local.factor = images, factor
+        local.first_output = perturbed.first_output
         adversarial = perturbed.images
         if takes_whole_numbers:
             radius = float(settings.attack.epsilon or 0.0)
@@ -183,6 +198,10 @@ class AdversarialStep:
             LARGEST_GRADIENT: ops.cast(perturbed.largest_gradient, "float32"),
             **_range_of(images, settings.attack.value_range),
         }
+        if perturbed.kept is not None:
+            extra[KEPT] = perturbed.kept
+        if settings.sampled:
+            extra[SAMPLE] = (images, data[1])
         first = None if settings.attack.random_start else perturbed.first_output
 
         def logs(mapping: Any) -> dict[str, Tensor]:
@@ -220,6 +239,8 @@ class AdversarialStep:
 
         state = ops.stack([ops.cast(settings.seed % 2**31, "int32"), ops.cast(steps_done, "int32")])
         start = None if attack.random_start else settings.objective.start(images, state)
+        if self.local.priors is not None:
+            start = tuple(part[: ops.shape(images)[0]] for part in self.local.priors)
         perturbed = attack.perturb(
             lambda moved: backend().input_gradient(objective, moved),
             images,
@@ -380,7 +401,14 @@ class AdversarialFunction:
     function left over; it then gives the model a function of its own and steps aside.
     """
 
-    def __init__(self, settings: StepSettings, model: keras.Model, fit: Any) -> None:
+    def __init__(
+        self,
+        settings: StepSettings,
+        model: keras.Model,
+        fit: Any,
+        priors: PriorStore | None = None,
+        sample: Callable[[Any, Any], None] | None = None,
+    ) -> None:
         self.model = model
         self.signature = _signature(settings, model)
         # What each step reported, until the callback reads it.
@@ -388,9 +416,15 @@ class AdversarialFunction:
         if isinstance(model.train_function, AdversarialFunction):
             model.train_function.remove()
         self.step = AdversarialStep(settings, model)
+        self.priors, self.sample = priors, sample
+        # Places of the images of the batch that is trained on.
+        self.places = np.zeros(0, "int64")
         with self.step.installed():
-            model.make_train_function(force=True)
-        self.function = model.train_function
+            if priors is None:
+                model.make_train_function(force=True)
+                self.function = model.train_function
+            else:
+                self.function = backend().train_function_of(model, self.with_priors)
         self.begin(fit)
 
     def serves(self, settings: StepSettings, model: keras.Model) -> bool:
@@ -425,10 +459,23 @@ class AdversarialFunction:
             result = self.function(*arguments)
         logs = result[0] if backend().passes_state else result
         self.count += 1
+        if KEPT in logs and self.priors is not None:
+            kept = (ops.convert_to_numpy(part) for part in logs.pop(KEPT))
+            self.priors.keep(self.places, Priors(*kept))
+        if SAMPLE in logs and self.sample is not None:
+            self.sample(*logs.pop(SAMPLE))
         report = {name: logs.pop(name) for name in _PRIVATE if name in logs}
         report[NUMBER] = self.count
         self.reports.append(report | {name: logs[name] for name in REPORTED if name in logs})
         return result
+
+    def with_priors(self, data: Any) -> WithPriors:
+        """A batch beside the priors of its images."""
+        assert self.priors is not None  # the function was made for them
+        x = keras.utils.unpack_x_y_sample_weight(data)[0]
+        images, _, _ = _select(x, self.step.settings.attacked_input, self.model)
+        self.places, priors = self.priors.of(ops.convert_to_numpy(images))
+        return WithPriors(data, Priors(*map(ops.convert_to_tensor, priors)))
 
     def remove(self) -> None:
         if self.model.train_function is self:

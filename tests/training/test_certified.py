@@ -263,7 +263,8 @@ def test_linear_bounds_by_hand():
     x, y, epsilon = np.array([[0.3, 0.4]]), np.array([0]), 0.2
     middle, radius = x @ first + [-1.0, 0.5], epsilon * np.abs(first).sum(axis=0)
     low, high = middle - radius, middle + radius
-    assert (low < 0).all() and (high > 0).all()
+    assert (low < 0).all()
+    assert (high > 0).all()
     apart = second[:, 1] - second[:, 0]
     slope = high / (high - low)
     chosen = np.where(apart > 0, slope, high > -low)[0]
