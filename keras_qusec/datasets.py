@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_qusec.checks import class_labels, number
 from keras_qusec.image_folders import class_folders, class_names_of, images_by_class
+from keras_qusec.stored_images import StoredImages, Writer
 
 
 class Dataset(NamedTuple):
@@ -266,9 +267,7 @@ def arrays_of(data: Any, y: Any = None, *, name: str = "x") -> tuple[np.ndarray,
     """
     if y is not None:
         return np.asarray(data), np.asarray(y)
-    is_pair = isinstance(data, (tuple, list)) and len(data) == 2
-    # A list of two batches is no pair of images and labels.
-    if is_pair and (hasattr(data[0], "shape") or isinstance(data[0], list)):
+    if _is_pair(data):
         return np.asarray(data[0]), np.asarray(data[1])
     images, labels, whole = [], [], True
     for batch in _batches(data, name):
@@ -285,6 +284,63 @@ def arrays_of(data: Any, y: Any = None, *, name: str = "x") -> tuple[np.ndarray,
         raise ValueError(f"Expected {name} to have images. Received: no batch.")
     join = np.concatenate if whole else np.stack
     return join(images), join(labels)
+
+
+def images_and_labels(data: Any, y: Any = None, *, name: str = "x") -> tuple[Any, np.ndarray]:
+    """Images and labels as `arrays_of` gives them, but large data sets stay on disk.
+
+    Memory-mapped arrays are read from their file. A data set of batches is written to a temporary
+    file once it is larger than 256 MiB, since an evaluation reads images many times.
+
+    Args:
+        data: as for `arrays_of`.
+        y: labels, or None if `data` has them.
+        name: what the argument is called, for errors.
+
+    Raises:
+        ValueError: as `arrays_of`.
+    """
+    if y is None and _is_pair(data):
+        data, y = data
+    if y is None:
+        return _spooled(data, name)
+    stored = data if isinstance(data, StoredImages) else StoredImages.of(data)
+    return (np.asarray(data) if stored is None else stored), np.asarray(y)
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether data are images and labels; a list of two batches is no such pair."""
+    pair = isinstance(data, (tuple, list)) and len(data) == 2
+    return pair and (hasattr(data[0], "shape") or isinstance(data[0], list))
+
+
+# Bytes of images that a data set may have in memory.
+_IN_MEMORY = 2**28
+
+
+def _spooled(data: Any, name: str) -> tuple[Any, np.ndarray]:
+    """A data set of batches as arrays, its images on disk if they are many."""
+    images: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    writer: Writer | None = None
+    size = 0
+    for batch in _batches(data, name):
+        x, y = arrays_of([batch], name=name)
+        labels.append(y)
+        size += x.nbytes
+        if writer is None and size > _IN_MEMORY:
+            writer = Writer()
+            for earlier in images:
+                writer.add(earlier)
+            images = []
+        if writer is None:
+            images.append(x)
+        else:
+            writer.add(x)
+    if not labels:
+        raise ValueError(f"Expected {name} to have images. Received: no batch.")
+    found = np.concatenate(images) if writer is None else writer.images()
+    return found, np.concatenate(labels)
 
 
 def _batches(data: Any, name: str) -> Iterator[Any]:

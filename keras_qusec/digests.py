@@ -10,15 +10,21 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_qusec.stored_images import StoredImages
 from keras_qusec.sublayers import inside
 
 
-def digest(*parts: bytes) -> str:
-    """A hash of some bytes, 16 hexadecimal digits."""
+def digest(*parts: bytes | np.ndarray | StoredImages) -> str:
+    """A hash of some bytes, or of the values of arrays, 16 hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:
-        total.update(len(part).to_bytes(8, "big"))
-        total.update(part)
+        if isinstance(part, bytes):
+            total.update(len(part).to_bytes(8, "big"))
+            total.update(part)
+            continue
+        total.update(part.nbytes.to_bytes(8, "big"))
+        for rows in part.parts() if isinstance(part, StoredImages) else [part]:
+            total.update(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
     return total.hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from keras_qusec import checks
 from keras_qusec.checks import Range, one_of, value_range
 from keras_qusec.graphs import Call, calls_of, has_graph
 from keras_qusec.integer_inputs import integer_input, whole_images
+from keras_qusec.stored_images import StoredImages
 from keras_qusec.sublayers import inside
 
 _FORMATS = ("channels_last", "channels_first")
@@ -97,6 +98,8 @@ def range_of(given: Any, models: Mapping[str, Any], x: Any = None) -> Range:
     # The ends of a range of pixels are whole numbers; others come from a scale of another kind.
     whole = max(abs(end - round(end)) for end in (low, high)) < 1e-3
     used = True
+    if isinstance(x, StoredImages):
+        x = np.array([(part.min(), part.max()) for part in x.parts()])
     if x is not None and np.size(x):
         least, most = float(np.min(x)), float(np.max(x))
         used = most - least > 0.01 * (high - low) and (low >= 0 or least < 0)
@@ -163,33 +166,51 @@ def check_shape(x: np.ndarray, model: Any, name: str) -> None:
         )
 
 
-def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> np.ndarray:
+def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> Any:
     """Finite float32 images inside the value range that fit the models.
 
+    Those that stay on disk are looked through once, and changed as they are read.
+
     Args:
-        x: what the user gave, as an array or a list.
+        x: what the user gave, as an array or a list, or `StoredImages`.
         values: smallest and largest pixel value.
         models: names and models; those that are not of Keras have a `value_range`.
 
     Raises:
         ValueError: for anything else.
     """
-    x = np.asarray(x)
+    stored = isinstance(x, StoredImages)
+    x = x if stored else np.asarray(x)
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(
             f"Expected images (n, ...), at least one. Received: shape {x.shape}. A single image "
             "is image[None]."
         )
-    x = whole_images(x, [model for _, model in models if isinstance(model, keras.Model)])
-    x = np.ascontiguousarray(checks.float_pixels(x, values), dtype="float32")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"Expected finite images. Received: {int((~np.isfinite(x)).sum())} values that are "
-            "NaN or infinite. Clean the data first."
-        )
-    checks.images_inside(x, values)
-    checks.pixels_used(x, values)
-    x = np.clip(x, *values)
+    of_keras = [model for _, model in models if isinstance(model, keras.Model)]
+
+    def inside(part: np.ndarray) -> np.ndarray:
+        part = whole_images(part, of_keras)
+        part = np.ascontiguousarray(checks.float_pixels(part, values), dtype="float32")
+        ends = part.min(), part.max()
+        if not np.isfinite(ends).all():
+            raise ValueError(
+                f"Expected finite images. Received: {int((~np.isfinite(part)).sum())} values that "
+                "are NaN or infinite. Clean the data first."
+            )
+        checks.images_inside(part, values)
+        darkest_and_brightest.append(ends)
+        # Without a copy where nothing lies outside, not even by rounding.
+        return part if ends[0] >= values[0] and ends[1] <= values[1] else np.clip(part, *values)
+
+    darkest_and_brightest: list[Any] = []
+    if stored:
+        for part in x.parts():
+            inside(part)
+        x = x.changed(inside)
+    else:
+        x = inside(x)
+    ends = np.array(darkest_and_brightest)
+    checks.pixels_used(ends, values)
     for name, model in models:
         check_shape(x, model, name)
         if isinstance(model, keras.Model):

@@ -37,5 +37,6 @@ def called(
     # Some ways to run jobs, such as Ray's, give all results together.
     streams = joblib.parallel.get_active_backend()[0].supports_return_generator
     kind = "generator_unordered" if streams else "list"
-    jobs = [joblib.delayed(function)(*arguments) for arguments in calls]
+    # Made one after the other, as there is room for them.
+    jobs = (joblib.delayed(function)(*arguments) for arguments in calls)
     yield from joblib.Parallel(n_jobs=n_jobs, return_as=kind)(jobs)

@@ -24,6 +24,7 @@ ROOMS = [
     "norms",
     "backends",
     "sublayers",
+    "stored_images",
     "digests",
     "progress",
     "parallel",

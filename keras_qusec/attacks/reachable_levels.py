@@ -24,6 +24,8 @@ Tensor = Any
 # are also moved alone.
 _TOGETHER = (1, 2, 3, 5, 8, 13, 21, 34)
 _ALONE = 5
+# Values of all choices that are computed together, 64 MiB.
+_VALUES_AT_A_TIME = 2**24
 _MOST_FLIPS = 20
 
 
@@ -202,20 +204,30 @@ class _Box:
         for _ in range(_MOST_FLIPS):
             if not len(left):
                 break
-            part, present = rows[left], outputs[left]
-            gradient = np.nan_to_num(self.model.ascent(present, self.goal.take(part), "margin"))
-            choices = self._choices(part, present, gradient)
-            count = choices.shape[1]
-            repeated = self.margins(
-                choices.reshape(-1, *present.shape[1:]), np.repeat(part, count)
-            ).reshape(-1, count)
-            best = repeated.argmax(axis=1)
-            reached = np.take_along_axis(repeated, best[:, None], axis=1)[:, 0]
-            higher = reached > margins[left]
-            outputs[left[higher]] = choices[higher, best[higher]]
-            margins[left[higher]] = reached[higher]
-            left = left[higher & (reached <= 0)]
+            # Each image has some forty choices, so only a few are looked at together.
+            at_a_time = max(1, _VALUES_AT_A_TIME // (64 * outputs[0].size))
+            blocks = [left[i : i + at_a_time] for i in range(0, len(left), at_a_time)]
+            left = np.concatenate([self._flip(rows, b, outputs, margins) for b in blocks])
         return outputs, margins
+
+    def _flip(
+        self, rows: np.ndarray, left: np.ndarray, outputs: np.ndarray, margins: np.ndarray
+    ) -> np.ndarray:
+        """One round of moves of the outputs `left` among `rows`; those for which to go on."""
+        part, present = rows[left], outputs[left]
+        gradient = np.nan_to_num(self.model.ascent(present, self.goal.take(part), "margin"))
+        choices = self._choices(part, present, gradient)
+        count = choices.shape[1]
+        repeated = self.margins(
+            choices.reshape(-1, *present.shape[1:]), np.repeat(part, count)
+        ).reshape(-1, count)
+        best = repeated.argmax(axis=1)
+        reached = np.take_along_axis(repeated, best[:, None], axis=1)[:, 0]
+        higher = reached > margins[left]
+        outputs[left[higher]] = choices[higher, best[higher]]
+        margins[left[higher]] = reached[higher]
+        kept: np.ndarray = left[higher & (reached <= 0)]
+        return kept
 
     def _choices(self, rows: np.ndarray, outputs: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """Outputs to try next, ``(n, choices, ...)``: moves to the ends, and by one level."""

@@ -20,11 +20,12 @@ from keras_qusec.certification.proof import RobustnessProof
 from keras_qusec.certification.reduced import Reduced
 from keras_qusec.certification.reduction import reduced_and_bounds
 from keras_qusec.certification.search import Found, search
-from keras_qusec.datasets import arrays_of, spread_rows
+from keras_qusec.datasets import images_and_labels, spread_rows
 from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.logits import check_classes_told, check_logits, check_one_of_each
 from keras_qusec.progress import Progress, shown
 from keras_qusec.results import BROKEN, OPEN, PROVED, Certificate
+from keras_qusec.stored_images import StoredImages
 from keras_qusec.tasks import check_classifier
 from keras_qusec.verify import verified
 
@@ -115,7 +116,7 @@ def certify_robustness(
             )
         check_one_of_each(model)
         check_classifier(model, model.name)
-        x, y = arrays_of(x if y is None else (x, y), name="x")
+        x, y = images_and_labels(x, y)
         attacked = AttackedModel(
             model, range_of(value_range, {model.name: model}, x), outputs=outputs,
             data_format=data_format or "channels_last",
@@ -140,7 +141,7 @@ def certify_robustness(
 
 def proof_of(
     model: AttackedModel,
-    x: Array,
+    x: Array | StoredImages,
     labels: Array,
     radii: Sequence[float],
     seconds: float,
@@ -159,7 +160,8 @@ def proof_of(
         tell: told what is proved, and the share done.
     """
     prover = Prover(model, x)
-    correct = model.predictions(x) == labels
+    parts = x.parts() if isinstance(x, StoredImages) else [x]
+    correct = np.concatenate([model.predictions(part) for part in parts]) == labels
     found = {radius: _Decisions.of(correct) for radius in radii}
     rounds, done = 2 * len(radii), 0
     # From the largest: what is proved there is proved within every smaller radius.
@@ -255,7 +257,7 @@ class Prover:
         ValueError: for a model without rules for its layers, or that computes something else.
     """
 
-    def __init__(self, model: AttackedModel, x: Array) -> None:
+    def __init__(self, model: AttackedModel, x: Array | StoredImages) -> None:
         self.model = model
         box = reachable_box(model, x[:1], 0.0)
         start = None if box.quantizer is None else box.quantizer.layer
@@ -267,7 +269,7 @@ class Prover:
         self.at_a_time = max(1, _VALUES_AT_A_TIME // values)
         self._check_network(x)
 
-    def _check_network(self, x: Array) -> None:
+    def _check_network(self, x: Array | StoredImages) -> None:
         """Raise a ValueError if the network in float64 and the model differ by more than rounding.
 
         A rule may be wrong, or the hardware may compute with fewer digits than float32.
@@ -309,7 +311,7 @@ class Prover:
         return 2.0**-21 * (2 * largest + abs(first) + float(np.abs(box.high - first).max()))
 
     def prove_by_intervals(
-        self, x: Array, labels: Array, epsilon: float, found: _Decisions
+        self, x: Array | StoredImages, labels: Array, epsilon: float, found: _Decisions
     ) -> None:
         """Prove what intervals can."""
         for part, _, _, gaps, margins in self._batches(x, labels, epsilon, found):
@@ -319,7 +321,7 @@ class Prover:
             found.margin = max(found.margin, float(margins[holds].max(initial=0.0)))
 
     def _batches(
-        self, x: Array, labels: Array, epsilon: float, found: _Decisions
+        self, x: Array | StoredImages, labels: Array, epsilon: float, found: _Decisions
     ) -> Iterator[tuple[Array, Box, list[Bounds], Array, Array]]:
         """Open images a batch at a time: rows, box, bounds of all nodes, gaps and margins."""
         rows = found.open
@@ -344,7 +346,8 @@ class Prover:
         return gaps, margins
 
     def search(
-        self, x: Array, labels: Array, epsilon: float, found: _Decisions, seconds: float,
+        self, x: Array | StoredImages, labels: Array, epsilon: float, found: _Decisions,
+        seconds: float,
         say: Callable[[float], None],
     ) -> None:  # fmt: skip
         """Decide what is open by linear bounds and the search."""

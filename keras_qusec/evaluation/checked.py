@@ -12,7 +12,7 @@ import numpy as np
 from keras_qusec.attacks import Attack, Classifier, Goal, registry
 from keras_qusec.attacks.presets import Asked
 from keras_qusec.checks import class_labels, whole_number
-from keras_qusec.datasets import arrays_of, spread_rows
+from keras_qusec.datasets import images_and_labels, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation.inputs import (
     attacked_model,
@@ -38,6 +38,7 @@ from keras_qusec.evaluation.run import Models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.integer_inputs import check_reachable
+from keras_qusec.stored_images import StoredImages
 
 # The default radii, as shares of the value range.
 _SHARES = (0.1, 0.2, 0.3)
@@ -126,7 +127,7 @@ def checked_inputs(
     """
     named = models_of(model, "model")
     names = class_names_of(class_names, x, named)
-    x, y = arrays_of(x, y)
+    x, y = images_and_labels(x, y)
     named_sources = models_of(source_model, "source_model") if source_model is not None else {}
     both = [*named.items(), *named_sources.items()]
     threats = threat_models_of(threat_models, named)
@@ -155,7 +156,8 @@ def checked_inputs(
     check_reachable(by_norm.get("linf", (1.0,))[0], [m for _, m in keras_models(both)])
     form = data_format_of(both, x.shape[1:], data_format)
     if form == "channels_first":
-        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        stored = isinstance(x, StoredImages)
+        x = x.changed(_channels_last) if stored else _channels_last(x)
     if batch_size is None:
         batch_size = min(512, max(1, 2**22 // x[0].size))
     batch_size = whole_number(batch_size, "batch_size")
@@ -202,6 +204,10 @@ def checked_inputs(
     return Checked(
         plan, models, sources, by_norm, logits, source_logits, names, rule, notes, efforts
     )
+
+
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
 
 
 def _attacked(

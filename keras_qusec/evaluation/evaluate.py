@@ -16,7 +16,7 @@ from keras_qusec.attacks import Classifier
 from keras_qusec.attacks.foolbox import import_foolbox
 from keras_qusec.backends import with_gradients
 from keras_qusec.evaluation.checked import Checked, checked_inputs
-from keras_qusec.evaluation.gallery import examples_of
+from keras_qusec.evaluation.gallery import FewExamples, examples_of
 from keras_qusec.evaluation.notes import notes_of, observations_of
 from keras_qusec.evaluation.other_processes import run_units_elsewhere
 from keras_qusec.evaluation.plan import Unit
@@ -270,10 +270,12 @@ def _outcomes(
 ) -> dict[Unit, Outcome]:
     """The outcome of each unit: from disk, or computed now and written at once."""
     outcomes: dict[Unit, Outcome] = {}
+    shown_images = FewExamples()
     for unit in units:
         stored = None if store is None else store.load(unit.key)
         if stored is not None:
             outcomes[unit] = stored
+            shown_images.thin(stored, unit.batch)
     missing = [unit for unit in units if unit not in outcomes]
     if not units:
         return outcomes
@@ -293,6 +295,8 @@ def _outcomes(
         for unit, outcome in found:
             if store is not None and not isinstance(outcome, Failure):
                 store.save(unit.key, outcome)
+            if not isinstance(outcome, Failure):
+                shown_images.thin(outcome, unit.batch)
             outcomes[unit] = outcome
             now = time.monotonic()
             costs.measured(unit, now - began)

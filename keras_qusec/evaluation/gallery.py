@@ -16,6 +16,34 @@ from keras_qusec.results import Example, Result
 
 # Broken images of each model that are shown.
 _SHOWN = 4
+# Batches whose examples are kept until then, of each attack.
+_KEPT_BATCHES = 8
+
+
+class FewExamples:
+    """Keeps examples of a few batches for each attack, so that memory does not grow with them.
+
+    Which ones does not depend on the order in which batches are ready.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], dict[int, dict[int, np.ndarray]]] = {}
+
+    def thin(self, results: Sequence[Result], batch: int) -> None:
+        """Take the examples of a batch's results; those of the last batches go.
+
+        Args:
+            results: of one unit.
+            batch: number of its batch.
+        """
+        for result in results:
+            if not result.examples:
+                continue
+            key = (result.model, result.source, result.threat_model, result.attack)
+            kept = self._kept.setdefault(key, {})
+            kept[batch] = result.examples
+            if len(kept) > _KEPT_BATCHES:
+                kept.pop(max(kept)).clear()
 
 
 def examples_of(

@@ -199,4 +199,6 @@ def _too_small_for_foolbox(name: str, own: np.ndarray, plan: Plan) -> list[str]:
 
 def _ascents(model: AttackedModel, plan: Plan, rows: np.ndarray) -> np.ndarray:
     """What attacks climb at some clean images, as rows ``(n, values)``."""
-    return model.ascent(plan.x[rows], plan.goal.take(rows)).reshape(len(rows), -1)
+    parts = [rows[i : i + plan.batch_size] for i in range(0, len(rows), plan.batch_size)]
+    found = [model.ascent(plan.x[part], plan.goal.take(part)) for part in parts]
+    return np.concatenate(found).reshape(len(rows), -1) if found else np.zeros((0, 1))

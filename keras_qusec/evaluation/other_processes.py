@@ -134,7 +134,7 @@ def run_units_elsewhere(
     packed = {name: pack(model, plan.x[:2]) for name, model in models.items()}
     packed_sources = {name: pack(model, plan.x[:2]) for name, model in sources.items()}
     backend, known = keras.backend.backend(), norms.registered()
-    calls = [
+    calls = (
         (
             unit,
             plan.batch(unit),
@@ -144,5 +144,5 @@ def run_units_elsewhere(
             known,
         )
         for unit in units
-    ]
+    )
     yield from parallel.called(run_elsewhere, calls, n_jobs)

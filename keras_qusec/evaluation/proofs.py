@@ -114,16 +114,18 @@ def proofs_of(
 
 def _result(name: str, proof: RobustnessProof, plan: Plan) -> Result:
     """The search as the result of an attack."""
-    closest = plan.x.copy()
-    broken = np.zeros(len(closest), bool)
+    found: dict[int, np.ndarray] = {}
     # From the largest radius, so that what is broken within a smaller one stays.
     for radius in reversed(proof.epsilons):
-        numbers, images = proof.examples(radius)
-        closest[numbers], broken[numbers] = images, True
-    rows = np.flatnonzero(broken)
-    distances = {norm: np.full(len(closest), np.inf, "float32") for norm in norms.names()}
-    for norm, values in norms.distances(plan.x[rows], closest[rows]).items():
-        distances[norm][rows] = values
+        found.update(zip(*proof.examples(radius), strict=True))
+    rows = np.array(sorted(found), "int64")
+    closest = np.array([found[row] for row in rows], "float32")
+    closest = closest.reshape(len(rows), *plan.x.shape[1:])
+    distances = {norm: np.full(len(plan.x), np.inf, "float32") for norm in norms.names()}
+    for start in range(0, len(rows), plan.batch_size):
+        part = slice(start, start + plan.batch_size)
+        for norm, values in norms.distances(plan.x[rows[part]], closest[part]).items():
+            distances[norm][rows[part]] = values
     none = np.zeros(len(proof.epsilons), "int64")
     return Result(
         model=name,
@@ -135,8 +137,8 @@ def _result(name: str, proof: RobustnessProof, plan: Plan) -> Result:
         gradients=none,
         queries=none,
         seconds=np.array([c.seconds.sum() for c in proof.certificates]),
-        examples={int(row): closest[row] for row in rows[:3]},
-        kept={norm: Kept(rows, closest[rows]) for norm in plan.kept_norms},
+        examples={int(row): image for row, image in zip(rows[:3], closest, strict=False)},
+        kept={norm: Kept(rows, closest) for norm in plan.kept_norms},
     )
 
 

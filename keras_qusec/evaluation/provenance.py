@@ -58,7 +58,7 @@ def provenance_of(
             "results version": RESULTS_VERSION,
             "models": {name: model.digest for name, model in models.items()},
             "sources": {name: model.digest for name, model in sources.items()},
-            "data": digest(str(x.shape).encode(), x.tobytes(), goal.labels.tobytes()),
+            "data": digest(str(x.shape).encode(), x, goal.labels.tobytes()),
             "images": len(x),
             "targets": "untargeted" if goal.targets is None else digest(goal.targets.tobytes()),
             "attacks": {name: repr(attack) for name, attack in asked.items()},

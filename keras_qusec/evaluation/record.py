@@ -183,7 +183,8 @@ class Record:
             queries=self.queries,
             seconds=self.seconds,
             examples={
-                int(i): self.closest.images[i]
+                # Copies: a view would keep all images of the batch in memory.
+                int(i): self.closest.images[i].copy()
                 for i in (broken if keep_all else broken[spread_rows(len(broken), _KEPT_EXAMPLES)])
             },
             parts=tuple(self.parts),

@@ -96,7 +96,7 @@ class PriorStore:
         if not self.remembers_images:
             self._last = kept
             return
-        # Of fewer images than the batch has, where a share of it is attacked.
+        # Where a share of the batch is attacked, there are fewer images than it has.
         places = places[: len(kept.shares)]
         self._shares[places], self._momenta[places] = kept
 

@@ -86,7 +86,7 @@ def test_fgsm_mep_by_numpy():
     callback = AdversarialTraining("fgsm-mep", epsilon=epsilon, seed=1)
     fit(model, callback, epochs=1)
     store = callback._priors
-    places = {digest: place for digest, place in store._places.items()}
+    places = dict(store._places)
     order = [places[hashlib.blake2b(image.tobytes(), digest_size=12).digest()] for image in X]
     assert sorted(order) == list(range(48))
     shares, momenta = (part[order].astype("float64") for part in (store._shares, store._momenta))
@@ -155,7 +155,9 @@ def test_the_prior_of_the_last_batch_is_that_of_the_last_batch():
     assert set(np.unique(first.shares)) == {-1.0, 1.0}
     kept = first._replace(shares=np.arange(20, dtype="float32").reshape(4, 5) / 20)
     store.keep(places, kept)
-    np.testing.assert_allclose(store.of(X[:6])[1].shares, kept.shares[[0, 1, 2, 3, 0, 1]], atol=1e-3)
+    np.testing.assert_allclose(
+        store.of(X[:6])[1].shares, kept.shares[[0, 1, 2, 3, 0, 1]], atol=1e-3
+    )
 
 
 def test_a_training_continued_from_its_file_is_the_same(tmp_path):
@@ -177,9 +179,9 @@ def test_a_training_continued_from_its_file_is_the_same(tmp_path):
     (tmp_path / "part.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"Expected a file of priors.*part\.npz"):
         fit(part, callback("part.npz"))
+    other = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    other.compile("sgd", LOSS)
     with pytest.raises(ValueError, match=r"Expected images of shape \(5,\)"):
-        other = keras.Sequential([keras.Input((4,)), L.Dense(3)])
-        other.compile("sgd", LOSS)
         fit(other, callback("whole.npz"), X[:, :4])
 
 
