@@ -81,6 +81,7 @@ def evaluate(options: argparse.Namespace) -> int:
         resume_dir=options.resume,
         keep_examples=options.examples is not None,
         prove=options.prove,
+        time_limit=options.time_limit,
     )
     print(report.to_text(verbose=options.verbose))
     # The report that can be read again first.

@@ -47,6 +47,7 @@ class StoredImages:
         self._stored_shape, self._stored_dtype = tuple(shape), np.dtype(dtype)
         self.shape, self.dtype = self._stored_shape, self._stored_dtype
         self._change: Callable[[Array], Array] | None = None
+        self._rows: Array | None = None
         self._before: StoredImages | None = None
 
     @classmethod
@@ -79,8 +80,9 @@ class StoredImages:
         if isinstance(rows, (int, np.integer)):
             number = int(rows)
             return self[np.array([number + len(self) if number < 0 else number])][0]
-        if self._before is not None and self._change is not None:
-            return self._change(self._before[rows])
+        if self._before is not None:
+            part = self._before[rows if self._rows is None else self._rows[rows]]
+            return part if self._change is None else self._change(part)
         # Opened anew and closed, so that pages that were read do not stay in memory.
         opened = np.memmap(
             self._path, self._stored_dtype, "r", self._offset, shape=self._stored_shape
@@ -108,7 +110,19 @@ class StoredImages:
         other.__dict__.update(self.__dict__)
         first = function(self[:1])
         other.shape, other.dtype = (len(self), *first.shape[1:]), first.dtype
-        other._change, other._before = function, self
+        other._change, other._before, other._rows = function, self, None
+        return other
+
+    def taken(self, rows: Array) -> StoredImages:
+        """Some of these images, which stay on disk.
+
+        Args:
+            rows: their numbers.
+        """
+        other = object.__new__(StoredImages)
+        other.__dict__.update(self.__dict__)
+        other.shape = (len(rows), *self.shape[1:])
+        other._change, other._before, other._rows = None, self, rows
         return other
 
 

@@ -174,6 +174,10 @@ def _add_evaluate(commands: Any) -> None:
     )  # fmt: skip
     evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
     evaluate.add_argument("--batch-size", type=int, help="images in a unit (default: up to 512)")
+    evaluate.add_argument(
+        "--time-limit", type=float, metavar="SECONDS",
+        help="for the attacks; images for which it does not suffice are left out",
+    )  # fmt: skip
     _add_run(evaluate)
     _add_verbose(evaluate)
     evaluate.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")

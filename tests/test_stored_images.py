@@ -158,6 +158,10 @@ def test_rows_numbers_and_all(tmp_path):
     doubled = stored.changed(lambda part: 2 * part)
     np.testing.assert_array_equal(doubled[2:4], 2 * X[2:4])
     np.testing.assert_array_equal(np.asarray(doubled.changed(np.negative)), -2 * X)
+    some = doubled.taken(np.array([7, 3, 30]))
+    assert some.shape == (3, 6, 6, 1)
+    np.testing.assert_array_equal(some[1:], 2 * X[[3, 30]])
+    np.testing.assert_array_equal(some.changed(np.negative)[0], -2 * X[7])
     assert digest(stored) == digest(X) == digest(X.tobytes())
 
 

@@ -31,12 +31,13 @@ _UNITS = (
 class Perturbed(NamedTuple):
     """Adversarial images, and what the first gradient pass saw at its starting point.
 
-    `kept` is what an attack of training wants back at the next epoch, or None.
+    An attack of training may say where it started, and what it wants back at the next epoch.
     """
 
     images: Tensor
     largest_gradient: Tensor
     first_output: Any
+    start: Any = None
     kept: Any = None
 
 

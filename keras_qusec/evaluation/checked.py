@@ -119,6 +119,7 @@ def checked_inputs(
     seed: int,
     keep_examples: bool,
     prove: str | Mapping[str, str] | None,
+    small_batches: bool = False,
 ) -> Checked:
     """What `evaluate_robustness` was given, which see, checked.
 
@@ -159,7 +160,7 @@ def checked_inputs(
         stored = isinstance(x, StoredImages)
         x = x.changed(_channels_last) if stored else _channels_last(x)
     if batch_size is None:
-        batch_size = min(512, max(1, 2**22 // x[0].size))
+        batch_size = min(64 if small_batches else 512, max(1, 2**22 // x[0].size))
     batch_size = whole_number(batch_size, "batch_size")
 
     if draws is None:

@@ -24,6 +24,7 @@ from keras_qusec.evaluation.proofs import SEARCH, Proofs, notes_on, proofs_of
 from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.run import Outcome, run_units
 from keras_qusec.evaluation.store import Store
+from keras_qusec.evaluation.time_limit import TimeLimit, finished_part
 from keras_qusec.evaluation.unit_progress import Costs
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
@@ -54,6 +55,7 @@ def evaluate_robustness(
     resume_dir: str | os.PathLike | None = None,
     keep_examples: bool = False,
     prove: str | Mapping[str, str] | None = None,
+    time_limit: float | None = None,
     progress: bool | Progress | None = None,
 ) -> RobustnessReport:
     """Attack classifiers and report what is left of their accuracy.
@@ -128,6 +130,9 @@ def evaluate_robustness(
             report says between which shares robust accuracy lies (`RobustnessReport.bracket`).
             With ``attacks=[]`` nothing else is done. A dictionary proves of some models alone:
             ``{"name": "standard"}``.
+        time_limit: seconds for the attacks, or None. Images that would take longer are left out
+            of the report, which says how many; the first unit of work is always finished. Not
+            with `prove`, whose search has a limit for each image.
         progress: True or False to show a progress bar on the terminal (default: if there is
             one), or a function called with a text and the share done.
 
@@ -149,22 +154,25 @@ def evaluate_robustness(
     0.5
     """
     import_foolbox()
+    if time_limit is not None:
+        time_limit = checks.number(time_limit, "time_limit", above=0, hint="In seconds.")
+        if prove is not None:
+            raise ValueError(
+                f"Expected time_limit or prove. Received: time_limit={time_limit:g} and "
+                f"prove={prove!r}, whose images would have to be left out, too. Prove fewer "
+                "images, or give certify_robustness a time_limit for each of them."
+            )
     inputs = checked_inputs(
         model, x, y, attacks=attacks, epsilons=epsilons, threat_models=threat_models,
         source_model=source_model, targets=targets, surrogate_hardnesses=surrogate_hardnesses,
         value_range=value_range, outputs=outputs, data_format=data_format,
         class_names=class_names, draws=draws, batch_size=batch_size, seed=seed,
-        keep_examples=keep_examples, prove=prove,
+        keep_examples=keep_examples, prove=prove, small_batches=time_limit is not None,
     )  # fmt: skip
     plan = inputs.plan
-    provenance = provenance_of(
-        plan, inputs.models, inputs.sources, inputs.target_rule, inputs.prove
-    )
-    if inputs.class_names:
-        provenance["class names"] = list(inputs.class_names)
-    provenance["labels"] = plan.goal.labels.tolist()
     if image_names is not None:
-        provenance["image names"] = checks.names_of(image_names, len(plan.x), "image_names")
+        image_names = checks.names_of(image_names, len(plan.x), "image_names")
+    provenance = _provenance(inputs, image_names)
     units = inputs.units()
     with contextlib.ExitStack() as kept:
         store = None
@@ -175,7 +183,11 @@ def evaluate_robustness(
         proofs = _proofs(inputs, store, first)
         plan = dataclasses.replace(plan, proved=proofs.proved())
         inputs = dataclasses.replace(inputs, plan=plan)
-        outcomes = _outcomes(units, inputs, store, n_jobs, second)
+        outcomes = _outcomes(units, inputs, store, n_jobs, second, time_limit)
+    if len(outcomes) < len(units):
+        inputs, units, outcomes, rows = finished_part(inputs, units, outcomes)
+        names = None if image_names is None else [image_names[row] for row in rows]
+        provenance = _provenance(inputs, names)
     results, failures = _gather(units, outcomes, plan.batch_size)
     results += proofs.results
     if failures and not results:
@@ -184,6 +196,19 @@ def evaluate_robustness(
             f"{failures[0].attack!r}, and the others failed too. Check the attacks' settings."
         )
     return _report(inputs, provenance, results, failures, proofs)
+
+
+def _provenance(inputs: Checked, image_names: Sequence[str] | None) -> dict[str, Any]:
+    """What the report is made of, with the names and labels of its images."""
+    found = provenance_of(
+        inputs.plan, inputs.models, inputs.sources, inputs.target_rule, inputs.prove
+    )
+    if inputs.class_names:
+        found["class names"] = list(inputs.class_names)
+    found["labels"] = inputs.plan.goal.labels.tolist()
+    if image_names is not None:
+        found["image names"] = list(image_names)
+    return found
 
 
 def _halves(progress: bool | Progress | None) -> tuple[Any, Any]:
@@ -267,14 +292,16 @@ def _outcomes(
     store: Store | None,
     n_jobs: int | None,
     progress: bool | Progress | None,
+    time_limit: float | None,
 ) -> dict[Unit, Outcome]:
     """The outcome of each unit: from disk, or computed now and written at once."""
     outcomes: dict[Unit, Outcome] = {}
-    shown_images = FewExamples()
+    shown_images, limit = FewExamples(), TimeLimit(time_limit, units)
     for unit in units:
         stored = None if store is None else store.load(unit.key)
         if stored is not None:
             outcomes[unit] = stored
+            limit.known(unit)
             shown_images.thin(stored, unit.batch)
     missing = [unit for unit in units if unit not in outcomes]
     if not units:
@@ -302,6 +329,8 @@ def _outcomes(
             costs.measured(unit, now - began)
             began = now
             report(f"{unit.maker}: {unit.attack}", costs.share())
+            if limit.reached(unit):
+                break
     return outcomes
 
 

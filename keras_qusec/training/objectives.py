@@ -29,6 +29,7 @@ class Batch(NamedTuple):
         adversarial: the first images attacked, ``(count, ...)``.
         count: how many were attacked.
         put_back: function of inputs and images that returns the inputs with these images.
+        start: where the attack started, for one that says it.
     """
 
     x: Any
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     adversarial: Tensor
     count: Any
     put_back: Callable[[Any, Tensor], Any]
+    start: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,8 @@ class ModelLoss(TrainingObjective):
 class PriorGuidedLoss(ModelLoss):
     """The model's loss, and how far its outputs differ from those at the prior perturbation.
 
+    Both are in the batch that is trained on, in training mode, so that it is twice as large.
+
     Args:
         weight: of the mean square of that difference, 0 or more.
 
@@ -142,20 +146,48 @@ class PriorGuidedLoss(ModelLoss):
 
     weight: float = 10.0
 
+    def check(self, ratio: float) -> None:
+        if ratio != 1:
+            raise ValueError(
+                "Expected ratio=1 with PriorGuidedLoss, which uses every image at its prior and "
+                f"attacked. Received: ratio={ratio!r}. Use objective=ModelLoss()."
+            )
+
+    def trained_on(self, batch: Batch) -> tuple[Any, Any, Any, Any]:
+        if batch.start is None:
+            raise ValueError(
+                'Expected PriorGuidedLoss with "fgsm-mep", whose priors it compares. Received: '
+                'another attack. Use objective="loss".'
+            )
+        if not self.weight:
+            return super().trained_on(batch)
+        return _doubled(batch, batch.start)
+
     def loss(
         self, step: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool, size: Any
     ) -> Tensor:
-        own = ops.mean(super().loss(step, x, y, y_pred, sample_weight, training, size))
+        if not self.weight:
+            return super().loss(step, x, y, y_pred, sample_weight, training, size)
         if keras.tree.is_nested(y_pred):
             raise ValueError(
-                'Expected a model with one output for "fgsm-mep", which compares outputs. '
+                "Expected a model with one output for PriorGuidedLoss, which compares outputs. "
                 f'Received: {step.model.name!r} with several. Use "n-fgsm".'
             )
-        # The outputs at the prior come from the pass of the attack, and are taken as they are.
-        first = ops.stop_gradient(step.local.first_output)
-        size = ops.shape(first)[0]
-        gap = ops.mean(ops.square(ops.cast(y_pred[:size] - first, "float32")))
-        return own + self.weight * ops.cast(gap, own.dtype)
+        attacked = rows(size, None)
+        own = step.compute_loss(
+            x=map_tensors(attacked, x),
+            y=map_tensors(attacked, y),
+            y_pred=attacked(y_pred),
+            sample_weight=map_tensors(attacked, sample_weight),
+            training=training,
+        )
+        gap = ops.mean(ops.square(attacked(y_pred) - rows(None, size)(y_pred)))
+        return ops.mean(own) + self.weight * ops.cast(gap, own.dtype)
+
+    def parts(self, trained: Part, count: Any, size: Any, ratio: float) -> dict[str, Part]:
+        if not self.weight:
+            return super().parts(trained, count, size, ratio)
+        return {"adversarial": halves(trained, count)[1]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +219,7 @@ class Trades(TrainingObjective):
         return images + 1e-3 * noise(images, state)
 
     def trained_on(self, batch: Batch) -> tuple[Any, Any, Any, Any]:
-        both = ops.concatenate([batch.images, batch.adversarial])
-        x = batch.put_back(map_tensors(_twice, batch.x), both)
-        count = ops.shape(batch.images)[0]
-        return x, map_tensors(_twice, batch.y), map_tensors(_twice, batch.weights), count
+        return _doubled(batch, batch.images)
 
     def loss(
         self, step: Any, x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool, size: Any
@@ -258,6 +287,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
 def rows(start: Any, stop: Any) -> Callable[[Tensor], Tensor]:
     """A function that takes some rows of a tensor."""
     return lambda tensor: tensor[start:stop]
+
+
+def _doubled(batch: Batch, first: Tensor) -> tuple[Any, Any, Any, Any]:
+    """What is trained on: some images, and then the attacked ones, with the same labels."""
+    x = batch.put_back(map_tensors(_twice, batch.x), ops.concatenate([first, batch.adversarial]))
+    count = ops.shape(batch.images)[0]
+    return x, map_tensors(_twice, batch.y), map_tensors(_twice, batch.weights), count
 
 
 def _twice(tensor: Tensor) -> Tensor:

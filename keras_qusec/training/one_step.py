@@ -158,7 +158,7 @@ class FGSMMEP(GradientAttack):
         shares = (moved - x) / ops.maximum(radius, 1e-12)
         # What float16 cannot hold is large enough.
         kept = Priors(ops.clip(shares, -1.0, 1.0), ops.clip(momenta, -6e4, 6e4))
-        return Perturbed(images, ops.max(ops.absolute(ascent)), output, kept)
+        return Perturbed(images, ops.max(ops.absolute(ascent)), output, first, kept)
 
 
 # Names that `AdversarialTraining` takes beside those of attacks.

@@ -179,7 +179,6 @@ class AdversarialStep:
         part_x, part_y = map_tensors(head, x), map_tensors(head, y)
         factor, perturbed = self.perturb(part_x, part_y, images[:count], put_back, mapping)
         local.images, local.factor = images, factor
-        local.first_output = perturbed.first_output
         adversarial = perturbed.images
         if takes_whole_numbers:
             radius = float(settings.attack.epsilon or 0.0)
@@ -189,7 +188,8 @@ class AdversarialStep:
         adversarial = ops.cast(adversarial, given.dtype)
         images = given
         part = count if settings.ratio < 1 else None
-        batch = Batch(x, y, weights, images, adversarial, part, put_back)
+        start = None if perturbed.start is None else ops.cast(perturbed.start, given.dtype)
+        batch = Batch(x, y, weights, images, adversarial, part, put_back, start)
         x, y, weights, first_part = settings.objective.trained_on(batch)
         local.count = count if first_part is None else first_part
         local.size, local.outputs = size, None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import keras
 import numpy as np
 import pytest
-from helpers import IMAGES, X, Y, predicted, small_cnn, without_clock
+from helpers import FEATURES, IMAGES, X, Y, predicted, small_cnn, without_clock
 
 from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness
-from keras_qusec.attacks import APGD, PGD, Attack, AttackedModel, Ensemble, Goal, Square
+from keras_qusec.attacks import APGD, FGSM, PGD, Attack, AttackedModel, Ensemble, Goal, Square
 from keras_qusec.evaluation import ensemble_parts, threat_models
 from keras_qusec.evaluation.plan import Plan, Unit
 
@@ -214,3 +216,53 @@ class TestJobs:
         assert evaluate_robustness(model, X, Y, **settings).clean_accuracy() == 1.0
         with pytest.raises(ValueError, match="n_jobs=1"):
             evaluate_robustness(model, X, Y, n_jobs=2, **settings)
+
+
+def slow(seconds):
+    class Slow(FGSM):
+        def run(self, *arguments, **settings):
+            time.sleep(seconds)
+            return super().run(*arguments, **settings)
+
+        def on_batch(self, model, x, goal):
+            search = super().on_batch(model, x, goal)
+
+            def later(*arguments):
+                time.sleep(seconds)
+                return search(*arguments)
+
+            return later
+
+    return Slow()
+
+
+def test_a_time_limit_leaves_images_out_and_says_so(tmp_path, linear):
+    generator = np.random.default_rng(1)
+    x = generator.uniform(0, 1, (40, FEATURES)).astype("float32")
+    y = linear.predict(x, verbose=0).argmax(axis=1)
+    settings = {
+        "attacks": {"slow": slow(0.2), "fgsm": "fgsm"}, "epsilons": [0.05], "batch_size": 4,
+        "threat_models": ["white-box"], "image_names": [f"{i}.png" for i in range(40)],
+    }  # fmt: skip
+    whole = evaluate_robustness(linear, x, y, **settings)
+    part = evaluate_robustness(linear, x, y, time_limit=1.2, resume_dir=tmp_path, **settings)
+    done = part.provenance["identity"]["images"]
+    assert 4 <= done < 40
+    assert done % 4 == 0
+    assert any(f"{done} of 40 images were attacked" in note for note in part.notes)
+    np.testing.assert_array_equal(
+        part.robust_images(epsilon=0.05), whole.robust_images(epsilon=0.05)[:done]
+    )
+    assert part.provenance["image names"] == settings["image_names"][:done]
+    assert part.provenance["labels"] == y[:done].tolist()
+    assert len(part.images(epsilon=0.05)) == done
+    assert RobustnessReport.load(part.save(tmp_path / "part.json")).notes == part.notes
+    on = evaluate_robustness(linear, x, y, time_limit=60, resume_dir=tmp_path, **settings)
+    np.testing.assert_array_equal(on.robust_images(epsilon=0.05), whole.robust_images(epsilon=0.05))
+    assert not any("time limit" in note for note in on.notes)
+    first = evaluate_robustness(linear, x, y, time_limit=1e-3, **settings)
+    assert first.provenance["identity"]["images"] == 4
+    with pytest.raises(ValueError, match="time_limit or prove"):
+        evaluate_robustness(linear, x, y, time_limit=1, prove="bounds", **settings)
+    with pytest.raises(ValueError, match="time_limit"):
+        evaluate_robustness(linear, x, y, time_limit=0, **settings)

@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_qusec import AdversarialTraining, QuSecQuantization, datasets, evaluate_robustness
 from keras_qusec.attacks import PGD
-from keras_qusec.training import FGSMMEP, NFGSM
+from keras_qusec.training import FGSMMEP, NFGSM, ModelLoss, PriorGuidedLoss
 from keras_qusec.training.priors import PriorStore
 
 L = keras.layers
@@ -43,7 +43,8 @@ def test_n_fgsm_steps_from_noise_and_out_of_the_ball():
 
     def images(seed):
         found = NFGSM(0.1).perturb(
-            lambda moved: (ops.zeros_like(moved) + weights, moved), ops.convert_to_tensor(X),
+            lambda moved: (ops.zeros_like(moved) + ops.convert_to_tensor(weights), moved),
+            ops.convert_to_tensor(X),
             ops.convert_to_tensor([seed, 0], "int32"), epsilon=0.1, step_size=0.1,
         )  # fmt: skip
         return tuple(map(ops.convert_to_numpy, (found.images, found.first_output)))
@@ -188,7 +189,9 @@ def test_a_training_continued_from_its_file_is_the_same(tmp_path):
 def test_a_share_of_each_batch_and_a_quantizer_in_front():
     model = keras.Sequential([keras.Input((5,)), QuSecQuantization(2, hard=True), L.Dense(3)])
     model.compile("sgd", LOSS, metrics=["accuracy"])
-    callback = AdversarialTraining("fgsm-mep", epsilon=0.1, ratio=0.5, gradient_hardness=5.0)
+    callback = AdversarialTraining(
+        "fgsm-mep", epsilon=0.1, ratio=0.5, gradient_hardness=5.0, objective=ModelLoss()
+    )
     history = fit(model, callback, epochs=2)
     assert {"clean_accuracy", "adversarial_accuracy"} <= set(history)
     changed = np.abs(callback._priors._momenta[:48].astype("float32")).max(axis=1) > 0
@@ -220,6 +223,9 @@ def test_uint8_images_and_several_inputs():
         (lambda: AdversarialTraining("fgsm-mep"), "Expected epsilon"),
         (lambda: AdversarialTraining("fgsm-mep", epsilon=0.1, momentum=1.0), "momentum"),
         (lambda: AdversarialTraining("n-fgsm", epsilon=0.1, noise=0.0), "noise"),
+        (lambda: AdversarialTraining("fgsm-mep", epsilon=0.1, ratio=0.5), "ratio=1 with PriorG"),
+        (lambda: fit(linear(), AdversarialTraining("fgsm", epsilon=0.1,
+                                                   objective=PriorGuidedLoss())), "fgsm-mep"),
         (lambda: AdversarialTraining("fgsm", epsilon=0.1, collapse="end"), "collapse to be one of"),
         (lambda: AdversarialTraining("fgsm", epsilon=0.1, priors_file="a.npz"), "alone has priors"),
         (lambda: evaluate_robustness(linear(), X, Y, attacks=[NFGSM()], epsilons=[0.1]),
@@ -288,9 +294,11 @@ def test_after_a_collapse_the_training_stops_or_the_weights_come_back():
 def test_a_recipe_that_does_not_collapse(method):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        model, history, (x, y) = collapsing(method, epochs=10, epsilon=0.1)
+        model, history, (x, y) = collapsing(
+            method, epochs=14, epsilon=0.05, warmup_epochs=4, ramp_epochs=4
+        )
     assert not any(history["catastrophic_overfitting"])
-    adversarial = PGD(0.1, steps=10)(model, x, y)
+    adversarial = PGD(0.05, steps=10)(model, x, y)
     robust = (model.predict(adversarial, verbose=0).argmax(axis=1) == y).mean()
     assert robust > 0.5
     assert history["probe_pgd_accuracy"][-1] == pytest.approx(robust, abs=0.15)
