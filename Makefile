@@ -47,6 +47,7 @@ benchmark: .venv/torch .venv/jax  ## time and memory beside the floor and the pe
 	$(BIN)/python benchmarks/quantizer.py
 	$(BIN)/python benchmarks/adversarial_training.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/defenses.py
 	$(BIN)/pip install --quiet --no-compile multiprocess  # ART's AutoAttack imports it
 	$(BIN)/python benchmarks/attacks.py
