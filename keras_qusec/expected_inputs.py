@@ -191,6 +191,8 @@ def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> Any:
     def inside(part: np.ndarray) -> np.ndarray:
         part = whole_images(part, of_keras)
         part = np.ascontiguousarray(checks.float_pixels(part, values), dtype="float32")
+        if not part.size:
+            return part
         ends = part.min(), part.max()
         if not np.isfinite(ends).all():
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -39,4 +40,13 @@ def called(
     kind = "generator_unordered" if streams else "list"
     # Made one after the other, as there is room for them.
     jobs = (joblib.delayed(function)(*arguments) for arguments in calls)
-    yield from joblib.Parallel(n_jobs=n_jobs, return_as=kind)(jobs)
+    results = joblib.Parallel(n_jobs=n_jobs, return_as=kind)(jobs)
+    try:
+        for result in results:  # noqa: UP028  the end is ours
+            yield result
+    finally:
+        # Who stops early has a reason, of which joblib need not warn.
+        if hasattr(results, "close"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                results.close()

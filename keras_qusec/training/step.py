@@ -190,6 +190,7 @@ class AdversarialStep:
         part = count if settings.ratio < 1 else None
         start = None if perturbed.start is None else ops.cast(perturbed.start, given.dtype)
         batch = Batch(x, y, weights, images, adversarial, part, put_back, start)
+        labels = y
         x, y, weights, first_part = settings.objective.trained_on(batch)
         local.count = count if first_part is None else first_part
         local.size, local.outputs = size, None
@@ -200,8 +201,8 @@ class AdversarialStep:
         }
         if perturbed.kept is not None:
             extra[KEPT] = perturbed.kept
-        if settings.sampled:
-            extra[SAMPLE] = (images, data[1])
+        if settings.sampled and labels is not None:
+            extra[SAMPLE] = (images, labels)
         first = None if settings.attack.random_start else perturbed.first_output
 
         def logs(mapping: Any) -> dict[str, Tensor]:

@@ -315,3 +315,18 @@ def test_what_is_no_classifier_is_not_probed():
     assert "catastrophic_overfitting" not in history
     history = fit(linear(), AdversarialTraining("fgsm", epsilon=0.1, ramp_epochs=2), epochs=4)
     assert len(history["catastrophic_overfitting"]) == 2
+
+
+class Small(keras.Sequential):
+    """Trained without labels."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return ops.mean(ops.square(y_pred))
+
+
+def test_data_without_labels_are_not_probed():
+    model = Small([keras.Input((5,)), L.Dense(3)])
+    model.compile("sgd")
+    callback = AdversarialTraining("fgsm", epsilon=0.1, outputs="logits")
+    history = fit(model, callback, X, None)
+    assert "catastrophic_overfitting" not in history
