@@ -23,7 +23,7 @@ from keras_qusec.logits import LOGITS, PROBABILITIES, known_kind
 from keras_qusec.quantization import check_hardness
 from keras_qusec.training.collapse import REACTIONS, CollapseProbe, Reaction
 from keras_qusec.training.objectives import PriorGuidedLoss, TrainingObjective, objective_of
-from keras_qusec.training.one_step import FGSMMEP, NFGSM, ONE_STEP_ATTACKS
+from keras_qusec.training.one_step import FGSMMEP, ONE_STEP_ATTACKS, ForTrainingAlone
 from keras_qusec.training.priors import PriorStore
 from keras_qusec.training.step import (
     ADVERSARIAL_COUNT,
@@ -190,7 +190,7 @@ class AdversarialTraining(keras.callbacks.Callback):
             else check_hardness(gradient_hardness, "gradient_hardness")
         )
         self.validation_attack = self.attack
-        if isinstance(self.attack, (NFGSM, FGSMMEP)):
+        if isinstance(self.attack, ForTrainingAlone):
             self.validation_attack = attacks.PGD(
                 self.attack.epsilon, steps=10, value_range=self.attack.value_range
             )

@@ -26,7 +26,26 @@ class Priors(NamedTuple):
     momenta: Tensor
 
 
-class NFGSM(GradientAttack):
+class ForTrainingAlone(GradientAttack):
+    """One step in L-infinity, whose images are no adversarial examples of an evaluation."""
+
+    def __init__(
+        self, epsilon: float | None, step_size: float | None, value_range: tuple[float, float]
+    ) -> None:
+        super().__init__(epsilon, steps=1, step_size=step_size, value_range=value_range)
+
+    def settings(self) -> dict[str, Any]:
+        kept = ("epsilon", "step_size", "value_range")
+        return {name: value for name, value in super().settings().items() if name in kept}
+
+    def check_for_evaluation(self) -> None:
+        raise ValueError(
+            f"Expected an attack for an evaluation. Received: {self!r}, which is for training "
+            'alone. Use "standard", or "pgd".'
+        )
+
+
+class NFGSM(ForTrainingAlone):
     """One step from a noisy image, out of the ball: cheap adversarial training without collapse.
 
     ``x + noise + epsilon * sign(gradient)``, with noise uniform in ``[-k epsilon, k epsilon]``,
@@ -60,16 +79,11 @@ class NFGSM(GradientAttack):
         step_size: float | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__(epsilon, steps=1, step_size=step_size, value_range=value_range)
+        super().__init__(epsilon, step_size, value_range)
         self.noise = checks.number(noise, "noise", above=0, hint="de Jorge et al. use 2.")
 
     def settings(self) -> dict[str, Any]:
-        kept = ("epsilon", "step_size", "value_range")
-        given = {name: value for name, value in super().settings().items() if name in kept}
-        return {**given, "noise": self.noise}
-
-    def check_for_evaluation(self) -> None:
-        _for_training_alone(self)
+        return {**super().settings(), "noise": self.noise}
 
     def perturb(
         self,
@@ -88,7 +102,7 @@ class NFGSM(GradientAttack):
         return Perturbed(images, ops.max(ops.absolute(ascent)), output)
 
 
-class FGSMMEP(GradientAttack):
+class FGSMMEP(ForTrainingAlone):
     """One step from where the last epoch's gradients led, image by image, with momentum.
 
     Each image keeps a prior perturbation and the momentum of its gradients. An epoch starts at
@@ -122,16 +136,11 @@ class FGSMMEP(GradientAttack):
         step_size: float | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        super().__init__(epsilon, steps=1, step_size=step_size, value_range=value_range)
+        super().__init__(epsilon, step_size, value_range)
         self.momentum = checks.number(momentum, "momentum", least=0, most=0.999)
 
     def settings(self) -> dict[str, Any]:
-        kept = ("epsilon", "step_size", "value_range")
-        given = {name: value for name, value in super().settings().items() if name in kept}
-        return {**given, "momentum": self.momentum}
-
-    def check_for_evaluation(self) -> None:
-        _for_training_alone(self)
+        return {**super().settings(), "momentum": self.momentum}
 
     def perturb(
         self,
@@ -163,10 +172,3 @@ class FGSMMEP(GradientAttack):
 
 # Names that `AdversarialTraining` takes beside those of attacks.
 ONE_STEP_ATTACKS: dict[str, type[GradientAttack]] = {"n-fgsm": NFGSM, "fgsm-mep": FGSMMEP}
-
-
-def _for_training_alone(attack: GradientAttack) -> None:
-    raise ValueError(
-        f"Expected an attack for an evaluation. Received: {attack!r}, which is for training alone. "
-        'Use "standard", or "pgd".'
-    )
