@@ -218,8 +218,10 @@ def test_logs_for_all_adversarial_from_the_clean_image():
         "loss": loss,
         "accuracy": accuracy,
         "epsilon": 0.1,
+        "probe_fgsm_accuracy": accuracy,
+        "catastrophic_overfitting": 0.0,
     }
-    assert set(logs) == set(expected)
+    assert set(logs) == {*expected, "probe_pgd_accuracy"}
     for name, value in expected.items():
         np.testing.assert_allclose(logs[name], [value], rtol=1e-4, err_msg=name)
 
