@@ -76,8 +76,8 @@ def finished_part(
     images = images.taken(rows) if isinstance(images, StoredImages) else images[rows]
     note = (
         f"The time limit was reached: {len(rows)} of {len(plan.x)} images were attacked, in the "
-        "order in which they were given, and the others are left out of all figures. The same "
-        "call with resume_dir and more time goes on from there."
+        "order in which they were given, and the others are left out of all figures. With "
+        "resume_dir (--resume) the same call goes on from there."
     )
     return (
         dataclasses.replace(
