@@ -17,6 +17,28 @@ def share_of(progress: Progress, start: float, end: float) -> Progress:
     return lambda text, share: progress(text, start + (end - start) * share)
 
 
+def announced(progress: bool | Progress | None, text: str) -> None:
+    """Tell something once before a long run: to a function, or on standard error.
+
+    Args:
+        progress: as for `shown`; False for nothing.
+        text: what is told.
+    """
+    if callable(progress):
+        progress(text, 0.0)
+    elif progress is not False:
+        print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A time in words, no more exact than a forecast is."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
 @contextlib.contextmanager
 def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progress]:
     """The function that a long run tells its progress.

@@ -25,10 +25,13 @@ from keras_qusec.evaluation.provenance import provenance_of
 from keras_qusec.evaluation.run import Outcome, run_units
 from keras_qusec.evaluation.store import Store
 from keras_qusec.evaluation.time_limit import TimeLimit, finished_part
-from keras_qusec.evaluation.unit_progress import Costs
-from keras_qusec.progress import Progress, share_of, shown
+from keras_qusec.evaluation.unit_progress import Costs, forecast
+from keras_qusec.progress import Progress, announced, duration, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Failure, Result, closest_examples, joined
+
+# Seconds from which on a run is announced.
+_LONG = 60
 
 
 @with_gradients
@@ -307,6 +310,7 @@ def _outcomes(
     if not units:
         return outcomes
     costs = Costs(units, inputs.plan, outcomes)
+    _tell_forecast(missing, inputs, progress)
     with shown(progress, "attacks") as report:
         report("attacks", costs.share())
 
@@ -332,6 +336,21 @@ def _outcomes(
             if limit.reached(unit):
                 break
     return outcomes
+
+
+def _tell_forecast(
+    units: Sequence[Unit], inputs: Checked, progress: bool | Progress | None
+) -> None:
+    """Say how long attacks will take, if that is long; only where somebody reads it."""
+    if progress is False:
+        return
+    seconds = forecast(units, inputs.plan, inputs.models)
+    if seconds is not None and seconds >= _LONG:
+        announced(
+            progress,
+            f"Attacks on {len(inputs.plan.x):,} images: at most about {duration(seconds)} in one "
+            "process, less where many are broken.",
+        )
 
 
 def _gather(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from keras_qusec.attacks import Attack
+import numpy as np
+
+from keras_qusec.attacks import Attack, AttackedModel, Classifier
 from keras_qusec.attacks.classifier import Counter
 from keras_qusec.evaluation.ensemble_parts import Tell
 from keras_qusec.evaluation.plan import Plan, Unit
@@ -17,6 +19,8 @@ from keras_qusec.evaluation.plan import Plan, Unit
 _SECONDS_BETWEEN = 0.2
 # Passes of an attack whose cost says no number.
 _UNKNOWN = 50
+# Passes of all images from which on they are timed before.
+_WORTH_A_FORECAST = 1e6
 # What a pass forward and backward takes, in passes forward.
 _GRADIENT = 3
 
@@ -67,6 +71,43 @@ class Costs:
         share = done / whole if whole > 0 else 1.0
         self.largest = max(self.largest, min(1.0, share))
         return self.largest if self.left else 1.0
+
+
+def forecast(units: Sequence[Unit], plan: Plan, models: Mapping[str, Classifier]) -> float | None:
+    """About how many seconds units take at most, from the time of a gradient; None if not long.
+
+    At most, since images that are broken are left out of what follows.
+
+    Args:
+        units: those that are left.
+        plan: of the evaluation.
+        models: attacked models by name.
+    """
+    sizes = [min(plan.batch_size, len(plan.x) - u.batch * plan.batch_size) for u in units]
+    passes = [
+        _guess(plan.attacks[unit.attack], unit) * size
+        for unit, size in zip(units, sizes, strict=True)
+    ]
+    if sum(passes) < _WORTH_A_FORECAST:
+        return None
+    paces = {}
+    for name in {name for unit in units for name in unit.models}:
+        rows = np.arange(min(64, plan.batch_size, len(plan.x)))
+        x, goal, model = plan.x[rows], plan.goal.take(rows), models[name]
+        began = 0.0
+        # The first call compiles.
+        for _ in range(2):
+            began = time.perf_counter()
+            if isinstance(model, AttackedModel):
+                model.ascent(x, goal)
+            else:
+                model.logits(x)
+        each = _GRADIENT if isinstance(model, AttackedModel) else 1
+        paces[name] = (time.perf_counter() - began) / len(rows) / each
+    return sum(
+        count * float(np.mean([paces[name] for name in unit.models]))
+        for unit, count in zip(units, passes, strict=True)
+    )
 
 
 def _guess(attack: Attack, unit: Unit) -> float:

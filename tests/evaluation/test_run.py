@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from helpers import FEATURES, IMAGES, X, Y, predicted, small_cnn, without_clock
 
-from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness
+from keras_qusec import QuSecQuantization, RobustnessReport, evaluate_robustness, progress
 from keras_qusec.attacks import APGD, FGSM, PGD, Attack, AttackedModel, Ensemble, Goal, Square
-from keras_qusec.evaluation import ensemble_parts, threat_models
+from keras_qusec.evaluation import ensemble_parts, evaluate, threat_models, unit_progress
 from keras_qusec.evaluation.plan import Plan, Unit
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -266,3 +266,34 @@ def test_a_time_limit_leaves_images_out_and_says_so(tmp_path, linear):
         evaluate_robustness(linear, x, y, time_limit=1, prove="bounds", **settings)
     with pytest.raises(ValueError, match="time_limit"):
         evaluate_robustness(linear, x, y, time_limit=0, **settings)
+
+
+def test_a_long_run_is_announced(cnn, monkeypatch, capsys):
+    y = predicted(cnn, IMAGES)
+    settings = {"attacks": "standard", "epsilons": [0.01], "batch_size": 12}
+    told = []
+
+    def tell(text, share):
+        told.append((text, share))
+
+    evaluate_robustness(cnn, IMAGES, y, progress=tell, **settings)
+    assert not any("at most about" in text for text, _ in told)
+    monkeypatch.setattr(unit_progress, "_WORTH_A_FORECAST", 0)
+    monkeypatch.setattr(evaluate, "_LONG", 0)
+    told.clear()
+    evaluate_robustness(cnn, IMAGES, y, progress=tell, **settings)
+    forecasts = [(text, share) for text, share in told if "at most about" in text]
+    assert len(forecasts) == 1
+    assert forecasts[0][0].startswith(f"Attacks on {len(IMAGES)} images: at most about 10 s")
+    assert forecasts[0][1] == 0
+    evaluate_robustness(cnn, IMAGES, y, progress=False, **settings)
+    assert "at most" not in capsys.readouterr().err
+    evaluate_robustness(cnn, IMAGES, y, **settings)
+    assert "at most about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3, "10 s"), (87, "90 s"), (200, "3 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds, words):
+    assert progress.duration(seconds) == words
