@@ -261,6 +261,7 @@ def collapsing(method="fgsm", epochs=25, epsilon=0.3, **settings):
     return model, history, (x, y)
 
 
+@pytest.mark.once  # what the next test does on each backend, in more detail
 def test_a_collapse_is_noticed():
     with pytest.warns(UserWarning, match="catastrophic overfitting") as caught:
         model, history, (x, y) = collapsing()
@@ -290,6 +291,7 @@ def test_after_a_collapse_the_training_stops_or_the_weights_come_back():
         assert np.abs(one - bad).max() > 1e-4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("method", ["n-fgsm", "fgsm-mep"])
 def test_a_recipe_that_does_not_collapse(method):
     with warnings.catch_warnings():
