@@ -296,7 +296,7 @@ def test_crown_ibp_trains_on_linear_bounds(data, clean_weight):
     expected = [np.log(np.exp(part).sum(axis=1)).mean() for part in gaps]
     own = float(ops.convert_to_numpy(LOSS(y, model.predict(x, verbose=0))))
     settings = {"epochs": 1, "warmup_epochs": 0, "ramp_epochs": 0, "clean_weight": clean_weight}
-    for weight in (0.0, 0.4, 1.0):
+    for weight in (0.0, 1.0) if clean_weight else (0.4,):
         bound = np.log(np.exp((1 - weight) * gaps[0] + weight * gaps[1]).sum(axis=1)).mean()
         history = trained(
             network(), (x, y), method="crown-ibp", crown_weight=weight,
@@ -305,6 +305,8 @@ def test_crown_ibp_trains_on_linear_bounds(data, clean_weight):
         total = clean_weight * own + (1 - clean_weight) * bound
         assert history["loss"][0] == pytest.approx(total, rel=1e-4)
         assert history["certified_loss"][0] == pytest.approx(expected[0], rel=1e-4)
+    if clean_weight:
+        return
     model = network(normalize=True)
     history = trained(model, data, epochs=6, method="crown-ibp", validation_data=data)
     assert history["val_certified_accuracy"][-1] > 0.6
