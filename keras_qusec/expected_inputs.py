@@ -188,11 +188,14 @@ def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> Any:
         )
     of_keras = [model for _, model in models if isinstance(model, keras.Model)]
 
-    def inside(part: np.ndarray) -> np.ndarray:
+    def floats(part: np.ndarray) -> np.ndarray:
         part = whole_images(part, of_keras)
-        part = np.ascontiguousarray(checks.float_pixels(part, values), dtype="float32")
+        return np.ascontiguousarray(checks.float_pixels(part, values), dtype="float32")
+
+    def ends_of(part: np.ndarray) -> tuple[Any, ...]:
+        """The darkest and the brightest value of checked images; nothing where there is none."""
         if not part.size:
-            return part
+            return ()
         ends = part.min(), part.max()
         if not np.isfinite(ends).all():
             raise ValueError(
@@ -200,18 +203,17 @@ def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> Any:
                 "are NaN or infinite. Clean the data first."
             )
         checks.images_inside(part, values)
-        darkest_and_brightest.append(ends)
-        # Without a copy where nothing lies outside, not even by rounding.
-        return part if ends[0] >= values[0] and ends[1] <= values[1] else np.clip(part, *values)
+        return ends
 
-    darkest_and_brightest: list[Any] = []
     if stored:
-        for part in x.parts():
-            inside(part)
-        x = x.changed(inside)
+        ends = np.array([ends_of(floats(part)) for part in x.parts()])
+        x = x.changed(lambda part: np.clip(floats(part), *values))
     else:
-        x = inside(x)
-    ends = np.array(darkest_and_brightest)
+        x = floats(x)
+        ends = np.array(ends_of(x))
+        # Without a copy where nothing lies outside, not even by rounding.
+        if ends.size and not (ends[0] >= values[0] and ends[1] <= values[1]):
+            x = np.clip(x, *values)
     checks.pixels_used(ends, values)
     for name, model in models:
         check_shape(x, model, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import os
 import tempfile
@@ -106,22 +107,20 @@ class StoredImages:
         Args:
             function: of an array of rows, each of which it changes for itself.
         """
-        other = object.__new__(StoredImages)
-        other.__dict__.update(self.__dict__)
         first = function(self[:1])
+        other = self.taken(None)
         other.shape, other.dtype = (len(self), *first.shape[1:]), first.dtype
-        other._change, other._before, other._rows = function, self, None
+        other._change = function
         return other
 
-    def taken(self, rows: Array) -> StoredImages:
+    def taken(self, rows: Array | None) -> StoredImages:
         """Some of these images, which stay on disk.
 
         Args:
-            rows: their numbers.
+            rows: their numbers; None for all.
         """
-        other = object.__new__(StoredImages)
-        other.__dict__.update(self.__dict__)
-        other.shape = (len(rows), *self.shape[1:])
+        other = copy.copy(self)
+        other.shape = (len(self) if rows is None else len(rows), *self.shape[1:])
         other._change, other._before, other._rows = None, self, rows
         return other
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,11 +28,9 @@ class TimeLimit:
 
     def __init__(self, seconds: float | None, units: Sequence[Unit]) -> None:
         self.seconds, self.start = seconds, time.monotonic()
-        self.units_of: dict[int, int] = {}
-        for unit in units:
-            self.units_of[unit.batch] = self.units_of.get(unit.batch, 0) + 1
+        # How many units of each batch are left.
+        self.left = Counter(unit.batch for unit in units)
         # Batches that were ready before, such as those from disk, say nothing about the pace.
-        self.left = dict(self.units_of)
         self.finished = 0
 
     def known(self, unit: Unit) -> None:

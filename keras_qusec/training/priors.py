@@ -83,9 +83,8 @@ class PriorStore:
         self._new += new
         if new:
             self._make_room(images.shape[1:])
-            generator = np.random.default_rng([self.seed, before])
-            signs = generator.integers(0, 2, (new, *images.shape[1:]), "int8")
-            self._shares[before : before + new] = 2 * signs - 1
+            shape = (new, *images.shape[1:])
+            self._shares[before : before + new] = _corners([self.seed, before], shape)
         return places, Priors(
             self._shares[places].astype("float32"), self._momenta[places].astype("float32")
         )
@@ -102,8 +101,7 @@ class PriorStore:
 
     def _of_last_batch(self, images: Array) -> Priors:
         if self._last is None or not len(self._last.shares):
-            signs = np.random.default_rng(self.seed).integers(0, 2, images.shape, "int8")
-            shares = (2 * signs - 1).astype("float32")
+            shares = _corners(self.seed, images.shape)
         else:
             rows = np.arange(len(images)) % len(self._last.shares)
             shares = self._last.shares[rows].astype("float32")
@@ -167,3 +165,9 @@ class PriorStore:
         self._places = {digest: place for place, digest in enumerate(digests)}
         self._shares, self._momenta = shares, momenta
         self._epochs = 1
+
+
+def _corners(seed: Any, shape: tuple[int, ...]) -> Array:
+    """Random perturbations of a whole epsilon up or down, in shares of it."""
+    signs = np.random.default_rng(seed).integers(0, 2, shape, "int8")
+    return (2 * signs - 1).astype("float32")
