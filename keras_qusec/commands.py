@@ -168,11 +168,11 @@ def certify(options: argparse.Namespace) -> int:
         (options.examples, lambda report, path: report.save_examples(path)),
         (options.images_csv, lambda report, path: report.save_images(path)),
         (options.html, lambda report, path: report.to_html(path)),
-        (options.export, lambda report, path: _export(given, report, path, options.outputs)),
+        (options.export, lambda report, path: _export(given, report, path, options)),
     ])  # fmt: skip
 
 
-def _export(given: _Inputs, report: Any, folder: str, outputs: str | None) -> Path:
+def _export(given: _Inputs, report: Any, folder: str, options: argparse.Namespace) -> Path:
     """A folder for each epsilon, with what other verifiers need."""
     from keras_qusec.certification.exchange import export_problems
     from keras_qusec.norms import radius_text
@@ -182,7 +182,7 @@ def _export(given: _Inputs, report: Any, folder: str, outputs: str | None) -> Pa
         name = f"epsilon-{radius_text(epsilon).replace('/', '-of-')}"
         export_problems(
             model, given.x, given.y, Path(folder) / name, epsilon=epsilon,
-            value_range=given.value_range, outputs=outputs,
+            value_range=given.value_range, outputs=options.outputs, version=options.vnnlib,
         )  # fmt: skip
     return Path(folder)
 

@@ -231,6 +231,10 @@ def _add_certify(commands: Any) -> None:
         help="write the part behind the quantizer as ONNX, and a VNN-LIB property for each image "
         "and epsilon, for other verifiers (needs onnx)",
     )  # fmt: skip
+    certify.add_argument(
+        "--vnnlib", choices=["1.0", "2.0"], default="1.0",
+        help="version of VNN-LIB for --export (default 1.0)",
+    )  # fmt: skip
 
 
 def _add_report(commands: Any) -> None:

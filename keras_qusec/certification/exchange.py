@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -17,14 +17,19 @@ from keras_qusec.attacks import AttackedModel
 from keras_qusec.certification.box import reachable_box
 from keras_qusec.certification.curves import RELU
 from keras_qusec.certification.graph import pieces_between
+from keras_qusec.certification.matrices import selection
 from keras_qusec.certification.network import Network, Node, node_of
-from keras_qusec.certification.pieces import Linear
+from keras_qusec.certification.pieces import Largest, Linear
 from keras_qusec.integer_inputs import whole_images
 
 Array = np.ndarray
 
 # Weights of a layer that is written as a matrix; larger ones make files of gigabytes.
 _MOST_WEIGHTS = 50_000_000
+# Versions of VNN-LIB.
+VERSIONS = ("1.0", "2.0")
+# What `read_network` reads.
+_READ = "a network of Gemm, MatMul, Add, Sub, Relu and reshaping"
 
 
 def export_problems(
@@ -37,19 +42,19 @@ def export_problems(
     value_range: tuple[float, float] = (0.0, 1.0),
     outputs: str | None = None,
     data_format: str = "channels_last",
+    version: Literal["1.0", "2.0"] = "1.0",
 ) -> list[Path]:
     """Write what other verifiers need to prove robustness again.
 
     Verifiers refuse the steps of a quantizer. So the network is the part behind it, as matrices
-    and ReLUs in ``network.onnx`` (a batch of one), and each image has a property
-    ``image-0.vnnlib`` (VNN-LIB 1.0): its inputs are all numbers between the smallest and the
-    largest reachable output, and the unsafe set, in which another logit is at least that of the
-    label. ``unsat`` says that the image is robust in exact arithmetic. ``sat`` says less, since
-    numbers between two levels cannot be reached.
+    and ReLUs in ``network.onnx`` (a batch of one; the larger of two numbers is a sum with a ReLU),
+    and each image has a property ``image-0.vnnlib`` in VNN-LIB: its inputs are all numbers between
+    the smallest and the largest reachable output, and the unsafe set, in which another logit is at
+    least that of the label. ``unsat`` says that the image is robust in exact arithmetic. ``sat``
+    says less, since numbers between two levels cannot be reached.
 
     Args:
-        model: classifier of linear layers, ReLUs and pooling by means, with or without a
-            quantizer in front.
+        model: classifier of linear layers, ReLUs and pooling, with or without a quantizer in front.
         x: images ``(n, ...)``.
         y: true classes.
         folder: made if missing.
@@ -57,6 +62,7 @@ def export_problems(
         value_range: smallest and largest pixel value.
         outputs: ``"logits"`` or ``"probabilities"``, for models whose graph does not say.
         data_format: ``"channels_last"`` or ``"channels_first"``.
+        version: of VNN-LIB: ``"1.0"``, which verifiers read, or ``"2.0"``.
 
     Returns:
         The files.
@@ -66,8 +72,19 @@ def export_problems(
             weights as a matrix.
         ImportError: without onnx.
 
-    Source: VNN-LIB, Tacchella et al. 2023, version 1.0.
+    Source: The VNN-LIB standard, vnnlib.org.
+
+    Example:
+
+    >>> from keras_qusec import QuSecQuantization
+    >>> from keras_qusec.certification.exchange import export_problems
+    >>> model = keras.Sequential([keras.Input((4,)), QuSecQuantization(2, hard=True),
+    ...                           keras.layers.Dense(3, activation="relu"), keras.layers.Dense(2)])
+    >>> paths = export_problems(model, np.zeros((1, 4)), [0], "problems", epsilon=0.1)
+    >>> [path.name for path in paths]
+    ['network.onnx', 'image-0.vnnlib']
     """
+    checks.one_of(version, "version", VERSIONS)
     attacked = AttackedModel(
         model, checks.value_range(value_range), outputs=outputs, data_format=data_format
     )
@@ -83,22 +100,40 @@ def export_problems(
     for image, label in enumerate(labels):
         text = vnnlib_text(
             box.low[image].ravel(), box.high[image].ravel(), int(label), network.classes,
-            f"Image {image} within L-infinity {epsilon:g}, label {label}.",
+            f"Image {image} within L-infinity {epsilon:g}, label {label}.", version,
         )  # fmt: skip
         paths.append(files.write_text(text, folder / f"image-{image}.vnnlib"))
     return paths
 
 
-def vnnlib_text(low: Array, high: Array, label: int, classes: int, title: str) -> str:
-    """A property in VNN-LIB 1.0: a box, and the outputs at which another class is reached."""
+def vnnlib_text(
+    low: Array, high: Array, label: int, classes: int, title: str, version: str = "1.0"
+) -> str:
+    """A property in VNN-LIB: a box, and the outputs at which another class is reached."""
     lines = [f"; {title}", "; Asserted is what must not be: sat is a counterexample.", ""]
-    lines += [f"(declare-const X_{i} Real)" for i in range(len(low))]
-    lines += [f"(declare-const Y_{j} Real)" for j in range(classes)]
+    if version == "2.0":
+        x, y, goal = "X[0,{}]", "Y[0,{}]", "  (>= {} {})"
+        lines[:0] = ["(vnnlib-version <2.0>)"]
+        lines += [
+            "(declare-network network",
+            f"  (declare-input X float32 [1,{len(low)}])",
+            f"  (declare-output Y float32 [1,{classes}])",
+            ")",
+        ]
+    else:
+        x, y, goal = "X_{}", "Y_{}", "  (and (>= {} {}))"
+        lines += [f"(declare-const {x.format(i)} Real)" for i in range(len(low))]
+        lines += [f"(declare-const {y.format(j)} Real)" for j in range(classes)]
     for i, (least, most) in enumerate(zip(low, high, strict=True)):
-        lines += [f"(assert (>= X_{i} {_decimal(least)}))", f"(assert (<= X_{i} {_decimal(most)}))"]
+        name = x.format(i)
+        for sign, end in ((">=", least), ("<=", most)):
+            lines.append(f"(assert ({sign} {name} {_decimal(end)}))")
     others = [j for j in range(classes) if j != label]
-    reached = "\n".join(f"  (and (>= Y_{j} Y_{label}))" for j in others)
-    return "\n".join([*lines, f"(assert (or\n{reached}\n))", ""])
+    reached = [goal.format(y.format(j), y.format(label)) for j in others]
+    if version == "2.0" and len(reached) == 1:
+        # A disjunction has two parts or more.
+        return "\n".join([*lines, f"(assert {reached[0].strip()})", ""])
+    return "\n".join([*lines, "(assert (or", *reached, "))", ""])
 
 
 def _decimal(value: float) -> str:
@@ -107,8 +142,9 @@ def _decimal(value: float) -> str:
 
 
 def onnx_bytes(network: Network) -> bytes:
-    """A network of matrices, ReLUs and sums as an ONNX file, of a batch of one."""
+    """A network of matrices, ReLUs, sums and maxima as an ONNX file, of a batch of one."""
     onnx = _import_onnx()
+    network = _without_maxima(network)
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     weights: list[Any] = []
     steps: list[Any] = []
@@ -125,8 +161,8 @@ def onnx_bytes(network: Network) -> bytes:
             steps.append(helper.make_node("Relu", [f"value_{node.inputs[0]}"], [output]))
         else:
             raise ValueError(
-                "Expected a network of linear layers and ReLUs. Received: another activation, or "
-                "pooling by maxima, which is not written here. Export the Keras model itself."
+                "Expected a network of linear layers, ReLUs and pooling. Received: another "
+                "activation, which is not written here. Export the Keras model itself."
             )
     last = len(network.nodes) - 1
     value = helper.make_tensor_value_info
@@ -141,6 +177,51 @@ def onnx_bytes(network: Network) -> bytes:
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _without_maxima(network: Network) -> Network:
+    """The same network, whose maxima are sums and ReLUs: max(a, b) = b + ReLU(a - b)."""
+    nodes: list[Node] = []
+    numbers: list[int] = []
+    for node in network.nodes:
+        inputs = [numbers[i] for i in node.inputs]
+        if isinstance(node.made, Largest):
+            numbers.append(_add_maxima(nodes, inputs[0], node.made.windows))
+            continue
+        nodes.append(node_of(inputs, node.made, node.size) if node.made else node)
+        numbers.append(len(nodes) - 1)
+    return Network(nodes)
+
+
+def _add_maxima(nodes: list[Node], source: int, windows: Array) -> int:
+    """Append nodes for the largest value of each window, two by two; the last one's number."""
+
+    def append(inputs: list[int], made: Any, size: int) -> int:
+        nodes.append(node_of(inputs, made, size))
+        return len(nodes) - 1
+
+    def linear(matrices: list[Any], terms: int) -> Linear:
+        none = np.zeros(matrices[0].shape[0])
+        return Linear(tuple(matrices), none, none, terms)
+
+    # What is missing at an edge is the window's last value once more.
+    table = np.where(windows < 0, windows.max(axis=1, keepdims=True), windows).T
+    outputs = table.shape[1]
+    while len(table) > 1:
+        pairs = len(table) // 2
+        first, rest = table[:pairs].ravel(), table[pairs:].ravel()
+        size = nodes[source].size
+        kept = selection(rest, size)
+        difference = selection(first, size) - selection(rest[: len(first)], size)
+        below = append([source], linear([difference], 2), len(first))
+        positive = append([below], RELU, len(first))
+        places = np.where(np.arange(len(rest)) < len(first), np.arange(len(rest)), -1)
+        added = selection(places, len(first))
+        source = append([source, positive], linear([kept, added], 2), len(rest))
+        table = np.arange(len(rest)).reshape(-1, outputs)
+    if not np.array_equal(table[0], np.arange(nodes[source].size)):
+        return append([source], linear([selection(table[0], nodes[source].size)], 0), outputs)
+    return source
 
 
 def _linear_steps(node: Node, made: Linear, number: int, constant: Any, helper: Any) -> list[Any]:
@@ -188,10 +269,15 @@ def read_network(path: str | os.PathLike) -> Network:
         if node.op_type in ("Flatten", "Reshape", "Identity"):
             numbers[node.output[0]] = numbers[tensors[0]]
             continue
-        source = numbers[tensors[0]]
-        made = _made(node, constants, nodes[source].size)
-        size = nodes[source].size if made is RELU else made.matrices[0].shape[0]
-        nodes.append(node_of([source], made, size))
+        sources = [numbers[name] for name in tensors]
+        size = nodes[sources[0]].size
+        made = _made(node, constants, size) if constants or node.op_type == "Relu" else None
+        if len(sources) == 2 and node.op_type in ("Add", "Sub"):
+            made = _sum_of_two(size, -1 if node.op_type == "Sub" else 1)
+        if made is None:
+            raise ValueError(f"Expected {_READ}. Received: {node.op_type} of two values.")
+        size = size if made is RELU else made.matrices[0].shape[0]
+        nodes.append(node_of(sources, made, size))
         numbers[node.output[0]] = len(nodes) - 1
     return Network(nodes)
 
@@ -218,14 +304,18 @@ def _made(node: Any, constants: Sequence[Array], size: int) -> Any:
         wide = np.broadcast_to(constants[0].ravel(), (size,)).astype("float64")
         wide = wide if node.op_type == "Add" else -wide
         return Linear((csr_array(eye_array(size)),), wide, np.abs(wide), 2)
-    raise ValueError(
-        f"Expected a network of Gemm, MatMul, Add, Sub, Relu and reshaping. Received: "
-        f"{node.op_type}."
-    )
+    raise ValueError(f"Expected {_READ}. Received: {node.op_type}.")
+
+
+def _sum_of_two(size: int, sign: int) -> Linear:
+    from scipy.sparse import csr_array, eye_array
+
+    one, none = csr_array(eye_array(size)), np.zeros(size)
+    return Linear((one, sign * one), none, none, 1)
 
 
 def read_box(path: str | os.PathLike) -> tuple[Array, Array, int]:
-    """The box and the label of a robustness property in VNN-LIB 1.0, also a gzipped one.
+    """The box and the label of a robustness property in VNN-LIB 1.0 or 2.0, also a gzipped one.
 
     Returns:
         Smallest and largest inputs ``(n,)`` float64, and the class that must stay the largest.
@@ -234,12 +324,17 @@ def read_box(path: str | os.PathLike) -> tuple[Array, Array, int]:
         ValueError: for a property of another form.
     """
     text = re.sub(r";[^\n]*", "", _content(path).decode())
+    # Version 2.0 numbers what is in a tensor: X[0,3] is X_3 of version 1.0.
+    declared = re.search(r"declare-input\s+X\s+\w+\s*\[([\d,\s]+)\]", text)
+    text = re.sub(r"\b([XY])\s*\[(?:\s*0\s*,)?\s*(\d+)\s*\]", r"\1_\2", text)
     ends: dict[str, dict[int, float]] = {"<=": {}, ">=": {}}
     for sign, place, number in re.findall(r"\(assert \((<=|>=) X_(\d+) (\S+)\)\)", text):
         ends[sign][int(place)] = float(number)
     pairs = re.findall(r"\(\s*(>=|<=)\s+Y_(\d+)\s+Y_(\d+)\s*\)", text)
     labels = {int(second if sign == ">=" else first) for sign, first, second in pairs}
     count = len(re.findall(r"declare-const X_\d+", text))
+    if declared:
+        count = int(np.prod([int(size) for size in declared[1].split(",")]))
     if len(labels) != 1 or not len(ends["<="]) == len(ends[">="]) == count:
         raise ValueError(
             f"Expected a property with two ends of each input, and one class that stays the "

@@ -45,10 +45,47 @@ def test_the_part_behind_the_quantizer(model, tmp_path):
         np.testing.assert_allclose(network.forward(outputs), found, atol=1e-5)
 
 
+def test_maxima_are_written_as_relus(tmp_path):
+    """Windows that overlap, with an edge: what is read back is what Keras computes."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = keras.Sequential(
+        [keras.Input((7, 7, 1)), L.Conv2D(2, 2), L.MaxPooling2D(3, 2, padding="same"),
+         L.Conv2D(2, 2, activation="relu"), L.MaxPooling2D(2), L.Flatten(), L.Dense(3)]
+    )  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(5, 7, 7, 1)).astype("float32")
+    path, *_ = export_problems(model, x[:1], [0], tmp_path, epsilon=0.1)
+    expected = model.predict(x, verbose=0)
+    session, network = onnxruntime.InferenceSession(path), read_network(path)
+    for image, logits in zip(x, expected, strict=True):
+        (found,) = session.run(None, {"value_0": image.reshape(1, -1)})
+        np.testing.assert_allclose(found[0], logits, atol=1e-5)
+        np.testing.assert_allclose(network.forward(image.reshape(1, -1))[0], logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_both_versions_of_vnnlib_say_the_same(classes, tmp_path):
+    """The parser of the standard reads the second; ours reads both to the last bit."""
+    model = keras.Sequential([keras.Input((3,)), QuSecQuantization(3), L.Dense(classes)])
+    x, y = np.array([[0.1, 0.4, 0.9]], "float32"), [1]
+    boxes = []
+    for version in ("1.0", "2.0"):
+        _, path = export_problems(model, x, y, tmp_path / version, epsilon=0.1, version=version)
+        boxes.append(read_box(path))
+    assert boxes[0][2] == boxes[1][2] == 1
+    np.testing.assert_array_equal(boxes[0][:2], boxes[1][:2])
+    vnnlib = pytest.importorskip("vnnlib")
+    query = vnnlib.parse_query_file(str(path))
+    (network,) = query.networks
+    assert [one.shape for one in (*network.inputs, *network.outputs)] == [[1, 3], [1, classes]]
+    assert len(query.assertions) == 2 * 3 + 1
+    with pytest.raises(ValueError, match=r"2\.0"):
+        export_problems(model, x, y, tmp_path, epsilon=0.1, version="3.0")
+
+
 def test_what_cannot_be_written_or_read(tmp_path):
     pytest.importorskip("onnx")
     model = keras.Sequential([keras.Input((3,)), L.Dense(2, activation="tanh"), L.Dense(2)])
-    with pytest.raises(ValueError, match="linear layers and ReLUs"):
+    with pytest.raises(ValueError, match="linear layers, ReLUs and pooling"):
         export_problems(model, np.zeros((1, 3)), [0], tmp_path, epsilon=0.1)
     wrong = tmp_path / "wrong.vnnlib"
     wrong.write_text("(declare-const X_0 Real)\n(assert (<= X_0 1.0))\n")
