@@ -76,11 +76,12 @@ def export_problems(
 
     Example:
 
+    >>> import tempfile
     >>> from keras_qusec import QuSecQuantization
     >>> from keras_qusec.certification.exchange import export_problems
     >>> model = keras.Sequential([keras.Input((4,)), QuSecQuantization(2, hard=True),
     ...                           keras.layers.Dense(3, activation="relu"), keras.layers.Dense(2)])
-    >>> paths = export_problems(model, np.zeros((1, 4)), [0], "problems", epsilon=0.1)
+    >>> paths = export_problems(model, np.zeros((1, 4)), [0], tempfile.mkdtemp(), epsilon=0.1)
     >>> [path.name for path in paths]
     ['network.onnx', 'image-0.vnnlib']
     """
