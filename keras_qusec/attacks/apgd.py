@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_qusec.attacks.attacked_model import AttackedModel
-from keras_qusec.attacks.ball import Ball, ball_around, random_images, seed_state
+from keras_qusec.attacks.ball import Ball, ball_around, random_images
 from keras_qusec.attacks.base import Attack, BatchSearch
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.gradient_attack import rounds
@@ -248,9 +248,7 @@ class APGD(Attack):
         return search
 
     def _starts(self, model: AttackedModel, x: np.ndarray, radius: float, seed: int) -> np.ndarray:
-        if not len(x):
-            return x.copy()
-        return random_images(model, x, self.norm, radius, seed_state(seed, 0))
+        return random_images(model, x, self.norm, radius, seed)
 
     def _climb(
         self,

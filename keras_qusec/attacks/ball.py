@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
+from keras_qusec.attacks.draws import ImageDraws
 
 Tensor = Any
 
@@ -35,7 +36,7 @@ class Ball(NamedTuple):
         return self.norm.project_inside(images, self.x, self.epsilon, self.value_range)
 
     def random_image(self, state: Tensor) -> Tensor:
-        """Random images of the ball, from two integers; see `seed_state`."""
+        """Random images of the ball, from two integers such as a seed and the training step."""
         random = _Random(state, self.x.dtype)
         images = self.norm.random_start(self.x, self.epsilon, random.uniform, random.normal)
         return self.project(images)
@@ -47,24 +48,67 @@ def ball_around(x: Tensor, epsilon: Tensor, norm: str, value_range: tuple[float,
 
 
 def random_images(
-    model: AttackedModel, x: np.ndarray, norm: str, epsilon: float, state: np.ndarray
+    model: AttackedModel, x: np.ndarray, norm: str, epsilon: float, seed: int
 ) -> np.ndarray:
-    """Random images of the balls around `x`, as NumPy.
+    """Random images of the balls around `x`, as NumPy; each depends on its own image alone.
 
     Args:
         model: of the value range.
         x: clean images.
         norm: name of the norm.
         epsilon: radius.
-        state: see `seed_state`.
+        seed: see `ImageDraws`.
+    """
+    if not len(x):
+        return x.copy()
+    asked = _numbers_asked(norms.get(norm), x[:1])
+
+    def run(_: Any, x: Tensor, *rest: Tensor) -> Tensor:
+        *numbers, epsilon = rest
+        drawn = iter(numbers)
+        ball = ball_around(x, epsilon, norm, model.value_range)
+
+        def following(*_: Any) -> Tensor:
+            return next(drawn)
+
+        return ball.project(ball.norm.random_start(x, ball.epsilon, following, following))
+
+    draws, rows = ImageDraws(x, seed), np.arange(len(x))
+    arrays = [one.draw(draws, rows).astype("float32") for one in asked]
+    compiled = model.compiled(("random images", norm, asked), run, batches=1 + len(arrays))
+    return model.on_rows(compiled, x, *arrays, scalars=(np.float32(epsilon),))
+
+
+class _Numbers(NamedTuple):
+    """Random numbers that the random start of a norm asks for: their shape, and their ends.
+
+    Without ends they are normal.
     """
 
-    def run(_: Any, x: Tensor, epsilon: Tensor, state: Tensor) -> Tensor:
-        return ball_around(x, epsilon, norm, model.value_range).random_image(state)
+    shape: tuple[int, ...]
+    ends: tuple[float, float] | None
 
-    random_generator()
-    compiled = model.compiled(("random images", norm), run, batches=1)
-    return model.on_rows(compiled, x, scalars=(np.float32(epsilon), state))
+    def draw(self, draws: ImageDraws, rows: np.ndarray) -> np.ndarray:
+        if self.ends is None:
+            return draws.normal(rows, *self.shape)
+        low, high = self.ends
+        return low + (high - low) * draws.uniform(rows, *self.shape)
+
+
+def _numbers_asked(norm: norms.Norm, x: np.ndarray) -> tuple[_Numbers, ...]:
+    """What a norm's random start asks for, seen at one image."""
+    asked: list[_Numbers] = []
+
+    def uniform(shape: Any, low: float, high: float) -> Tensor:
+        asked.append(_Numbers(tuple(int(size) for size in shape[1:]), (float(low), float(high))))
+        return ops.ones(shape)
+
+    def normal(shape: Any) -> Tensor:
+        asked.append(_Numbers(tuple(int(size) for size in shape[1:]), None))
+        return ops.ones(shape)
+
+    norm.random_start(ops.convert_to_tensor(x), ops.ones(()), uniform, normal)
+    return tuple(asked)
 
 
 @functools.cache
@@ -102,8 +146,3 @@ class _Random:
 def noise(like: Tensor, state: Tensor) -> Tensor:
     """Numbers uniform in [-1, 1), of the shape and dtype of a tensor, from two integers."""
     return _Random(state, like.dtype).uniform(ops.shape(like), -1.0, 1.0)
-
-
-def seed_state(seed: int, index: int) -> np.ndarray:
-    """The state of a seed generator: a seed, and a count such as the batch's."""
-    return np.array([seed % 2**31, index], dtype=random_generator().state.dtype)

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_qusec import checks, norms
 from keras_qusec.attacks.attacked_model import AttackedModel, padded_tensors
-from keras_qusec.attacks.ball import Ball, ball_around, random_images, seed_state
+from keras_qusec.attacks.ball import Ball, ball_around, random_images
 from keras_qusec.attacks.base import Attack, BatchSearch
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.backends import with_gradients
@@ -230,17 +230,15 @@ class GradientAttack(Attack):
         labels = checks.class_labels(y, len(x), classes=model.logits(x[:1]).shape[1])
         goal = Goal(labels, labels if self.targeted else None, transfer=True)
         parts, radius = [], model.reach(self.norm, self.epsilon)
-        for index, start in enumerate(range(0, len(x), batch_size)):
+        for start in range(0, len(x), batch_size):
             rows = np.arange(start, min(start + batch_size, len(x)))
-            state = seed_state(seed, index)
-            images = self._search(model, x[rows], goal.take(rows), radius, state)
+            images = self._search(model, x[rows], goal.take(rows), radius, seed)
             for restart in range(1, self.restarts):
                 left = np.flatnonzero(~model.is_adversarial(images, goal.take(rows)))
                 if not len(left):
                     break
-                state = seed_state(seed + restart, index)
                 part = rows[left]
-                images[left] = self._search(model, x[part], goal.take(part), radius, state)
+                images[left] = self._search(model, x[part], goal.take(part), radius, seed + restart)
             parts += model.deliverable(x[rows], images, self.norm, self.epsilon)
         return np.concatenate(parts)
 
@@ -283,15 +281,13 @@ class GradientAttack(Attack):
                 unbroken = rows[~model.is_adversarial(ends[rows], goal.take(rows))]
             last = radius
             if len(unbroken):
-                ends[unbroken] = self._search(
-                    model, x[unbroken], goal.take(unbroken), radius, seed_state(seed, 0)
-                )
+                ends[unbroken] = self._search(model, x[unbroken], goal.take(unbroken), radius, seed)
             return ends[rows]
 
         return search
 
     def _search(
-        self, model: AttackedModel, x: np.ndarray, goal: Goal, epsilon: float, state: np.ndarray
+        self, model: AttackedModel, x: np.ndarray, goal: Goal, epsilon: float, seed: int
     ) -> np.ndarray:
         """All steps on a batch; images that reach the goal stay there and leave the batch.
 
@@ -302,7 +298,7 @@ class GradientAttack(Attack):
         radii = [ops.convert_to_tensor(radius), ops.convert_to_tensor(size)]
         images = x.copy()
         if self.random_start:
-            images = random_images(model, x, self.norm, epsilon, state)
+            images = random_images(model, x, self.norm, epsilon, seed)
         climb = self._compiled_climb(model, goal)
         moving = np.arange(len(x))
         seen = [{hash(image.tobytes())} for image in images]

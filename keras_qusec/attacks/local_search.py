@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.classifier import Classifier
+from keras_qusec.attacks.draws import ImageDraws
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.checks import number, whole_number
 from keras_qusec.norms import pixels
@@ -72,12 +73,12 @@ class LocalSearch(Attack):
         self, model: Classifier, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
         low, high = model.value_range
-        rng = np.random.default_rng(seed)
+        draws = ImageDraws(x, seed)
         height, width = x.shape[1:3] if x.ndim == 4 else (1, x[0].size)
         # The attack's arithmetic is on values from -1/2 to 1/2.
         images = (pixels(x) - (low + high) / 2) / (high - low)
         count = min(self.candidates, max(height * width // 10, 1))
-        tried = [rng.permutation(height * width)[:count] for _ in x]
+        tried = list(draws.permutations(range(len(x)), height * width)[:, :count])
         adversarial = x.copy()
         rows = np.flatnonzero(~model.is_adversarial(x, goal))
         for _ in range(self.rounds):
@@ -86,7 +87,9 @@ class LocalSearch(Attack):
             worst = self._most_harmful(model, goal, images, rows, tried, x.shape)
             for row, chosen in zip(rows, worst, strict=True):
                 images[row, chosen] = _cyclic(self.scale * images[row, chosen], self.scale)
-                tried[row] = self._neighbours(chosen, height, width, rng)
+                near = self._neighbours(chosen, height, width)
+                order = draws.permutations([row], len(near))[0]
+                tried[row] = near[order][: self.candidates]
             trial = np.clip(_back(images[rows], x.shape, model.value_range), low, high)
             won = model.is_adversarial(trial, goal.take(rows))
             adversarial[rows[won]] = trial[won]
@@ -123,15 +126,12 @@ class LocalSearch(Attack):
             for a, b in itertools.pairwise(starts)
         ]
 
-    def _neighbours(
-        self, chosen: np.ndarray, height: int, width: int, rng: np.random.Generator
-    ) -> np.ndarray:
+    def _neighbours(self, chosen: np.ndarray, height: int, width: int) -> np.ndarray:
         offsets = np.arange(-self.radius, self.radius + 1)
         y = (chosen // width)[:, None, None] + offsets[None, :, None]
         x = (chosen % width)[:, None, None] + offsets[None, None, :]
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        near = np.unique((y * width + x)[np.broadcast_to(inside, (y * width + x).shape)])
-        return rng.permutation(near)[: self.candidates]
+        return np.unique((y * width + x)[np.broadcast_to(inside, (y * width + x).shape)])
 
 
 def _score(logits: np.ndarray, goal: Goal) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.classifier import Classifier
+from keras_qusec.attacks.draws import ImageDraws
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.starting_points import nearest_other_images
 from keras_qusec.checks import whole_number
@@ -61,15 +62,15 @@ class Pointwise(Attack):
     def run(
         self, model: Classifier, x: np.ndarray, goal: Goal, *, epsilon: float | None, seed: int
     ) -> np.ndarray:
-        rng = np.random.default_rng(seed)
-        starts, ready = self._starts(model, x, goal, rng)
+        draws = ImageDraws(x, seed)
+        starts, ready = self._starts(model, x, goal, draws)
         rows = np.flatnonzero(ready)
         while len(rows):
-            rows = rows[self._pass(model, x, goal, starts, rows, rng)]
+            rows = rows[self._pass(model, x, goal, starts, rows, draws)]
         return np.where(column(ready, x), starts, x)
 
     def _starts(
-        self, model: Classifier, x: np.ndarray, goal: Goal, rng: np.random.Generator
+        self, model: Classifier, x: np.ndarray, goal: Goal, draws: ImageDraws
     ) -> tuple[np.ndarray, np.ndarray]:
         """Adversarial images to begin with, and for which rows there is one."""
         starts = x.copy()
@@ -80,8 +81,8 @@ class Pointwise(Attack):
             if not len(rows):
                 return starts, ready
             trial = np.where(
-                rng.random(x[rows].shape) < level,
-                rng.choice(model.value_range, x[rows].shape),
+                draws.uniform(rows, *x.shape[1:]) < level,
+                np.array(model.value_range)[draws.integers(rows, 2, *x.shape[1:])],
                 x[rows],
             ).astype(x.dtype)
             won = model.is_adversarial(trial, goal.take(rows))
@@ -100,11 +101,14 @@ class Pointwise(Attack):
         goal: Goal,
         images: np.ndarray,
         rows: np.ndarray,
-        rng: np.random.Generator,
+        draws: ImageDraws,
     ) -> np.ndarray:
         """Try to put back each changed feature once, in place; which rows had one put back."""
         clean, flat = x.reshape(len(x), -1), images.reshape(len(images), -1)
-        orders = [rng.permutation(np.flatnonzero(flat[row] != clean[row])) for row in rows]
+        orders = [
+            order[flat[row, order] != clean[row, order]]
+            for row, order in zip(rows, draws.permutations(rows, flat.shape[1]), strict=True)
+        ]
         improved = np.zeros(len(rows), bool)
         for number in range(max(map(len, orders))):
             places = np.flatnonzero([len(order) > number for order in orders])

@@ -11,6 +11,7 @@ from keras import ops
 from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import Attack
+from keras_qusec.attacks.draws import ImageDraws
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.gradient_attack import rounds
 from keras_qusec.attacks.input_quantizer import InputQuantizer, input_quantizer
@@ -88,7 +89,7 @@ class ReachableLevels(Attack):
         own = quantizer.outputs(x)
         outputs = own.copy()
         margins = np.full(len(x), -np.inf, "float32")
-        generator = np.random.default_rng(seed)
+        draws = ImageDraws(x, seed)
         targets = np.zeros((len(x), 0), int)
         for number in range(self.rounds):
             rows = np.flatnonzero(margins <= 0)
@@ -103,7 +104,7 @@ class ReachableLevels(Attack):
                 aims = targets[rows, (number - 2) % targets.shape[1]].astype(aims.dtype)
             loss = "log-odds" if number == 0 else "margin"
             objective = goal.objective(loss, aimed=aimed)
-            shares = generator.random((len(rows), *x.shape[1:]), dtype="float32")
+            shares = draws.uniform(rows, *x.shape[1:]).astype("float32")
             found, reached = box.relaxed(rows, objective, aims, shares, self.steps)
             found, reached = box.flipped(rows, found, reached)
             higher = reached > margins[rows]

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_qusec.attacks.base import Attack
 from keras_qusec.attacks.classifier import Classifier
+from keras_qusec.attacks.draws import ImageDraws
 from keras_qusec.attacks.goal import Goal
 from keras_qusec.checks import number, one_of, whole_number
 
@@ -67,22 +68,21 @@ class Square(Attack):
                 "Expected images (n, height, width, channels) of at least 5 pixels a side for "
                 f'Square in L2. Received: shape {x.shape}. Use norm="linf", or another attack.'
             )
-        radius, random = np.float32(epsilon or 0.0), np.random.default_rng(seed)
         search = _LinfSquares if self.norm == "linf" else _L2Squares
-        squares = search(radius, model.value_range, random)
+        squares = search(np.float32(epsilon or 0.0), model.value_range, ImageDraws(x, seed))
 
         def margins(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
             return model.margins(images.reshape(-1, *x.shape[1:]), goal.take(rows))
 
-        best = squares.start(clean)
         rows = np.arange(len(x))
+        best = squares.start(clean, rows)
         reached = margins(best, rows)
         for query in range(1, self.queries):
             rows = rows[reached[rows] <= 0] if not goal.transfer else rows
             if not len(rows):
                 break
             share = self.share_at(query)
-            tried = squares.changed(clean[rows], best[rows], share)
+            tried = squares.changed(clean[rows], best[rows], share, rows)
             margin = margins(tried, rows)
             higher = margin > reached[rows]
             best[rows[higher]], reached[rows[higher]] = tried[higher], margin[higher]
@@ -100,61 +100,74 @@ class _LinfSquares:
     Args:
         radius: epsilon.
         values: smallest and largest pixel value.
-        random: generator of random numbers.
+        draws: random numbers of each image.
     """
 
-    def __init__(
-        self, radius: np.float32, values: tuple[float, float], random: np.random.Generator
-    ) -> None:
-        self.radius, self.values, self.random = radius, values, random
+    def __init__(self, radius: np.float32, values: tuple[float, float], draws: ImageDraws) -> None:
+        self.radius, self.values, self.draws = radius, values, draws
 
-    def signs(self, *shape: int) -> np.ndarray:
-        return self.random.integers(0, 2, shape).astype("float32") * 2 - 1
-
-    def start(self, clean: np.ndarray) -> np.ndarray:
-        """Vertical stripes."""
-        n, _, width, channels = clean.shape
-        moved = clean + self.radius * self.signs(n, 1, width, channels)
+    def start(self, clean: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Vertical stripes on the images of these numbers."""
+        _, _, width, channels = clean.shape
+        moved = clean + self.radius * self.draws.signs(rows, 1, width, channels)
         return np.clip(moved, *self.values).astype("float32")
 
-    def changed(self, clean: np.ndarray, best: np.ndarray, share: float) -> np.ndarray:
-        """The best images with one square more."""
-        n, height, width, channels = clean.shape
+    def changed(
+        self, clean: np.ndarray, best: np.ndarray, share: float, rows: np.ndarray
+    ) -> np.ndarray:
+        """The best images of these numbers with one square more."""
+        _, height, width, channels = clean.shape
         tall, wide = square_size(share, height, width)
-        place = _places(self.random, clean.shape, tall, wide)
-        tried, sign = best.copy(), self.signs(n, 1, 1, channels)
+        place = self.places(rows, clean.shape, tall, wide)
+        tried, sign = best.copy(), self.draws.signs(rows, 1, 1, channels)
         tried[place] = np.clip(clean[place] + self.radius * sign, *self.values)
         return tried
+
+    def places(
+        self, rows: np.ndarray, shape: tuple[int, ...], tall: int, wide: int
+    ) -> tuple[np.ndarray, ...]:
+        """Where a square lies in each image, to index arrays ``(n, tall, wide, channels)``."""
+        n, height, width, channels = shape
+        top = self.draws.integers(rows, height - tall + 1)[:, None, None, None]
+        left = self.draws.integers(rows, width - wide + 1)[:, None, None, None]
+        return (
+            np.arange(n)[:, None, None, None],
+            top + np.arange(tall)[None, :, None, None],
+            left + np.arange(wide)[None, None, :, None],
+            np.arange(channels)[None, None, None, :],
+        )
 
 
 class _L2Squares(_LinfSquares):
     """Squares that take over the length of other squares."""
 
-    def start(self, clean: np.ndarray) -> np.ndarray:
+    def start(self, clean: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """A grid of patches."""
-        n, height, width, channels = clean.shape
+        _, height, width, channels = clean.shape
         size = height // 5
         change = np.zeros_like(clean)
         for row in range((height - size * 5) // 2, height - size + 1, size):
             for place in range((height - size * 5) // 2, width - size + 1, size):
-                patch = self.patch(size)[None, :, :, None] * self.signs(n, 1, 1, channels)
+                patch = self.patches(rows, size) * self.draws.signs(rows, 1, 1, channels)
                 change[:, row : row + size, place : place + size] += patch
         return self._of_length(clean, change)
 
-    def changed(self, clean: np.ndarray, best: np.ndarray, share: float) -> np.ndarray:
+    def changed(
+        self, clean: np.ndarray, best: np.ndarray, share: float, rows: np.ndarray
+    ) -> np.ndarray:
         """The best images, the length of a second square moved to a first one."""
-        n, height, width, channels = clean.shape
+        _, height, width, channels = clean.shape
         size = max(square_size(share, height, width)[0], 3)
         size = min(size + (size % 2 == 0), height - (height % 2 == 0), width - (width % 2 == 0))
         change = best - clean
-        first, second = (_places(self.random, clean.shape, size, size) for _ in range(2))
+        first, second = (self.places(rows, clean.shape, size, size) for _ in range(2))
         covered = np.zeros_like(change)
         covered[first], covered[second] = 1.0, 1.0
         inside = np.square(change * covered).sum(axis=(1, 2), keepdims=True)
         unused = np.maximum(self.radius**2 - np.square(change).sum((1, 2, 3), keepdims=True), 0)
         old = change[first]
         old = old / (1e-12 + np.sqrt(np.square(old).sum(axis=(1, 2), keepdims=True)))
-        new = self.patch(size)[None, :, :, None] * self.signs(n, 1, 1, channels) + old
+        new = self.patches(rows, size) * self.draws.signs(rows, 1, 1, channels) + old
         new = new / (1e-12 + np.sqrt(np.square(new).sum(axis=(1, 2), keepdims=True)))
         change[second] = 0.0
         change[first] = new * np.sqrt(unused / channels + inside)
@@ -165,12 +178,16 @@ class _L2Squares(_LinfSquares):
         moved = clean + change / np.maximum(length, 1e-12) * self.radius
         return np.clip(moved, *self.values).astype("float32")
 
-    def patch(self, size: int) -> np.ndarray:
-        """Two rectangles of opposite sign that fade from their centres, ``(size, size)``."""
+    def patches(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """Two rectangles of opposite sign that fade from their centres, ``(n, size, size, 1)``.
+
+        Side by side or one above the other, as each image draws.
+        """
         upper = _faded(size // 2, size)
         patch = np.concatenate([upper, -_faded(size - size // 2, size)])
         patch /= np.linalg.norm(patch)
-        return patch.T if self.random.random() > 0.5 else patch
+        turned = self.draws.signs(rows, 1, 1, 1) > 0
+        return np.where(turned, patch.T[..., None], patch[..., None]).astype("float32")
 
 
 def _faded(tall: int, wide: int) -> np.ndarray:
@@ -191,23 +208,6 @@ def square_size(share: float, height: int, width: int) -> tuple[int, int]:
     tall = max(1, min(side, height - 1 if height > 1 else 1))
     wide = side if tall == side else round(pixels / tall)
     return tall, max(1, min(wide, width - 1 if width > 1 else 1))
-
-
-def _places(
-    random: np.random.Generator, shape: tuple[int, ...], tall: int, wide: int
-) -> tuple[np.ndarray, ...]:
-    """Where a square lies in each image, as an index of arrays ``(n, tall, wide, channels)``."""
-    n, height, width, channels = shape
-    top = random.integers(0, height - tall + 1, n)[:, None, None, None]
-    left = random.integers(0, width - wide + 1, n)[:, None, None, None]
-    rows = top + np.arange(tall)[None, :, None, None]
-    places = left + np.arange(wide)[None, None, :, None]
-    return (
-        np.arange(n)[:, None, None, None],
-        rows,
-        places,
-        np.arange(channels)[None, None, None, :],
-    )
 
 
 def _as_images(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from keras_qusec.attacks.classifier import Classifier
+from keras_qusec.attacks.draws import ImageDraws
 from keras_qusec.attacks.goal import Goal
 
 
@@ -39,7 +40,7 @@ def starting_points(
 
     The nearest other image of the batch; without one, noise of several kinds.
     """
-    rng = np.random.default_rng(seed)
+    draws = ImageDraws(x[rows], seed)
     low, high = model.value_range
     starts, _ = nearest_other_images(x, model.predictions(x), goal, rows)
     goals = goal.take(rows)
@@ -48,8 +49,8 @@ def starting_points(
         if not len(left):
             break
         if level is None:
-            starts[left] = rng.uniform(low, high, starts[left].shape)
+            starts[left] = low + (high - low) * draws.uniform(left, *x.shape[1:])
         else:  # black and white pixels, a share of them white
-            white = rng.random(starts[left].shape) < level
+            white = draws.uniform(left, *x.shape[1:]) < level
             starts[left] = np.where(white, high, low)
     return starts, np.flatnonzero(model.is_adversarial(starts, goals))

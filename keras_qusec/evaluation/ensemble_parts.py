@@ -41,7 +41,9 @@ def attack_with_parts(
     threats = plan.threat_models_for(attack, unit.models[0])
     runs: dict[str, Record] = {}
     for place, threat in enumerate(threats):
-        run = Record(unit, plan, unit.models[0], model, plan.seed)
+        # As of the part alone.
+        seed = plan.seed + (threat.continues is not None)
+        run = Record(unit, plan, unit.models[0], model, seed)
         before = runs.get(threat.continues or "")
         if threat.name in earlier:
             run.restore(earlier[threat.name])

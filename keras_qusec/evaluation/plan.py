@@ -51,7 +51,7 @@ class Unit(NamedTuple):
             alone: there is one attacked model, whose name changes no figure.
         """
         models = ("model",) if alone else self.models
-        words = f"{seed} {self.attack} {models} {self.source} {self.batch}"
+        words = f"{seed} {models} {self.source}"
         return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
 
 

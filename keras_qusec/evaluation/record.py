@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -89,7 +90,10 @@ class Record:
         model: Classifier,
         skip_smaller: bool,
     ) -> None:
-        """Make one attack of an ensemble on what is not broken, at the largest radius first.
+        """Make one attack of an ensemble on what is not broken.
+
+        From the smallest radius on, as the attack alone: then it has seen the same of an image
+        that is left. Where smaller radii can be skipped, the largest comes first.
 
         Args:
             name: name of the part.
@@ -101,14 +105,14 @@ class Record:
         closest, costs = self.closest, (self.gradients, self.queries, self.seconds)
         before = [cost.copy() for cost in costs]
         tried, broken = (np.zeros(len(self.radii), "int64") for _ in range(2))
-        words = int.from_bytes(name.encode()[:8].ljust(8), "big")
         survived = np.zeros(len(closest.x), bool)
         self.called = self.acted = False
         failure = ""
         try:
             goal = searched_goal(closest.goal, model, part)
             searches = [part.on_batch(m, closest.x, goal) for m in followed]
-            for place in reversed(range(len(self.radii))):
+            places = range(len(self.radii))
+            for place in reversed(places) if skip_smaller else places:
                 epsilon = self.radii[place]
                 rows = closest.left(epsilon)
                 rows = rows[~survived[rows]]
@@ -118,9 +122,7 @@ class Record:
                     left = rows[np.isin(rows, closest.left(epsilon))]
                     if not len(left):
                         break
-                    parts = np.random.SeedSequence((self.seed, words, place, number))
-                    seed = int(parts.generate_state(1)[0] % 2**31)
-                    call = Call(place, epsilon, search, seed)
+                    call = Call(place, epsilon, search, self.seed_of(name, place, number))
                     with self.metered(call, model):
                         candidates = self.tried(call, left, closest.x, model)
                         closest.offer(left, candidates, epsilon)
@@ -155,8 +157,18 @@ class Record:
         repeated = [search for search in searches for _ in range(self.restarts)]
         for place, epsilon in enumerate(self.radii):
             for number, search in enumerate(repeated):
-                parts = np.random.SeedSequence((self.seed, place, number))
-                yield Call(place, epsilon, search, int(parts.generate_state(1)[0] % 2**31))
+                yield Call(place, epsilon, search, self.seed_of(self.attack, place, number))
+
+    def seed_of(self, attack: str, place: int, number: int) -> int:
+        """The seed of a call, the same for an attack alone and within an ensemble.
+
+        Args:
+            attack: name of the attack.
+            place: of the radius among all.
+            number: of the call at this radius.
+        """
+        words = f"{self.seed} {attack} {place} {number}"
+        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
 
     @contextlib.contextmanager
     def metered(self, call: Call, model: Classifier) -> Iterator[None]:

@@ -9,6 +9,7 @@ from helpers import IMAGES, predicted, small_cnn
 
 from keras_qusec import norms
 from keras_qusec.attacks import AttackedModel, Goal, Square
+from keras_qusec.attacks.draws import ImageDraws
 from keras_qusec.attacks.square import _L2Squares, square_size
 
 
@@ -95,16 +96,17 @@ def test_the_same_seed_gives_the_same_images(attacked):
 
 def test_a_square_in_l2_moves_length_and_leaves_the_rest():
     """Two odd squares change; together they have the length that they had."""
-    rng = np.random.default_rng(0)
     clean = np.full((6, 12, 12, 1), 0.5, "float32")
-    squares = _L2Squares(np.float32(0.4), (0.0, 1.0), rng)
-    sizes, patch = [], squares.patch
-    squares.patch = lambda size: (sizes.append(size), patch(size))[1]
-    best = squares.start(clean)
+    clean[:, 0, 0, 0] += np.linspace(0, 0.01, 6)  # images of their own, with draws of their own
+    rows = np.arange(6)
+    squares = _L2Squares(np.float32(0.4), (0.0, 1.0), ImageDraws(clean, 0))
+    sizes, patches = [], squares.patches
+    squares.patches = lambda rows, size: (sizes.append(size), patches(rows, size))[1]
+    best = squares.start(clean, rows)
     assert (best != clean).mean() > 0.5
     sizes.clear()
     for share in (0.05, 0.1, 0.2, 0.3):
-        moved = squares.changed(clean, best, share)
+        moved = squares.changed(clean, best, share, rows)
         (size,), _ = set(sizes), sizes.clear()
         assert size % 2 == 1
         apart = (np.abs(moved - best) > 1e-6).reshape(len(clean), -1).sum(axis=1)

@@ -60,10 +60,13 @@ def test_what_fell_at_a_large_radius_is_attacked_at_smaller_ones(linear, skip_sm
         assert report.robust_accuracy(epsilon=radius) == alone.robust_accuracy()
     (part,) = report.results[0].parts
     fell = [round(60 * (1 - report.robust_accuracy(epsilon=radius))) for radius in RADII]
-    expected = [fell[1], fell[2], 60] if skip_smaller else [60, 60, 60]
     assert 0 < fell[0] < fell[1] < fell[2] < 60
-    assert part.tried.tolist() == expected
-    assert part.broken.tolist() == fell
+    if skip_smaller:  # the largest first
+        assert part.tried.tolist() == [fell[1], fell[2], 60]
+        assert part.broken.tolist() == fell
+    else:
+        assert part.tried.tolist() == [60, 60 - fell[0], 60 - fell[1]]
+        assert part.broken.tolist() == [fell[0], fell[1] - fell[0], fell[2] - fell[1]]
 
 
 @pytest.mark.parametrize("as_part", [False, True])
