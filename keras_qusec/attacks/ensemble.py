@@ -11,7 +11,7 @@ from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.base import EVIDENCE, Attack
 from keras_qusec.attacks.goal import Goal
-from keras_qusec.checks import one_of
+from keras_qusec.checks import one_of, whole_number
 
 
 class Ensemble(Attack):
@@ -27,6 +27,8 @@ class Ensemble(Attack):
         first: names of the parts that are also made where a defence hides the gradient.
         skip_smaller: an image that withstood a part at a radius is not attacked by it at
             smaller ones, whose balls lie inside.
+        sampled: parts that are made on so many of the images left in a batch first, and on the
+            others only if one of these falls: for what is hardly ever needed.
         evidence: class of the evidence, one of ``"quick"``, ``"standard"``, ``"strong"``.
         draws: how many draws of a random model are averaged unless the user says.
 
@@ -54,16 +56,18 @@ class Ensemble(Attack):
         *,
         first: Sequence[str] = (),
         skip_smaller: bool = False,
+        sampled: Mapping[str, int] | None = None,
         evidence: str = EVIDENCE[0],
         draws: int = 1,
     ) -> None:
         of_parts = {part.norm for part in parts.values()}
         nested = [name for name, part in parts.items() if isinstance(part, Ensemble)]
-        if len(of_parts) != 1 or nested or not set(first) <= set(parts):
+        sampled = {} if sampled is None else dict(sampled)
+        if len(of_parts) != 1 or nested or not {*first, *sampled} <= set(parts):
             raise ValueError(
-                "Expected attacks of one norm by name, none of them an ensemble, and `first` among "
-                f"them. Received: {dict(parts)}, first={list(first)}. Make an ensemble for each "
-                "norm."
+                "Expected attacks of one norm by name, none of them an ensemble, and `first` and "
+                f"`sampled` among them. Received: {dict(parts)}, first={list(first)}, "
+                f"sampled={sampled}. Make an ensemble for each norm."
             )
         for part in parts.values():
             part.check_for_evaluation()
@@ -71,6 +75,7 @@ class Ensemble(Attack):
         self.norm = of_parts.pop()
         self.first = tuple(first)
         self.skip_smaller = bool(skip_smaller)
+        self.sampled = {name: whole_number(n, "sampled") for name, n in sampled.items()}
         self.evidence = one_of(evidence, "evidence", EVIDENCE)
         self.draws = draws
         self.can_be_targeted = all(part.can_be_targeted for part in parts.values())
@@ -101,4 +106,8 @@ class Ensemble(Attack):
         return best
 
     def settings(self) -> dict[str, Any]:
-        return {**self.parts, "skip_smaller": self.skip_smaller or None}
+        return {
+            **self.parts,
+            "skip_smaller": self.skip_smaller or None,
+            "sampled": self.sampled or None,
+        }

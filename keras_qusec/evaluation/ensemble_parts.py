@@ -56,7 +56,10 @@ def attack_with_parts(
             if name in [part.attack for part in run.parts]:
                 continue
             part = attack.parts[name]
-            run.run_part(name, part, followed, model, attack.skip_smaller or part.minimizes)
+            run.run_part(
+                name, part, followed, model, attack.skip_smaller or part.minimizes,
+                attack.sampled.get(name),
+            )  # fmt: skip
             if kept is not None:
                 kept.save(key, [r.result(t, None, keep_all=True) for t, r in runs.items()])
     finished = [part for run in runs.values() for part in run.parts]

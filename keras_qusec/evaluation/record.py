@@ -89,6 +89,7 @@ class Record:
         followed: Sequence[Classifier],
         model: Classifier,
         skip_smaller: bool,
+        sample: int | None = None,
     ) -> None:
         """Make one attack of an ensemble on what is not broken.
 
@@ -101,6 +102,7 @@ class Record:
             followed: models whose gradients it follows in call.
             model: the attacked model.
             skip_smaller: what withstood it at a radius is not attacked at smaller ones.
+            sample: so many images are attacked first, the others only if one of these falls.
         """
         closest, costs = self.closest, (self.gradients, self.queries, self.seconds)
         before = [cost.copy() for cost in costs]
@@ -116,25 +118,45 @@ class Record:
                 epsilon = self.radii[place]
                 rows = closest.left(epsilon)
                 rows = rows[~survived[rows]]
-                tried[place] = len(rows)
                 repeated = [search for search in searches for _ in range(part.restarts)]
-                for number, search in enumerate(repeated):
-                    left = rows[np.isin(rows, closest.left(epsilon))]
-                    if not len(left):
+                calls = [
+                    Call(place, epsilon, search, self.seed_of(name, place, number))
+                    for number, search in enumerate(repeated)
+                ]
+                groups = [rows]
+                if sample is not None and len(rows) > sample:
+                    chosen = np.isin(np.arange(len(rows)), spread_rows(len(rows), sample))
+                    groups = [rows[chosen], rows[~chosen]]
+                for group in groups:
+                    fell = self.call_all(calls, group, model)
+                    tried[place] += len(group)
+                    broken[place] += fell
+                    if not fell:
                         break
-                    call = Call(place, epsilon, search, self.seed_of(name, place, number))
-                    with self.metered(call, model):
-                        candidates = self.tried(call, left, closest.x, model)
-                        closest.offer(left, candidates, epsilon)
-                left = rows[np.isin(rows, closest.left(epsilon))]
-                broken[place] = len(rows) - len(left)
+                    # From now on each image counts.
+                    sample = None
                 if skip_smaller:
-                    survived[left] = True
+                    survived[rows[np.isin(rows, closest.left(epsilon))]] = True
             self.check_that_it_acted()
         except Exception as error:  # noqa: BLE001  attacks raise anything
             failure = in_words(error)
         spent = (cost - earlier for cost, earlier in zip(costs, before, strict=True))
         self.parts.append(Part._make([name, tried, broken, *spent, failure]))
+
+    def call_all(self, calls: Sequence[Call], rows: np.ndarray, model: Classifier) -> int:
+        """Make calls of one radius, each on the images that are left; how many fell."""
+        closest = self.closest
+        left = rows
+        for call in calls:
+            left = rows[np.isin(rows, closest.left(call.epsilon))]
+            if not len(left):
+                break
+            with self.metered(call, model):
+                candidates = self.tried(call, left, closest.x, model)
+                closest.offer(left, candidates, call.epsilon)
+        if calls:
+            left = rows[np.isin(rows, closest.left(calls[0].epsilon))]
+        return len(rows) - len(left)
 
     def restore(self, result: Result) -> None:
         """Begin with what an interrupted run had kept."""

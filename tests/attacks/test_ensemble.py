@@ -120,9 +120,35 @@ def test_what_stood_at_a_radius_is_spared_at_smaller_ones(models, labels):
         assert abs(gap) <= 2 / len(IMAGES)
 
 
+@pytest.mark.parametrize("radius", [0.02, 0.2])
+def test_what_is_tried_on_a_sample_first(models, labels, radius):
+    """On the others where one of the sample falls, and then all that falls without a sample."""
+    square = {"square": Square(queries=20)}
+    sampled, whole = (
+        evaluate_robustness(
+            models["plain"], IMAGES, labels, attacks={"e": Ensemble(square, sampled=first)},
+            epsilons=[radius / 2, radius], threat_models=["white-box"], progress=False,
+        )
+        for first in ({"square": 4}, None)
+    )  # fmt: skip
+    parts = [parts_of(r, models["plain"].name, "white-box")["square"] for r in (sampled, whole)]
+    assert parts[1].tried[0] == len(IMAGES)
+    fell = parts[1].broken.any()
+    assert fell == (radius == 0.2)
+    if fell:
+        np.testing.assert_array_equal(sampled.robust_images(), whole.robust_images())
+        assert parts[0].tried.tolist() == parts[1].tried.tolist()
+    else:
+        assert parts[0].tried.tolist() == [4, 4]
+
+
+def test_a_sample_is_of_a_part():
+    with pytest.raises(ValueError, match="`sampled` among them"):
+        Ensemble({"pgd": PGD(steps=2)}, sampled={"square": 4})
+
+
 @pytest.mark.once  # its parts are tested on every backend
 def test_it_never_finds_less_than_one_of_its_parts_alone(models, labels):
-    """But for other random numbers: each part sees fewer images than alone."""
     parts = {"pgd": PGD(steps=10, random_start=False), "fab": FAB(steps=20, targets=3)}
     for model in models.values():
         both = evaluate_robustness(
