@@ -27,12 +27,14 @@ def demo(options: argparse.Namespace) -> int:
             epochs=options.epochs,
             images=options.images,
             quick=options.quick,
+            seed=options.seed,
             progress=progress,
         )
     print(f"{demonstration.summary(result)}\n")
     figure = Path(options.figure)
     curves = str(figure.with_stem(figure.stem + "-training")) if result.curves else None
     return _write(result, [
+        (options.output, lambda result, path: result.report.save(path)),
         (options.html, demonstration.save_page),
         (options.figure, demonstration.save_figure),
         (curves, demonstration.save_curves),
@@ -344,6 +346,7 @@ def compare(options: argparse.Namespace) -> int:
     )
     print(result)
     return _write(result, [
+        (options.output, lambda result, path: result.report().save(path)),
         (options.markdown, lambda result, path: files.write_text(result.to_markdown(), path)),
         (options.html, lambda result, path: result.to_html(path)),
     ])  # fmt: skip

@@ -24,7 +24,6 @@ from keras_qusec.training import AdversarialTraining
 
 EPSILON = 0.3
 EPSILONS = (0.1, 0.2, EPSILON)
-SEED = 0
 # The model of which images are proved, within the smallest epsilon.
 PROVED = "constant + PGD training"
 # The models of the quick one.
@@ -58,14 +57,17 @@ class DemoResult(NamedTuple):
     text: str
 
 
-def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, DemoModel]:
+def contenders(x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, DemoModel]:
     """The models that the demo compares, by the name shown in its table.
 
     Those trained on FGSM are the paper's Fig. 5; `x` and `y` are the images of its curve.
     """
 
     def fgsm() -> AdversarialTraining:
-        return AdversarialTraining("fgsm", epsilon=EPSILON, ratio=0.5, validation_data=(x, y))
+        # That it collapses is what the attacks on it show.
+        return AdversarialTraining(
+            "fgsm", epsilon=EPSILON, ratio=0.5, validation_data=(x, y), collapse=None
+        )
 
     # Against the adaptive attacker: through a softer quantizer's gradient. Hard steps, so that
     # images can be proved.
@@ -73,14 +75,14 @@ def contenders(x: np.ndarray, y: np.ndarray) -> dict[str, DemoModel]:
         "pgd", epsilon=EPSILON, steps=4, step_size=EPSILON / 2, gradient_hardness=10.0
     )
     return {
-        "undefended": DemoModel(paper_cnn(seed=SEED)),
-        "constant quantizer": DemoModel(paper_cnn(QuSecQuantization(2), seed=SEED)),
-        "trainable quantizer": DemoModel(paper_cnn(TrainableQuSecQuantization(2), seed=SEED)),
-        "FGSM training": DemoModel(paper_cnn(seed=SEED), fgsm()),
+        "undefended": DemoModel(paper_cnn(seed=seed)),
+        "constant quantizer": DemoModel(paper_cnn(QuSecQuantization(2), seed=seed)),
+        "trainable quantizer": DemoModel(paper_cnn(TrainableQuSecQuantization(2), seed=seed)),
+        "FGSM training": DemoModel(paper_cnn(seed=seed), fgsm()),
         "trainable + FGSM training": DemoModel(
-            paper_cnn(TrainableQuSecQuantization(2), seed=SEED), fgsm()
+            paper_cnn(TrainableQuSecQuantization(2), seed=seed), fgsm()
         ),
-        PROVED: DemoModel(paper_cnn(QuSecQuantization(2, hard=True), seed=SEED), pgd),
+        PROVED: DemoModel(paper_cnn(QuSecQuantization(2, hard=True), seed=seed), pgd),
     }
 
 
@@ -90,6 +92,7 @@ def run_demo(
     epochs: int | None = None,
     images: int | None = None,
     quick: bool = False,
+    seed: int = 0,
     progress: Progress = lambda text, done: None,
 ) -> DemoResult:
     """Train the paper's CNN with and without quantizers and attacks, and attack each.
@@ -102,6 +105,7 @@ def run_demo(
         epochs: training epochs of each model; default 4, or 2 for `quick`.
         images: number of test images attacked; default 200, or 20 for `quick`.
         quick: under a minute: three of the models, trained on 1,000 images, one threat model less.
+        seed: of the weights, the samples and all that is random.
         progress: called with a text and the share done.
 
     Returns:
@@ -118,12 +122,12 @@ def run_demo(
     began = time.monotonic()
     import_foolbox()
     data = datasets.mnist5k() if data is None else data
-    keras.utils.set_random_seed(SEED)
-    x, y = data.sample(images, seed=SEED)
-    contestants = contenders(x, y)
+    keras.utils.set_random_seed(seed)
+    x, y = data.sample(images, seed=seed)
+    contestants = contenders(x, y, seed)
     if quick:
         contestants = {name: contestants[name] for name in _QUICK}
-        few = datasets.stratified_sample(data.y_train, 1000, SEED)
+        few = datasets.stratified_sample(data.y_train, 1000, seed)
         data = data._replace(x_train=data.x_train[few], y_train=data.y_train[few])
     curves = {}
     # What training costs, in plain epochs; an attack step costs about as much as a plain one.
@@ -148,7 +152,7 @@ def run_demo(
         epsilons=EPSILONS,
         threat_models=["white-box", "adaptive", *([] if quick else ["black-box"])],
         source_model=None if quick else {"undefended": models["undefended"]},
-        seed=SEED,
+        seed=seed,
         progress=share_of(progress, _TRAINING, 0.95),
     )
     proof = certify_robustness(
@@ -158,7 +162,7 @@ def run_demo(
     measured.add_certificates([c._replace(model=PROVED) for c in proof.certificates])
     text = (
         f"Training: {epochs} epoch{'' if epochs == 1 else 's'} on {len(data.x_train)} images of "
-        f"{data.name}, seed {SEED}; "
+        f"{data.name}, seed {seed}; "
         f"{time.monotonic() - began:.0f} s in all."
     )
     return DemoResult(measured, models, curves, x, text)

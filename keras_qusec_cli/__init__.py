@@ -10,8 +10,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from keras_qusec_cli import names
 from keras_qusec_cli.parser import parser
 from keras_qusec_cli.quiet import quiet
+
+_PACKAGE = "keras_qusec"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         _check_files(options)
+        _check_names(options)
         with quiet():
             from keras_qusec import commands
 
@@ -63,6 +67,23 @@ def _check_files(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"Expected a file. Received: {path}, which does not exist. Check the path."
             )
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    """Raise a ValueError for a name that nothing has, before a backend is loaded."""
+    given = vars(options)
+    if given.get("imports") or _PACKAGE in sys.modules:
+        # Names of a user's own may be registered, and the registries tell.
+        return
+    attacks = ("quick", *names.ATTACKS)
+    for option, known in {"attacks": attacks, "queries": names.ATTACKS,
+                          "threat_models": names.THREAT_MODELS, "defenses": names.DEFENSES,
+                          "figure": ("all", *names.FIGURES)}.items():  # fmt: skip
+        typed = given.get(option) or []
+        if option == "figure" and options.command != "reproduce":
+            continue
+        label = option if option == "figure" else f"--{option.replace('_', '-')}"
+        names.check([typed] if isinstance(typed, str) else typed, known, label)
 
 
 def _other_backend(error: Exception) -> str:

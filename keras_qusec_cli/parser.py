@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from keras_qusec_cli import names
 
 _PACKAGE = "keras-qusec"
 # Those of `keras_qusec.certification`, which is not imported here.
@@ -57,6 +60,10 @@ class _Formatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # Names stay whole.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,6 +129,8 @@ def _add_demo(commands: Any) -> None:
     )  # fmt: skip
     demo.add_argument("--epochs", type=int, help="training epochs (default: 4; quick: 2)")
     demo.add_argument("--images", type=int, help="test images attacked (default: 200; quick: 20)")
+    demo.add_argument("--seed", type=int, default=0, help="default: 0")
+    demo.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
     demo.add_argument(
         "--figure", default="demo.png", type=_picture, help="figure to write (default: demo.png)"
     )
@@ -363,7 +372,7 @@ def _add_compare(commands: Any) -> None:
     _add_data(compare)
     compare.add_argument(
         "--defenses", nargs="+", metavar="NAME",
-        help="names (default: all); a wrong one lists them",
+        help=f"some of {', '.join(names.DEFENSES)} (default: all)",
     )  # fmt: skip
     compare.add_argument(
         "--epsilons", nargs="+", type=_radius, metavar="EPS",
@@ -392,6 +401,10 @@ def _add_compare(commands: Any) -> None:
         help="keep trained models and finished evaluations here, and go on from them",
     )  # fmt: skip
     compare.add_argument(
+        "--output", metavar="FILE", type=_json,
+        help="write the evaluations of all defences as one report in JSON",
+    )  # fmt: skip
+    compare.add_argument(
         "--markdown", metavar="FILE", type=_markdown, help="write the tables in Markdown"
     )
     compare.add_argument("--html", metavar="FILE", type=_page, help="write one page with all of it")
@@ -406,7 +419,7 @@ def _add_reproduce(commands: Any) -> None:
         description="Train the paper's networks, make the attacks of a figure, and put the worst "
         "case under the standard evaluation beside each number.",
     )
-    reproduce.add_argument("figure", help='a figure, or "all"; a wrong one lists them')
+    reproduce.add_argument("figure", help=f"all, or one of {', '.join(names.FIGURES)}")
     _add_data(reproduce)
     reproduce.add_argument(
         "--quick", action="store_true",

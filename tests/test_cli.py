@@ -19,10 +19,14 @@ from keras_qusec import (
     QuSecQuantization,
     RobustnessReport,
     __version__,
+    comparison,
     datasets,
     evaluate_robustness,
+    reproduction,
 )
 from keras_qusec.attacks import registry
+from keras_qusec.evaluation import threat_models
+from keras_qusec_cli import names
 from keras_qusec_cli.quiet import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
@@ -413,12 +417,49 @@ def test_help_and_version_load_no_backend():
         "except SystemExit: pass\n"
         "assert not {'keras', 'tensorflow', 'torch', 'jax', 'numpy'} & set(sys.modules)"
     )
-    for words in (["--help"], ["evaluate", "--help"], ["--version"], ["evaluate", "--no-such"]):
+    for words in (
+        ["--help"], ["evaluate", "--help"], ["--version"], ["evaluate", "--no-such"],
+        ["compare", "--help"], ["compare", "--defenses", "thermometre"],
+        ["compare", "--attacks", "pdg"], ["reproduce", "figure-99"],
+        ["evaluate", __file__, "--threat-models", "gray-box"],
+    ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", script, *words], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         assert max(map(len, done.stdout.splitlines() or [""])) <= 80
+
+
+@pytest.mark.once
+def test_names_said_without_a_backend_are_those_of_the_registries():
+    built_in = [name for name in comparison.names() if name in names.DEFENSES]
+    assert list(names.DEFENSES) == built_in
+    assert tuple(reproduction.FIGURES) == names.FIGURES
+    assert registry.names() == names.ATTACKS
+    assert threat_models.names() == names.THREAT_MODELS
+    with pytest.raises(ValueError, match="Expected one of") as error:
+        datasets.load("no such data")
+    for name in names.DATA_SETS:
+        assert name in str(error.value)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compare", "--defenses", "thermometre"], "Did you mean thermometer?"),
+        (["compare", "--attacks", "fgsm", "pdg"], "Did you mean pgd"),
+        (["reproduce", "figure-99"], "one of all, figure-1"),
+        (["evaluate", __file__, "--threat-models", "gray-box"], "white-box, adaptive, black-box"),
+        (["deployed", __file__, __file__, "--queries", "sqare"], "Did you mean square"),
+    ],
+)
+def test_a_wrong_name_is_told_before_a_backend_is_loaded(words, message, capsys, monkeypatch):
+    # With the package loaded its registries tell, where names of a user's own may be.
+    monkeypatch.delitem(sys.modules, "keras_qusec")
+    monkeypatch.setattr(cli, "quiet", lambda: pytest.fail("a backend is loaded"))
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.once
