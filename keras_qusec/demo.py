@@ -137,7 +137,7 @@ def run_demo(
     for index, (name, contender) in enumerate(contestants.items()):
         start, end = (_TRAINING * sum(costs[:n]) / sum(costs) for n in (index, index + 1))
 
-        def report(text: str, share: float, name: str = name) -> None:
+        def report(text: str, share: float | None, name: str = name) -> None:
             progress(f"{name}: {text}", share)
 
         curve = _train(contender, data, epochs, share_of(report, start, end))

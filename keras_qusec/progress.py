@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-# Called with what is running and the share done, from 0 to 1.
-Progress = Callable[[str, float], None]
+# Called with what is running and the share done, from 0 to 1; None where nobody knows it.
+Progress = Callable[[str, float | None], None]
 
 
 def share_of(progress: Progress, start: float, end: float) -> Progress:
     """The progress of work that takes another one from one share to the next."""
-    return lambda text, share: progress(text, start + (end - start) * share)
+    return lambda text, share: progress(
+        text, None if share is None else start + (end - start) * share
+    )
 
 
 def announced(progress: bool | Progress | None, text: str) -> None:
@@ -86,7 +88,13 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
     )
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(title, total=1.0)
-        yield lambda text, share: bar.update(task, description=text, completed=share)
+
+        def update(text: str, share: float | None) -> None:
+            # Without a total the bar moves to and fro, and no time is said to be left.
+            bar.update(task, description=text, completed=share or 0.0)
+            bar.tasks[0].total = None if share is None else 1.0
+
+        yield update
 
 
 class _Lines:
@@ -101,11 +109,14 @@ class _Lines:
         self.stream, self.seconds = stream, seconds
         self.start = self.last = time.monotonic()
 
-    def __call__(self, text: str, share: float) -> None:
+    def __call__(self, text: str, share: float | None) -> None:
         now = time.monotonic()
         if now - self.last < self.seconds:
             return
         self.last = now
         gone = now - self.start
+        if share is None:
+            print(f"{text}: {gone:.0f} s so far", file=self.stream, flush=True)
+            return
         left = f", about {gone / share - gone:.0f} s left" if share > 0 else ""
         print(f"{text}: {100 * share:.0f} % in {gone:.0f} s{left}", file=self.stream, flush=True)

@@ -25,6 +25,19 @@ def test_a_log_gets_a_line_a_minute(monkeypatch):
     ]
 
 
+def test_no_share_is_told_where_nobody_knows_it(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stream = io.StringIO()
+    tell = progress.share_of(progress._Lines(stream), 0.5, 1.0)
+    now[0] = 61
+    tell("figure-7: attacking plain 40 %", None)
+    assert stream.getvalue() == "figure-7: attacking plain 40 %: 61 s so far\n"
+    with progress.shown(True, "starting") as tell:
+        tell("training plain", None)
+    assert "100 %" not in capsys.readouterr().err
+
+
 def test_quiet_without_a_terminal(capfd):
     for given in (None, False):
         with progress.shown(given) as tell:

@@ -26,7 +26,7 @@ from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.expected_inputs import range_of
 from keras_qusec.graphs import has_graph
 from keras_qusec.logits import LOGITS
-from keras_qusec.progress import Progress, shown
+from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import PROVED
 
@@ -163,7 +163,7 @@ def check_deployment(
             asked = _asked(
                 deployed, x, labels, correct[1] & ~found[-1].broken, radii, queries, seed,
                 None if resume_dir is None else Path(resume_dir) / "deployed",
-                lambda text, share: tell(f"deployed: {text}", 0.7 + 0.3 * share),
+                share_of(lambda text, share: tell(f"deployed: {text}", share), 0.7, 1.0),
             )  # fmt: skip
             for one, (rows, examples) in zip(found, asked, strict=True):
                 both.take(one, rows, examples)

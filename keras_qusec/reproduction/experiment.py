@@ -91,7 +91,7 @@ class Experiment:
             make: function of `Training`.
             **settings: of the training, such as `seed`.
         """
-        self.tell(f"training: {name}", 0.0)
+        self.tell(f"training {name}", None)
         training = self.training(**settings)
         folder = Path(self.folder) / f"seed-{training.seed}"
         training = training._replace(backup=str(folder / f"{name}-backup"))
@@ -127,11 +127,11 @@ class Experiment:
             spread: as in `test`.
             **settings: of `evaluate_robustness`.
         """
-        self.tell(f"attacking: {name}", 0.0)
         x, y = self.test(images, spread=spread)
         report = evaluate_robustness(
             {name: model}, x, y, attacks=dict(attacks), epsilons=epsilons or [self.epsilon],
-            seed=self.seed, progress=False, batch_size=min(len(x), 1000),
+            seed=self.seed, batch_size=min(len(x), 1000),
+            progress=lambda _, share: self.tell(f"attacking {name}", share),
             resume_dir=Path(self.folder) / f"seed-{self.seed}" / f"{name}-attacked", **settings,
         )  # fmt: skip
         if report.failures:

@@ -41,7 +41,8 @@ def reproduce(
         seeds: of training and attack; several show the spread.
         folder: where trained models and finished attacks are kept. Called again, it goes on
             from there, and figures share their models. Default: nowhere.
-        progress: as in `evaluate_robustness`.
+        progress: as in `evaluate_robustness`; the share done is known of each training and attack
+            alone, so that it stands in the text.
 
     Returns:
         `Reproduction`.
@@ -67,8 +68,11 @@ def reproduce(
     with tempfile.TemporaryDirectory() as temporary, shown(progress, figure) as tell:
         for place, seed in enumerate(listed):
 
-            def part(text: str, _: float, place: int = place) -> None:
-                tell(f"{figure}: {text}", place / len(listed))
+            def part(text: str, share: float | None, seed: int = seed) -> None:
+                # How many networks are left to train or to read, nobody knows in advance.
+                done = "" if share is None else f" {100 * share:.0f} %"
+                of_seed = f", seed {seed}" if len(listed) > 1 else ""
+                tell(f"{figure}{of_seed}: {text}{done}", None)
 
             experiment = Experiment(
                 loaded, str(folder or temporary), seed, quick, part, first=place == 0
@@ -77,6 +81,7 @@ def reproduce(
             gallery = gallery or one.gallery(experiment)
             logs = logs or one.logs(experiment)
             backends |= experiment.backends
+        tell(f"{figure}: done", 1.0)
     return Reproduction(
         figure=figure,
         title=one.title,

@@ -33,7 +33,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def figure_7(folder):
-    return reproduce("figure-7", "mnist5k", quick=True, folder=folder, progress=False)
+    told = []
+    found = reproduce(
+        "figure-7", "mnist5k", quick=True, folder=folder, progress=lambda *step: told.append(step)
+    )
+    # What is running, with the share of an attack; how much is left nobody knows.
+    assert any("attacking" in text and text.endswith("100 %") for text, _ in told)
+    assert {share for _, share in told[:-1]} == {None}
+    assert told[-1] == ("figure-7: done", 1.0)
+    return found
 
 
 # Its parts are tested on every backend, and `make reproduce` puts them together.
