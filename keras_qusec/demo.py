@@ -102,8 +102,8 @@ def run_demo(
 
     Args:
         data: data set; default `datasets.mnist5k`.
-        epochs: training epochs of each model; default 4, or 2 for `quick`.
-        images: number of test images attacked; default 200, or 20 for `quick`.
+        epochs: training epochs of each model; default 3, or 2 for `quick`.
+        images: number of test images attacked; default 100, or 20 for `quick`.
         quick: under a minute: three of the models, trained on 1,000 images, one threat model less.
         seed: of the weights, the samples and all that is random.
         progress: called with a text and the share done.
@@ -115,8 +115,8 @@ def run_demo(
         ValueError: for numbers below 1.
         ImportError: without the extras "evaluate" and "demo".
     """
-    epochs = (2 if quick else 4) if epochs is None else epochs
-    images = (20 if quick else 200) if images is None else images
+    epochs = (2 if quick else 3) if epochs is None else epochs
+    images = (20 if quick else 100) if images is None else images
     for name, value in {"epochs": epochs, "images": images}.items():
         whole_number(value, name, hint="Leave it out for the default.")
     began = time.monotonic()

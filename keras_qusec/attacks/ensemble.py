@@ -27,8 +27,8 @@ class Ensemble(Attack):
         first: names of the parts that are also made where a defence hides the gradient.
         skip_smaller: an image that withstood a part at a radius is not attacked by it at
             smaller ones, whose balls lie inside.
-        sampled: parts that are made on so many of the images left in a batch first, and on the
-            others only if one of these falls: for what is hardly ever needed.
+        sampled: parts that are made on so many of the images left in a batch first, at all radii
+            together, and on the others only if one of these falls: for what is hardly ever needed.
         evidence: class of the evidence, one of ``"quick"``, ``"standard"``, ``"strong"``.
         draws: how many draws of a random model are averaged unless the user says.
 

@@ -102,7 +102,8 @@ class Record:
             followed: models whose gradients it follows in call.
             model: the attacked model.
             skip_smaller: what withstood it at a radius is not attacked at smaller ones.
-            sample: so many images are attacked first, the others only if one of these falls.
+            sample: so many images are attacked first, at all radii together, and the others
+                only if one of these falls.
         """
         closest, costs = self.closest, (self.gradients, self.queries, self.seconds)
         before = [cost.copy() for cost in costs]
@@ -114,7 +115,8 @@ class Record:
             goal = searched_goal(closest.goal, model, part)
             searches = [part.on_batch(m, closest.x, goal) for m in followed]
             places = range(len(self.radii))
-            for place in reversed(places) if skip_smaller else places:
+            downwards = skip_smaller or sample is not None
+            for place in reversed(places) if downwards else places:
                 epsilon = self.radii[place]
                 rows = closest.left(epsilon)
                 rows = rows[~survived[rows]]
@@ -124,17 +126,19 @@ class Record:
                     for number, search in enumerate(repeated)
                 ]
                 groups = [rows]
-                if sample is not None and len(rows) > sample:
+                if sample is not None:
                     chosen = np.isin(np.arange(len(rows)), spread_rows(len(rows), sample))
                     groups = [rows[chosen], rows[~chosen]]
+                    sample -= int(chosen.sum())
                 for group in groups:
                     fell = self.call_all(calls, group, model)
                     tried[place] += len(group)
                     broken[place] += fell
-                    if not fell:
+                    if fell:
+                        # From now on each image counts.
+                        sample = None
+                    if sample is not None:
                         break
-                    # From now on each image counts.
-                    sample = None
                 if skip_smaller:
                     survived[rows[np.isin(rows, closest.left(epsilon))]] = True
             self.check_that_it_acted()
