@@ -251,7 +251,9 @@ def save_page(result: DemoResult, path: str | Path) -> Path:
     body += [
         page.heading("Quantizers"),
         page.embedded_figure(
-            _quantizers(result), "Images before and behind each quantizer, and its curve."
+            _quantizers(result),
+            "Images before and behind each quantizer, and its curve.",
+            wide=True,
         ),
     ]
     return files.write_text(page.html_document(title, body), path)

@@ -83,7 +83,7 @@ def quantizer_figure(rows: list[QuantizerRow]) -> Any:
         )
     plt = pyplot()
     figure, axes = plt.subplots(
-        len(rows), 5, figsize=(13, 2.9 * len(rows) + 0.3), squeeze=False,
+        len(rows), 5, figsize=(10, 2.2 * len(rows) + 0.3), squeeze=False,
         width_ratios=[1, 1, 1, 1, 1.6], layout="constrained",
     )  # fmt: skip
     titles = ("clean", "clean, quantized", "adversarial", "adversarial, quantized")
@@ -186,11 +186,19 @@ def _text_class() -> type:
     return Text
 
 
-def embedded(figure: Any, caption: str) -> str:
-    """A figure inside a page or a notebook as SVG, in the colours of its text; it is closed."""
+def embedded(figure: Any, caption: str, *, wide: bool = False) -> str:
+    """A figure inside a page or a notebook as SVG, in the colours of its text; it is closed.
+
+    Args:
+        figure: of matplotlib. At most 4.6 inches wide with letters of 9.5 points or more, it can
+            be read on a phone.
+        caption: stands below it.
+        wide: it keeps its size, and is scrolled sideways where it has no room.
+    """
     text = html.escape(caption, quote=True)
+    kind = ' class="wide"' if wide else ""
     return (
-        f'<figure><div role="img" aria-label="{text}">{svg(figure)}</div>'
+        f'<figure{kind}><div role="img" aria-label="{text}">{svg(figure)}</div>'
         f"<figcaption>{text}</figcaption></figure>"
     )
 
@@ -252,7 +260,7 @@ def epoch_curves(curves: dict[str, list[float]], label: str) -> Any:
             "Train a model with AdversarialTraining(..., validation_data=...) first."
         )
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     for name, values in curves.items():
         shares = [100 * value for value in values]
         axis.plot(range(1, len(values) + 1), shares, marker="o", label=words(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import browser
 import pytest
 
 import keras_qusec_cli as cli
@@ -61,6 +62,7 @@ class TestDemo:
         curves = demo.save_curves(result[0], tmp_path / "curves.png")
         assert curves.read_bytes()[:4] == b"\x89PNG"
         page = demo.save_page(result[0], tmp_path / "demo.html").read_text()
+        browser.check(tmp_path / "demo.html")
         for words in ("every attack tried", "What the numbers mean", "Training", "Quantizers"):
             assert words in page
         assert "constant + PGD training" in page

@@ -26,7 +26,7 @@ def audit_plots(evidence: Evidence) -> dict[str, Any]:
     """The three pictures alone, by what they show, each wide enough for a small screen."""
     plots = {}
     for caption, draw in _DRAWN.items():
-        plots[caption], axis = pyplot().subplots(figsize=(5.4, 3.8), layout="constrained")
+        plots[caption], axis = pyplot().subplots(figsize=(4.6, 3.6), layout="constrained")
         draw(axis, evidence)
     return plots
 
@@ -74,7 +74,7 @@ def _gradient_sizes(axis: Any, evidence: Evidence) -> None:
         f"{int((~np.isfinite(sizes)).sum())} of {len(rows)}",
         fontsize=10,
     )
-    axis.set_xlabel("log10 of epsilon times its L1 size (linear change of the loss)")
+    axis.set_xlabel("log10 of epsilon times L1 size (change of the loss)")
     axis.set_ylabel("images")
 
 
@@ -96,7 +96,7 @@ def _accuracy_by_budget(axis: Any, evidence: Evidence) -> None:
         # Below and farther below in turn, since neighbours are often level.
         offset = (0, (-16, -30, -44)[place % 3] if accuracy > 50 else (8, 22, 36)[place % 3])
         axis.annotate(
-            name, (passes, accuracy), xytext=offset, textcoords="offset points", fontsize=8,
+            name, (passes, accuracy), xytext=offset, textcoords="offset points", fontsize=9.5,
             ha="center", arrowprops={"arrowstyle": "-", "alpha": 0.3},
         )  # fmt: skip
     axis.margins(x=0.15)
@@ -104,10 +104,13 @@ def _accuracy_by_budget(axis: Any, evidence: Evidence) -> None:
     axis.axhline(100 * correct.mean(), color="0.6", linewidth=1, label="clean images")
     axis.axhline(worst, color=THRESHOLD_COLOUR, linestyle="--", label="worst case found")
     axis.set(xscale="log", xlabel="forward and backward passes per image", ylim=(-2, 102))
+    # Numbers as they are: the exponents of powers are too small to read.
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.set_ylabel("accuracy in %")
     axis.set_title("Accuracy against attack budget", fontsize=10)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=9.5, frameon=False)
 
 
 # What each picture shows, in the order in which they stand.

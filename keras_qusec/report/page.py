@@ -86,9 +86,9 @@ def table_html(table: Table, style: str = "") -> Any:
     return rendered("table.html", table=table, style=style)
 
 
-def embedded_figure(figure: Any, caption: str) -> Any:
+def embedded_figure(figure: Any, caption: str, *, wide: bool = False) -> Any:
     """As `embedded`, marked as safe for the template."""
-    return markup(embedded(figure, caption))
+    return markup(embedded(figure, caption, wide=wide))
 
 
 def html_page(report: Measurements, *, title: str = "", first: Sequence[Any] = ()) -> str:
@@ -176,11 +176,20 @@ def _sentence(report: Measurements, model: str) -> Any:
 
 
 def _chart(report: Measurements) -> Any:
-    caption = (
-        f"Accuracy in the worst case over all attacks, and 95 % intervals; epsilon in units of the "
-        f"pixel values, from {report.value_range[0]:g} to {report.value_range[1]:g}."
-    )
-    return embedded_figure(plots.worst_case_figure(report), caption)
+    """A chart a norm, beside each other where there is room."""
+    low, high = report.value_range
+    parts = []
+    for norm in report.epsilons:
+        units = (
+            "numbers of pixels" if norm == "l0"
+            else f"in units of the pixel values, from {low:g} to {high:g}"
+        )  # fmt: skip
+        caption = (
+            f"{symbol(norm)}: accuracy in the worst case over all attacks, and 95 % intervals; "
+            f"epsilon {units}."
+        )
+        parts.append(embedded_figure(plots.worst_case_figure(report, norm), caption))
+    return markup('<div class="charts">{}</div>').format(markup("").join(parts))
 
 
 def _bars(report: Measurements, model: str) -> Any:

@@ -108,47 +108,45 @@ def robustness_figure(report: Measurements, models: Sequence[str] | None = None)
     return figure
 
 
-def worst_case_figure(report: Measurements) -> Any:
-    """All models in one panel a norm: the worst case with its intervals, to be closed."""
-    norms = list(report.epsilons)
+def worst_case_figure(report: Measurements, norm: str) -> Any:
+    """All models in one chart: the worst case in a norm with its intervals, to be closed."""
     models = [model for model in sorted_by_worst_case(report) if model in report.attacked]
-    figure, axes = pyplot().subplots(
-        1, len(norms), figsize=(0.9 + 4.3 * len(norms), 3.8), squeeze=False, sharey=True,
-        layout="constrained",
-    )  # fmt: skip
-    for axis, norm in zip(axes[0], norms, strict=True):
-        radii = report.epsilons[norm]
-        for place, model in enumerate(models):
-            cases = [report.worst_case(model, norm, radius) for radius in radii]
-            values = [report.clean_accuracy(model), *(case.robust_accuracy for case in cases)]
-            # Lines of the same values are seen beside each other: the first ones are wider.
-            width = 1.5 + 1.0 * (len(models) - 1 - place)
-            axis.plot(
-                [0.0, *radii], _percent(values), color=_colour(place),
-                marker=_MARKERS[place % len(_MARKERS)], linewidth=width, alpha=0.85,
-                label=words(model),
+    figure, axis = pyplot().subplots(figsize=(_WIDTH, 3.8), layout="constrained")
+    radii = report.epsilons[norm]
+    for place, model in enumerate(models):
+        cases = [report.worst_case(model, norm, radius) for radius in radii]
+        values = [report.clean_accuracy(model), *(case.robust_accuracy for case in cases)]
+        # Lines of the same values are seen beside each other: the first ones are wider.
+        width = 1.5 + 1.0 * (len(models) - 1 - place)
+        axis.plot(
+            [0.0, *radii], _percent(values), color=_colour(place),
+            marker=_MARKERS[place % len(_MARKERS)], linewidth=width, alpha=0.85,
+            label=words(model),
+        )  # fmt: skip
+        proved = [(case.epsilon, case.proved) for case in cases if case.proved is not None]
+        if proved:
+            places, shares = zip(*proved, strict=True)
+            tried = [case.robust_accuracy for case in cases if case.proved is not None]
+            axis.plot(places, _percent(shares), "--", color=_colour(place), linewidth=1)
+            axis.fill_between(
+                places, _percent(shares), _percent(tried), color=_colour(place), alpha=0.15,
+                linewidth=0,
             )  # fmt: skip
-            proved = [(case.epsilon, case.proved) for case in cases if case.proved is not None]
-            if proved:
-                places, shares = zip(*proved, strict=True)
-                tried = [case.robust_accuracy for case in cases if case.proved is not None]
-                axis.plot(places, _percent(shares), "--", color=_colour(place), linewidth=1)
-                axis.fill_between(
-                    places, _percent(shares), _percent(tried), color=_colour(place), alpha=0.15,
-                    linewidth=0,
-                )  # fmt: skip
-            below = [100 * (case.robust_accuracy - case.low) for case in cases]
-            above = [100 * (case.high - case.robust_accuracy) for case in cases]
-            axis.errorbar(
-                radii, _percent(values[1:]), [below, above], fmt="none", ecolor=_colour(place),
-                elinewidth=1, capsize=3,
-            )  # fmt: skip
-        axis.set_xlabel(f"epsilon, {symbol(norm)}")
-        axis.set_xlim(-0.02 * radii[-1], 1.03 * radii[-1])
-        axis.set_ylim(0, 102)
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("accuracy in %, worst case")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        below = [100 * (case.robust_accuracy - case.low) for case in cases]
+        above = [100 * (case.high - case.robust_accuracy) for case in cases]
+        axis.errorbar(
+            radii, _percent(values[1:]), [below, above], fmt="none", ecolor=_colour(place),
+            elinewidth=1, capsize=3,
+        )  # fmt: skip
+    axis.set_xlabel(f"epsilon, {symbol(norm)}")
+    axis.set_xlim(-0.02 * radii[-1], 1.03 * radii[-1])
+    axis.set_ylim(0, 102)
+    axis.grid(alpha=0.3)
+    axis.set_ylabel("accuracy in %, worst case")
+    longest = max(len(words(model)) for model in models)
+    # Two columns of letters of 10 points fit if names are short.
+    columns = 2 if longest <= 20 else 1
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     return figure
 
 
@@ -166,20 +164,21 @@ def broken_figure(report: Measurements, model: str) -> Any | None:
     broken = {row.label: 100 * (clean - row.robust_accuracy) for row in rows}
     order = sorted(broken, key=lambda label: (broken[label], label == rows[-1].label))
     figure, axis = pyplot().subplots(
-        figsize=(5.2, 0.9 + 0.28 * len(order)), layout="constrained"
+        figsize=(_WIDTH, 0.9 + 0.28 * len(order)), layout="constrained"
     )  # fmt: skip
     worst = next(row.label for row in rows if row.is_worst_case)
     colours = ["#d55e00" if label == worst else "#0072b2" for label in order]
     bars = axis.barh(
         [words(label) for label in order], [broken[label] for label in order], color=colours
     )
-    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+    axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=10)
     axis.set_xlim(0, 112 * clean or 1)
     axis.set_xlabel("images broken in %")
-    axis.tick_params(labelsize=9)
     return figure
 
 
+# Inches: on a phone of 390 pixels letters of 10 points are then 10 pixels high.
+_WIDTH = 4.6
 # Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

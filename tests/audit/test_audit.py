@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import browser
 import keras
 import numpy as np
 import pytest
@@ -195,6 +196,7 @@ def test_as_a_data_frame(clear):
 
 def test_page_and_picture(masked, tmp_path):
     text = masked.to_html(tmp_path / "new" / "audit.html").read_text()
+    browser.check(tmp_path / "new" / "audit.html")
     assert masked.verdict in text.replace("&lt;", "<").replace("&#39;", "'")
     for result in masked.checks:
         assert result.check.rule.split(",")[0] in text

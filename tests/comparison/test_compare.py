@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import browser
 import keras
 import numpy as np
 import pytest
@@ -93,6 +94,7 @@ def test_finished_work_is_kept_and_one_more_trains_alone(data, small, tmp_path):
     assert report.models == ("small", "small-quantized")
     assert report.robust_accuracy(model="small") == accuracies[0]
     page = both.to_html(tmp_path / "page.html").read_text()
+    browser.check(tmp_path / "page.html")
     assert "Accuracy in % at epsilon 0.3" in page
     assert "Every attack on small-quantized" in page
     rows = [cells for table in both.tables() for cells in table.rows]

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 
+import browser
 import keras
 import numpy as np
 import pytest
@@ -194,6 +195,7 @@ class TestCheck:
         assert content["verdict"] == same.verdict
         assert content["radii"][1]["examples"] == same.radii[1].examples
         page = same.to_html(tmp_path / "check.html").read_text()
+        browser.check(tmp_path / "check.html")
         assert "Is the deployed model what was measured?" in page
         assert "Adversarial examples of the Keras model" in page
 
