@@ -72,13 +72,24 @@ def draw_inputs(images: np.ndarray, path: Path) -> None:
     save(figure, path)
 
 
-def draw_worst_case(table: Path, path: Path) -> None:
+def draw_worst_case(table: Path, path: Path, *, dark: bool = False) -> None:
     """Accuracies of defences at the largest epsilon: white-box, in the worst case, and proved.
 
     Args:
         table: of the comparison, in Markdown.
         path: picture to write.
+        dark: for pages whose background is dark.
     """
+    style = {} if not dark else {
+        "figure.facecolor": "#131416", "axes.facecolor": "#131416", "text.color": "#e6e6e6",
+        "axes.edgecolor": "#9a9a9a", "axes.labelcolor": "#e6e6e6", "xtick.color": "#e6e6e6",
+        "ytick.color": "#e6e6e6", "savefig.facecolor": "#131416",
+    }  # fmt: skip
+    with pyplot().rc_context(style):
+        _draw_worst_case(table, path, "#3f9bd4" if dark else "#0b5f94")
+
+
+def _draw_worst_case(table: Path, path: Path, worst: str) -> None:
     part = table.read_text().split("### Accuracy in % at epsilon 0.3")[1].split("\n\n")[1]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
     columns, rows = lines[0], lines[2:]
@@ -89,7 +100,7 @@ def draw_worst_case(table: Path, path: Path) -> None:
     figure, axis = pyplot().subplots(figsize=(9.4, 3.9), layout="constrained")
     kinds = {
         "white": ("under a white-box attack", "#b8c4d6"),
-        "worst": ("in the worst case, all attacks", "#0b5f94"),
+        "worst": ("in the worst case, all attacks", worst),
         "proved": ("proved: no attack can break it", "#009e73"),
     }
     for place, (column, (_, colour)) in enumerate(kinds.items()):
@@ -114,9 +125,9 @@ def draw_worst_case(table: Path, path: Path) -> None:
 
 
 def main() -> None:
-    draw_worst_case(
-        _HERE / "defenses" / "comparison_table.md", _HERE / "defenses" / "worst_case.png"
-    )
+    table = _HERE / "defenses" / "comparison_table.md"
+    draw_worst_case(table, _HERE / "defenses" / "worst_case.png")
+    draw_worst_case(table, _HERE / "defenses" / "worst_case_dark.png", dark=True)
     data = datasets.mnist5k()
     x, y = data.x_test[:200], data.y_test[:200]
     undefended = trained(data)

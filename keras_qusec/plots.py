@@ -19,7 +19,7 @@ from keras import ops
 THRESHOLD_COLOUR = "#c0392b"
 # Stands for the colour of the page's text in SVG; no figure uses it otherwise.
 _TEXT_COLOUR = "#010203"
-CURVE_COLOUR = "#1f4e79"
+CURVE_COLOUR = "#0072b2"
 # Thresholds that are drawn as images.
 _MOST_MAPS = 4
 
