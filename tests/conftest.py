@@ -59,7 +59,7 @@ _COMPILED_BELOW = (
 # JAX compiles each of their many small models for seconds; PyTorch, the third backend, runs them.
 _COMPILED_SLOWLY_BY_JAX = (
     "test_datasets", "test_generators", "test_integer_inputs", "test_masking_defenses",
-    "test_small_gradients", "test_stored_images",
+    "test_small_gradients", "test_stored_images", "test_wheel",
 )  # fmt: skip
 
 

@@ -74,7 +74,6 @@ def test_examples_in_docstrings(module):
 @pytest.mark.parametrize(
     "page",
     [
-        "README.md",
         "docs/adversarial_training.md",
         "docs/evaluation.md",
         "docs/certification.md",
