@@ -75,7 +75,9 @@ def _check_names(options: argparse.Namespace) -> None:
     if given.get("imports") or _PACKAGE in sys.modules:
         # Names of a user's own may be registered, and the registries tell.
         return
-    attacks = ("quick", *names.ATTACKS)
+    # Sets of attacks are given alone, and not to a comparison.
+    alone = options.command != "compare" and len(given.get("attacks") or ()) == 1
+    attacks = (*(("quick",) if alone else ()), *names.ATTACKS)
     for option, known in {"attacks": attacks, "queries": names.ATTACKS,
                           "threat_models": names.THREAT_MODELS, "defenses": names.DEFENSES,
                           "figure": ("all", *names.FIGURES)}.items():  # fmt: skip
@@ -83,7 +85,10 @@ def _check_names(options: argparse.Namespace) -> None:
         if option == "figure" and options.command != "reproduce":
             continue
         label = option if option == "figure" else f"--{option.replace('_', '-')}"
-        names.check([typed] if isinstance(typed, str) else typed, known, label)
+        words = [typed] if isinstance(typed, str) else typed
+        if option in ("attacks", "queries"):
+            words = [word.lower() for word in words]
+        names.check(words, known, label)
 
 
 def _other_backend(error: Exception) -> str:

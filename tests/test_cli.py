@@ -448,7 +448,8 @@ def test_names_said_without_a_backend_are_those_of_the_registries():
     ("words", "message"),
     [
         (["compare", "--defenses", "thermometre"], "Did you mean thermometer?"),
-        (["compare", "--attacks", "fgsm", "pdg"], "Did you mean pgd"),
+        (["compare", "--attacks", "FGSM", "pdg"], "Did you mean pgd"),
+        (["compare", "--attacks", "quick"], "Received: 'quick'"),
         (["reproduce", "figure-99"], "one of all, figure-1"),
         (["evaluate", __file__, "--threat-models", "gray-box"], "white-box, adaptive, black-box"),
         (["deployed", __file__, __file__, "--queries", "sqare"], "Did you mean square"),

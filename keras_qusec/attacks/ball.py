@@ -68,10 +68,10 @@ def random_images(
         drawn = iter(numbers)
         ball = ball_around(x, epsilon, norm, model.value_range)
 
-        def following(*_: Any) -> Tensor:
-            return next(drawn)
+        def uniform(_: Any, low: Any = 0.0, high: Any = 1.0) -> Tensor:
+            return low + (high - low) * next(drawn)
 
-        return ball.project(ball.norm.random_start(x, ball.epsilon, following, following))
+        return ball.project(ball.norm.random_start(x, ball.epsilon, uniform, lambda _: next(drawn)))
 
     draws, rows = ImageDraws(x, seed), np.arange(len(x))
     arrays = [one.draw(draws, rows).astype("float32") for one in asked]
@@ -80,34 +80,28 @@ def random_images(
 
 
 class _Numbers(NamedTuple):
-    """Random numbers that the random start of a norm asks for: their shape, and their ends.
-
-    Without ends they are normal.
-    """
+    """Random numbers that the random start of a norm asks for: uniform in [0, 1), or normal."""
 
     shape: tuple[int, ...]
-    ends: tuple[float, float] | None
+    normal: bool
 
     def draw(self, draws: ImageDraws, rows: np.ndarray) -> np.ndarray:
-        if self.ends is None:
-            return draws.normal(rows, *self.shape)
-        low, high = self.ends
-        return low + (high - low) * draws.uniform(rows, *self.shape)
+        drawn = draws.normal if self.normal else draws.uniform
+        return drawn(rows, *self.shape)
 
 
 def _numbers_asked(norm: norms.Norm, x: np.ndarray) -> tuple[_Numbers, ...]:
     """What a norm's random start asks for, seen at one image."""
     asked: list[_Numbers] = []
 
-    def uniform(shape: Any, low: float, high: float) -> Tensor:
-        asked.append(_Numbers(tuple(int(size) for size in shape[1:]), (float(low), float(high))))
-        return ops.ones(shape)
+    def told(normal: bool) -> Any:
+        def ask(shape: Any, *_: Any, **__: Any) -> Tensor:
+            asked.append(_Numbers(tuple(int(size) for size in shape[1:]), normal))
+            return ops.ones(shape)
 
-    def normal(shape: Any) -> Tensor:
-        asked.append(_Numbers(tuple(int(size) for size in shape[1:]), None))
-        return ops.ones(shape)
+        return ask
 
-    norm.random_start(ops.convert_to_tensor(x), ops.ones(()), uniform, normal)
+    norm.random_start(ops.convert_to_tensor(x), ops.ones(()), told(False), told(True))
     return tuple(asked)
 
 

@@ -91,7 +91,9 @@ class Attack:
         )
 
     def on_batch(self, model: Any, x: np.ndarray, goal: Goal) -> BatchSearch:
-        """The attack on a batch, to be called with rising radii and the rows that are not broken.
+        """The attack on a batch, to be called with one radius after the other, rising or falling.
+
+        It is called on the rows that are not broken.
 
         An attack that uses what it learned at one radius for the next one overrides this.
         """

@@ -17,10 +17,11 @@ from keras_qusec.checks import one_of, whole_number
 class Ensemble(Attack):
     """Attacks in an order, cheap ones first; each attacks only the images that are not broken.
 
-    An evaluation plays the parts under each threat model, largest radius first, and reports
-    what each one found. A model with defences hides its gradient, so with surrogate gradients to
-    come only the parts in `first` follow its own gradient under white-box; the others follow
-    it and every surrogate later. Without defences all parts are white-box.
+    An evaluation makes the parts under each threat model and reports what each one found: at
+    the smallest radius first, as each alone, or at the largest with `skip_smaller`, for `sampled`
+    parts, and for parts that minimize. A model with defences hides its gradient, so with surrogate
+    gradients to come only the parts in `first` follow its own gradient under white-box; the others
+    follow it and every surrogate later. Without defences all parts are white-box.
 
     Args:
         parts: attacks by name, of one norm, none of them an ensemble.

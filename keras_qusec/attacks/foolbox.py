@@ -21,6 +21,7 @@ from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.starting_points import starting_points
 from keras_qusec.backends import backend
 from keras_qusec.checks import number, whole_number
+from keras_qusec.digests import digest
 
 Tensor = Any
 
@@ -184,7 +185,8 @@ class FoolboxAttack(Attack):
             starts = None if starts is None else (starts - low) / (high - low)
         if starts is not None:
             settings["starting_points"] = starts
-        with _ONE_AT_A_TIME, seeded(seed):
+        # Foolbox draws for a whole batch; another batch gets other numbers.
+        with _ONE_AT_A_TIME, seeded((seed + int(digest(x)[:7], 16)) % 2**31):
             result = self.attack.run(wrapped, images, criterion, **settings)
         adversarial = np.array(keras.ops.convert_to_numpy(result))
         if rescaled:

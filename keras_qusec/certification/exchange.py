@@ -29,7 +29,9 @@ _MOST_WEIGHTS = 50_000_000
 # Versions of VNN-LIB.
 VERSIONS = ("1.0", "2.0")
 # What `read_network` reads.
-_READ = "a network of Gemm, MatMul, Add, Sub, Relu and reshaping"
+_READ = (
+    "a network of Relu, reshaping, Add and Sub, and of Gemm and MatMul of a value times a constant"
+)
 
 
 def export_problems(
@@ -247,7 +249,7 @@ def _linear_steps(node: Node, made: Linear, number: int, constant: Any, helper: 
 
 
 def read_network(path: str | os.PathLike) -> Network:
-    """A network of Gemm, MatMul, Add, Relu and reshaping from an ONNX file, also a gzipped one.
+    """A network of dense layers, sums and ReLUs from an ONNX file, also a gzipped one.
 
     Raises:
         ValueError: for other operators.
@@ -263,56 +265,56 @@ def read_network(path: str | os.PathLike) -> Network:
     size = int(np.prod([d.dim_value or 1 for d in given.type.tensor_type.shape.dim]))
     nodes, numbers = [Node((), None, size)], {given.name: 0}
     for node in graph.node:
-        tensors = [name for name in node.input if name in numbers]
-        constants = [known[name] for name in node.input if name in known]
         if node.op_type == "Constant":
             continue
+        sources = [numbers[name] for name in node.input if name in numbers]
         if node.op_type in ("Flatten", "Reshape", "Identity"):
-            numbers[node.output[0]] = numbers[tensors[0]]
+            numbers[node.output[0]] = sources[0]
             continue
-        sources = [numbers[name] for name in tensors]
         size = nodes[sources[0]].size
-        made = _made(node, constants, size) if constants or node.op_type == "Relu" else None
-        if len(sources) == 2 and node.op_type in ("Add", "Sub"):
-            made = _sum_of_two(size, -1 if node.op_type == "Sub" else 1)
-        if made is None:
-            raise ValueError(f"Expected {_READ}. Received: {node.op_type} of two values.")
+        made = _made(node, [known.get(name) for name in node.input], size)
         size = size if made is RELU else made.matrices[0].shape[0]
         nodes.append(node_of(sources, made, size))
         numbers[node.output[0]] = len(nodes) - 1
+    last = numbers[graph.output[0].name]
+    if last != len(nodes) - 1:
+        raise ValueError(
+            f"Expected {_READ}, whose last operator gives the output. Received: one with operators "
+            "behind it. Remove them."
+        )
     return Network(nodes)
 
 
-def _made(node: Any, constants: Sequence[Array], size: int) -> Any:
-    """What an operator of an ONNX graph computes."""
+def _made(node: Any, operands: Sequence[Array | None], size: int) -> Any:
+    """What an operator of an ONNX graph computes; `operands` are None where it is a value."""
     from scipy.sparse import csr_array, eye_array
 
-    none = np.zeros(size)
-    if node.op_type == "Relu":
+    settings = {one.name: one.i if one.type == 2 else one.f for one in node.attribute}
+    constants = [operand for operand in operands if operand is not None]
+    kind = node.op_type
+    if kind == "Relu":
         return RELU
-    if node.op_type == "Gemm":
-        settings = {one.name: one for one in node.attribute}
-        transposed = "transB" in settings and settings["transB"].i
-        matrix = constants[0] if transposed else constants[0].T
-        offset = constants[1].ravel() if len(constants) > 1 else np.zeros(len(matrix))
-        wide = offset.astype("float64")
-        return Linear((csr_array(matrix.astype("float64")),), wide, np.abs(wide), size + 1)
-    if node.op_type == "MatMul":
-        matrix = constants[0].T.astype("float64")
-        none = np.zeros(len(matrix))
-        return Linear((csr_array(matrix),), none, none, size)
-    if node.op_type in ("Add", "Sub"):
-        wide = np.broadcast_to(constants[0].ravel(), (size,)).astype("float64")
-        wide = wide if node.op_type == "Add" else -wide
-        return Linear((csr_array(eye_array(size)),), wide, np.abs(wide), 2)
-    raise ValueError(f"Expected {_READ}. Received: {node.op_type}.")
-
-
-def _sum_of_two(size: int, sign: int) -> Linear:
-    from scipy.sparse import csr_array, eye_array
-
-    one, none = csr_array(eye_array(size)), np.zeros(size)
-    return Linear((one, sign * one), none, none, 1)
+    one = csr_array(eye_array(size))
+    none = np.zeros(size)
+    if kind in ("Add", "Sub") and not constants:
+        return Linear((one, -one if kind == "Sub" else one), none, none, 1)
+    if kind in ("Add", "Sub"):
+        (constant,) = constants
+        wide = np.broadcast_to(constant.ravel(), (size,)).astype("float64")
+        # A constant less a value, or a value less a constant.
+        sign = -1 if kind == "Sub" and operands[0] is not None else 1
+        wide = -wide if kind == "Sub" and sign > 0 else wide
+        return Linear((sign * one,), wide, np.abs(wide), 2)
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    usual = all(settings.get(name, value) == value for name, value in plain.items())
+    given = [operand is not None for operand in operands]
+    if kind not in ("Gemm", "MatMul") or given[0] or not all(given[1:]) or not usual:
+        which = ", ".join("constant" if one else "value" for one in given)
+        raise ValueError(f"Expected {_READ}. Received: {kind} of {which} with {settings}.")
+    matrix = constants[0] if settings.get("transB") else constants[0].T
+    offset = constants[1].ravel() if len(constants) > 1 else np.zeros(len(matrix))
+    wide = np.broadcast_to(offset, (len(matrix),)).astype("float64")
+    return Linear((csr_array(matrix.astype("float64")),), wide, np.abs(wide), size + 1)
 
 
 def read_box(path: str | os.PathLike) -> tuple[Array, Array, int]:
@@ -331,19 +333,39 @@ def read_box(path: str | os.PathLike) -> tuple[Array, Array, int]:
     ends: dict[str, dict[int, float]] = {"<=": {}, ">=": {}}
     for sign, place, number in re.findall(r"\(assert \((<=|>=) X_(\d+) (\S+)\)\)", text):
         ends[sign][int(place)] = float(number)
-    pairs = re.findall(r"\(\s*(>=|<=)\s+Y_(\d+)\s+Y_(\d+)\s*\)", text)
-    labels = {int(second if sign == ">=" else first) for sign, first, second in pairs}
     count = len(re.findall(r"declare-const X_\d+", text))
+    classes = len(re.findall(r"declare-const Y_\d+", text))
     if declared:
         count = int(np.prod([int(size) for size in declared[1].split(",")]))
-    if len(labels) != 1 or not len(ends["<="]) == len(ends[">="]) == count:
+        outputs = re.search(r"declare-output\s+Y\s+\w+\s*\[([\d,\s]+)\]", text)
+        classes = int(np.prod([int(size) for size in outputs[1].split(",")])) if outputs else 0
+    label = _label_of(text, classes)
+    if label is None or not len(ends["<="]) == len(ends[">="]) == count:
         raise ValueError(
             f"Expected a property with two ends of each input, and one class that stays the "
-            f"largest. Received: {path}, with {len(ends['<='])} and {len(ends['>='])} ends of "
-            f"{count} inputs, and classes {sorted(labels)}."
+            f"largest: a single disjunction, in which each other class reaches it. Received: "
+            f"{path}, with {len(ends['<='])} and {len(ends['>='])} ends of {count} inputs."
         )
     low, high = (np.array([ends[s][i] for i in range(count)]) for s in (">=", "<="))
-    return low, high, labels.pop()
+    return low, high, label
+
+
+def _label_of(text: str, classes: int) -> int | None:
+    """The class that must stay the largest; None for a property of another form."""
+    compact = re.sub(r"\s+", " ", text)
+    compared = r"\( ?(?:>=|<=) Y_\d+ Y_\d+ ?\)"
+    term = rf"(?:{compared}|\( ?and {compared} ?\))"
+    goals = re.findall(rf"\( ?assert ({term}|\( ?or(?: ?{term})+ ?\)) ?\)", compact)
+    pairs = re.findall(r"(>=|<=) Y_(\d+) Y_(\d+)", compact)
+    # Outputs are named nowhere else than in the one goal.
+    named = re.findall(r"Y_\d+", re.sub(r"\(declare-const Y_\d+ \w+\)", "", compact))
+    if len(goals) != 1 or len(re.findall("Y_", goals[0])) != len(named):
+        return None
+    reached = {(int(a), int(b)) if sign == ">=" else (int(b), int(a)) for sign, a, b in pairs}
+    labels, others = {below for _, below in reached}, {above for above, _ in reached}
+    if len(labels) != 1 or others != set(range(classes)) - labels:
+        return None
+    return labels.pop()
 
 
 def _content(path: str | os.PathLike) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from keras_qusec.attacks import Classifier, Ensemble
 from keras_qusec.evaluation.plan import Plan, Unit
-from keras_qusec.evaluation.record import Record
+from keras_qusec.evaluation.record import Record, names_of_followed
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.results import Result
 
@@ -41,9 +41,7 @@ def attack_with_parts(
     threats = plan.threat_models_for(attack, unit.models[0])
     runs: dict[str, Record] = {}
     for place, threat in enumerate(threats):
-        # As of the part alone.
-        seed = plan.seed + (threat.continues is not None)
-        run = Record(unit, plan, unit.models[0], model, seed)
+        run = Record(unit, plan, unit.models[0], model, plan.seed)
         before = runs.get(threat.continues or "")
         if threat.name in earlier:
             run.restore(earlier[threat.name])
@@ -56,8 +54,11 @@ def attack_with_parts(
             if name in [part.attack for part in run.parts]:
                 continue
             part = attack.parts[name]
+            ran_before = before is not None and name in [one.attack for one in before.parts]
+            names = names_of_followed(followed, model, ran_before)
             run.run_part(
-                name, part, followed, model, attack.skip_smaller or part.minimizes,
+                name, part, dict(zip(names, followed, strict=True)), model,
+                attack.skip_smaller or part.minimizes,
                 attack.sampled.get(name),
             )  # fmt: skip
             if kept is not None:

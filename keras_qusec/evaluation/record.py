@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,26 @@ def searched_goal(goal: Goal, model: Classifier, attack: Attack) -> Goal:
     """
     in_a_ball = not attack.minimizes and attack.norm not in ("linf", "l0")
     return goal._replace(transfer=True) if model.takes_whole_numbers and in_a_ball else goal
+
+
+def names_of_followed(
+    followed: Sequence[Classifier], model: Classifier, continued: bool
+) -> list[str]:
+    """A name for each model that an attack follows, by which its random numbers are known.
+
+    So they are the same for an attack alone and within an ensemble, whatever runs before it.
+
+    Args:
+        followed: the models, in their order.
+        model: the model itself, which may be among them several times.
+        continued: the model itself was followed before, under another threat model.
+    """
+    names, own, others = [], int(continued), 0
+    for one in followed:
+        names.append(f"own {own}" if one is model else f"surrogate {others}")
+        own += one is model
+        others += one is not model
+    return names
 
 
 class Call(NamedTuple):
@@ -86,7 +106,7 @@ class Record:
         self,
         name: str,
         part: Attack,
-        followed: Sequence[Classifier],
+        followed: Mapping[str, Classifier],
         model: Classifier,
         skip_smaller: bool,
         sample: int | None = None,
@@ -99,7 +119,7 @@ class Record:
         Args:
             name: name of the part.
             part: the attack.
-            followed: models whose gradients it follows in call.
+            followed: models whose gradients it follows, by `names_of_followed`.
             model: the attacked model.
             skip_smaller: what withstood it at a radius is not attacked at smaller ones.
             sample: so many images are attacked first, at all radii together, and the others
@@ -113,26 +133,22 @@ class Record:
         failure = ""
         try:
             goal = searched_goal(closest.goal, model, part)
-            searches = [part.on_batch(m, closest.x, goal) for m in followed]
+            searches = {n: part.on_batch(m, closest.x, goal) for n, m in followed.items()}
             places = range(len(self.radii))
             downwards = skip_smaller or sample is not None
             for place in reversed(places) if downwards else places:
                 epsilon = self.radii[place]
                 rows = closest.left(epsilon)
                 rows = rows[~survived[rows]]
-                repeated = [search for search in searches for _ in range(part.restarts)]
-                calls = [
-                    Call(place, epsilon, search, self.seed_of(name, place, number))
-                    for number, search in enumerate(repeated)
-                ]
+                calls = list(self.calls_at(name, place, searches, part.restarts))
                 groups = [rows]
                 if sample is not None:
                     chosen = np.isin(np.arange(len(rows)), spread_rows(len(rows), sample))
                     groups = [rows[chosen], rows[~chosen]]
                     sample -= int(chosen.sum())
                 for group in groups:
-                    fell = self.call_all(calls, group, model)
                     tried[place] += len(group)
+                    fell = self.call_all(calls, group, model)
                     broken[place] += fell
                     if fell:
                         # From now on each image counts.
@@ -178,23 +194,28 @@ class Record:
         self.closest.closest = {n: images.copy() for n, images in before.closest.closest.items()}
         self.closest.distances = {n: d.copy() for n, d in before.closest.distances.items()}
 
-    def calls(self, searches: Sequence[BatchSearch]) -> Iterator[Call]:
+    def calls(self, searches: Mapping[str, BatchSearch]) -> Iterator[Call]:
         """Radius after radius, every search with all its restarts."""
-        repeated = [search for search in searches for _ in range(self.restarts)]
-        for place, epsilon in enumerate(self.radii):
-            for number, search in enumerate(repeated):
-                yield Call(place, epsilon, search, self.seed_of(self.attack, place, number))
+        for place in range(len(self.radii)):
+            yield from self.calls_at(self.attack, place, searches, self.restarts)
 
-    def seed_of(self, attack: str, place: int, number: int) -> int:
-        """The seed of a call, the same for an attack alone and within an ensemble.
+    def calls_at(
+        self, attack: str, place: int, searches: Mapping[str, BatchSearch], restarts: int
+    ) -> Iterator[Call]:
+        """The calls of an attack at one radius, with the same seeds alone and within an ensemble.
 
         Args:
             attack: name of the attack.
             place: of the radius among all.
-            number: of the call at this radius.
+            searches: by the name of the model that is followed.
+            restarts: of each.
         """
-        words = f"{self.seed} {attack} {place} {number}"
-        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
+        for followed, search in searches.items():
+            for restart in range(restarts):
+                words = f"{self.seed} {attack} {place} {followed} {restart}"
+                digest = hashlib.sha256(words.encode()).digest()
+                seed = int.from_bytes(digest[:4], "big") % 2**31
+                yield Call(place, self.radii[place], search, seed)
 
     @contextlib.contextmanager
     def metered(self, call: Call, model: Classifier) -> Iterator[None]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers import IMAGES, predicted, small_cnn
+from keras import ops
 
-from keras_qusec import QuSecQuantization, evaluate_robustness
+from keras_qusec import QuSecQuantization, evaluate_robustness, norms
 from keras_qusec.attacks import APGD, PGD, AttackedModel, Ensemble, Goal, Square, get
-from keras_qusec.attacks.ball import random_images
+from keras_qusec.attacks.ball import _numbers_asked, random_images
 from keras_qusec.attacks.draws import ImageDraws
 
 SEVEN = np.random.default_rng(0).random((7, 3, 2)).astype("float32")
@@ -80,26 +81,66 @@ def test_an_attack_finds_the_same_on_an_image_alone(attack):
         np.testing.assert_allclose(search(np.arange(1), epsilon, 0)[0], together[row], atol=1e-5)
 
 
-@pytest.mark.parametrize("quantizer", [None, QuSecQuantization(2, hard=True)])
-def test_an_ensemble_is_never_above_an_attack_that_it_contains(quantizer):
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("names", [("pgd",), ("square",), ("pgd", "apgd", "apgd-t", "square")])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_ensemble_is_never_above_an_attack_that_it_contains(quantized, names, first):
     """On any image, at any radius, though other attacks broke some before."""
-    model = small_cnn(2, quantizer)
+    model = small_cnn(2, QuSecQuantization(2, hard=True) if quantized else None)
     labels = predicted(model, IMAGES)
-    parts = {
-        "pgd": PGD(steps=2, restarts=2),
+    known = {
+        "pgd": PGD(steps=1, restarts=2),
         "apgd": APGD(steps=4, loss="log-odds"),
         "apgd-t": APGD(steps=4, targets=2, loss="dlr"),
-        "square": Square(queries=15),
+        "square": Square(queries=6),
     }
-    settings = {"epsilons": [0.02, 0.05, 0.1], "progress": False, "seed": 3}
-    together = Ensemble(parts, first=tuple(parts), evidence="strong")
+    parts = {name: known[name] for name in names}
+    # Without defences the adaptive threat model gives an attack alone more random starts.
+    threats = ["white-box", "adaptive"] if quantized else ["white-box"]
+    settings = {
+        "epsilons": [0.02, 0.05, 0.1],
+        "progress": False,
+        "seed": 3,
+        "threat_models": threats,
+    }
+    together = Ensemble(parts, first=tuple(parts) if first else (), evidence="strong")
     whole = evaluate_robustness(model, IMAGES, labels, attacks={"all": together}, **settings)
     alone = evaluate_robustness(model, IMAGES, labels, attacks=parts, batch_size=5, **settings)
     broken = 0
     for epsilon in settings["epsilons"]:
-        left = whole.robust_images(epsilon=epsilon)
+        left = whole.robust_images(attack="all", epsilon=epsilon)
         for name in parts:
             robust = alone.robust_images(attack=name, epsilon=epsilon)
             broken += (~robust).sum()
             assert not (left & ~robust).any()
-    assert broken > 20
+    assert broken
+
+
+class Wide(norms.Norm):
+    """Its random start has limits of its own, some of them with words."""
+
+    name, symbol = "wide", "wide"
+
+    def distance(self, x, images):
+        return np.abs(images - x).reshape(len(x), -1).max(axis=1)
+
+    def project_inside(self, images, x, epsilon, values):
+        return ops.clip(ops.clip(images, x - epsilon, x + epsilon), *values)
+
+    def random_start(self, x, epsilon, uniform, normal):
+        return x + uniform(ops.shape(x), low=-epsilon, high=epsilon) + 0.0 * normal(ops.shape(x))
+
+
+def test_the_random_start_of_a_norm_of_ones_own(cnn):
+    own = Wide()
+    (numbers, _) = _numbers_asked(own, IMAGES[:1])
+    assert numbers.shape == IMAGES.shape[1:]
+    norms.register(own)
+    try:
+        model = AttackedModel(cnn, (-5.0, 5.0))
+        moved = random_images(model, IMAGES, "wide", 0.1, 0) - IMAGES
+    finally:
+        norms.unregister("wide")
+    assert 0.09 < np.abs(moved).max() <= 0.1 + 1e-6
+    # The standard deviation of uniform numbers, not of numbers pressed to the ends.
+    assert moved.std() == pytest.approx(0.1 / 3**0.5, rel=0.1)

@@ -82,6 +82,77 @@ def test_both_versions_of_vnnlib_say_the_same(classes, tmp_path):
         export_problems(model, x, y, tmp_path, epsilon=0.1, version="3.0")
 
 
+def saved(path, nodes, constants, output="y"):
+    """A graph of three values in ONNX."""
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(kind, given, [out], **more) for kind, given, out, more in nodes],
+        "graph", [value("x", 1, [1, 3])], [value(output, 1, [1, 3])],
+        [onnx.numpy_helper.from_array(np.asarray(v, "float32"), n) for n, v in constants.items()],
+    )  # fmt: skip
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8
+    )
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+MATRIX = np.arange(9).reshape(3, 3) - 3.5
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_read"),
+    [
+        ([("Sub", ["c", "x"], "y", {})], True),
+        ([("Sub", ["x", "c"], "y", {})], True),
+        ([("Add", ["c", "x"], "y", {})], True),
+        ([("Relu", ["x"], "r", {}), ("Sub", ["x", "r"], "y", {})], True),
+        ([("Relu", ["x"], "r", {}), ("Sub", ["r", "x"], "y", {})], True),
+        ([("Gemm", ["x", "m", "c"], "y", {"transB": 1})], True),
+        ([("Gemm", ["x", "m"], "y", {})], True),
+        ([("Gemm", ["x", "m", "c"], "y", {"alpha": 2.0})], False),
+        ([("Gemm", ["x", "m", "x"], "y", {})], False),
+        ([("MatMul", ["x", "m"], "y", {})], True),
+        ([("Relu", ["x"], "y", {}), ("MatMul", ["x", "m"], "z", {})], False),
+    ],
+)
+def test_a_network_is_read_as_others_run_it_or_not_at_all(nodes, is_read, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = saved(tmp_path / "g.onnx", nodes, {"m": MATRIX, "c": [[1.0, -2.0, 0.5]]})
+    if not is_read:
+        with pytest.raises(ValueError, match="Expected a network of Relu"):
+            read_network(path)
+        return
+    x = np.array([[0.3, -1.0, 2.0]], "float32")
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    np.testing.assert_allclose(read_network(path).forward(x), found, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("goal", "label"),
+    [
+        ("(assert (or (>= Y_0 Y_1) (>= Y_2 Y_1)))", 1),
+        ("(assert (or (and (>= Y_0 Y_1)) (and (<= Y_1 Y_2))))", 1),
+        ("(assert (>= Y_1 Y_0)) (assert (>= Y_2 Y_0))", None),
+        ("(assert (or (and (>= Y_1 Y_0) (>= Y_2 Y_0))))", None),
+        ("(assert (or (>= Y_1 Y_0)))", None),
+        ("(assert (or (>= Y_1 Y_0) (>= Y_2 Y_0))) (assert (<= Y_0 0.5))", None),
+    ],
+)
+def test_a_property_of_another_form_is_not_read_as_robustness(goal, label, tmp_path):
+    path = tmp_path / "p.vnnlib"
+    declared = "".join(f"(declare-const Y_{place} Real)\n" for place in range(3))
+    ends = "(declare-const X_0 Real)\n(assert (>= X_0 0.0))\n(assert (<= X_0 1.0))\n"
+    path.write_text(declared + ends + goal)
+    if label is None:
+        with pytest.raises(ValueError, match="single disjunction"):
+            read_box(path)
+    else:
+        assert read_box(path)[2] == label
+
+
 def test_what_cannot_be_written_or_read(tmp_path):
     pytest.importorskip("onnx")
     model = keras.Sequential([keras.Input((3,)), L.Dense(2, activation="tanh"), L.Dense(2)])
