@@ -80,7 +80,7 @@ def _check_names(options: argparse.Namespace) -> None:
     attacks = (*(("quick",) if alone else ()), *names.ATTACKS)
     for option, known in {"attacks": attacks, "queries": names.ATTACKS,
                           "threat_models": names.THREAT_MODELS, "defenses": names.DEFENSES,
-                          "figure": ("all", *names.FIGURES)}.items():  # fmt: skip
+                          "figure": ("all", *names.REPRODUCTIONS)}.items():  # fmt: skip
         typed = given.get(option) or []
         if option == "figure" and options.command != "reproduce":
             continue

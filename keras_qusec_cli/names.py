@@ -29,7 +29,7 @@ DEFENSES = (
     "hard-certified",
 )
 # Those of `keras_qusec.reproduction`.
-FIGURES = (
+REPRODUCTIONS = (
     "figure-1",
     "figure-5",
     "figure-6",

@@ -419,7 +419,7 @@ def _add_reproduce(commands: Any) -> None:
         description="Train the paper's networks, make the attacks of a figure, and put the worst "
         "case under the standard evaluation beside each number.",
     )
-    reproduce.add_argument("figure", help=f"all, or one of {', '.join(names.FIGURES)}")
+    reproduce.add_argument("figure", help=f"all, or one of {', '.join(names.REPRODUCTIONS)}")
     _add_data(reproduce)
     reproduce.add_argument(
         "--quick", action="store_true",

@@ -434,7 +434,7 @@ def test_help_and_version_load_no_backend():
 def test_names_said_without_a_backend_are_those_of_the_registries():
     built_in = [name for name in comparison.names() if name in names.DEFENSES]
     assert list(names.DEFENSES) == built_in
-    assert tuple(reproduction.FIGURES) == names.FIGURES
+    assert tuple(reproduction.FIGURES) == names.REPRODUCTIONS
     assert registry.names() == names.ATTACKS
     assert threat_models.names() == names.THREAT_MODELS
     with pytest.raises(ValueError, match="Expected one of") as error:

@@ -50,7 +50,7 @@ print(share, [name for name in {EXTRAS!r} if name in new])
 """
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        for _ in range(2)
+        for _ in range(1)
     ]
     outputs = [run.stdout.strip().splitlines()[-1].split(" ", 1) for run in runs]
     assert {extras for _, extras in outputs} == {"[]"}
@@ -92,7 +92,7 @@ def test_examples_in_docstrings(module):
 def test_examples_of_the_pages_run(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # examples write files
     data = datasets.mnist5k()
-    few = datasets.Dataset(data.name, *(part[:48] for part in data[1:]))
+    few = datasets.Dataset(data.name, *(part[:20] for part in data[1:]))
     monkeypatch.setattr(datasets, "mnist5k", lambda: few)
     text = (pathlib.Path(__file__).parent.parent / page).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

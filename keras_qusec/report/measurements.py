@@ -392,7 +392,7 @@ class Measurements:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
         >>> model.set_weights([np.eye(2, dtype="float32")])
         >>> x, y = np.array([[0.9, 0.2], [0.4, 0.7]], "float32"), np.array([0, 1])
-        >>> report = evaluate_robustness(model, x, y, epsilons=[0.2])
+        >>> report = evaluate_robustness(model, x, y, attacks=["fgsm"], epsilons=[0.2])
         >>> [(image.number, image.state, image.attack) for image in report.images(0.2)]
         [(0, 'open', ''), (1, 'broken', 'fgsm')]
         """
