@@ -60,6 +60,8 @@ _COMPILED_BELOW = (
 _COMPILED_SLOWLY_BY_JAX = (
     "test_datasets", "test_generators", "test_integer_inputs", "test_masking_defenses",
     "test_small_gradients", "test_stored_images", "test_wheel",
+    # Of evaluations: what is kept, resumed and counted, whichever backend computes it.
+    "test_examples", "test_proofs", "test_run", "test_store",
 )  # fmt: skip
 
 
