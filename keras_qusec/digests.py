@@ -28,6 +28,11 @@ def digest(*parts: bytes | np.ndarray | StoredImages) -> str:
     return total.hexdigest()[:16]
 
 
+def seed_from(words: str) -> int:
+    """A seed below 2**31 that words give, the same in any process."""
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
+
+
 def model_digest(model: keras.Model) -> str:
     """A hash of a model's classes, settings and weights, of all layers at any depth.
 

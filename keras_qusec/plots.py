@@ -20,6 +20,8 @@ THRESHOLD_COLOUR = "#c0392b"
 # Stands for the colour of the page's text in SVG; no figure uses it otherwise.
 _TEXT_COLOUR = "#010203"
 CURVE_COLOUR = "#0072b2"
+# Inches: on a phone of 390 pixels letters of 10 points are then 10 pixels high.
+PAGE_WIDTH = 4.6
 # Thresholds that are drawn as images.
 _MOST_MAPS = 4
 
@@ -260,7 +262,7 @@ def epoch_curves(curves: dict[str, list[float]], label: str) -> Any:
             "Train a model with AdversarialTraining(..., validation_data=...) first."
         )
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(PAGE_WIDTH, 3.6), layout="constrained")
     for name, values in curves.items():
         shares = [100 * value for value in values]
         axis.plot(range(1, len(values) + 1), shares, marker="o", label=words(name))

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 # What `keras_qusec.datasets.load` knows beside files and folders.
 DATA_SETS = ("mnist5k", "mnist", "fashion_mnist", "cifar10")
 THREAT_MODELS = ("white-box", "adaptive", "black-box")
+# Those of `keras_qusec.certification`.
+EFFORTS = ("bounds", "standard", "exact")
 # Those of `keras_qusec.comparison`.
 DEFENSES = (
     "undefended",
@@ -45,7 +47,7 @@ REPRODUCTIONS = (
     "explanations",
     "best",
 )
-# Those of `keras_qusec.attacks`, beside quick, standard and strong.
+# Those of `keras_qusec.attacks`; "quick" is a set of them.
 ATTACKS = (
     "fgsm",
     "fgsm-l2",

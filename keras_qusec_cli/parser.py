@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from keras_qusec_cli import names
 
 _PACKAGE = "keras-qusec"
-# Those of `keras_qusec.certification`, which is not imported here.
-EFFORTS = ("bounds", "standard", "exact")
 
 _EXAMPLES = {
     "demo": """\
@@ -174,7 +172,7 @@ def _add_evaluate(commands: Any) -> None:
         )  # fmt: skip
     _add_models(evaluate)
     evaluate.add_argument(
-        "--prove", choices=EFFORTS,
+        "--prove", choices=names.EFFORTS,
         help="prove images in L-infinity first, and attack the others",
     )  # fmt: skip
     evaluate.add_argument(
@@ -214,7 +212,7 @@ def _add_certify(commands: Any) -> None:
     _add_inputs(certify)
     _add_sample(certify)
     certify.add_argument(
-        "--effort", choices=EFFORTS, default="standard",
+        "--effort", choices=names.EFFORTS, default="standard",
         help="bounds alone; a search of a second an image; or of a minute (default: standard)",
     )  # fmt: skip
     certify.add_argument(
@@ -332,7 +330,9 @@ def _add_deployed(commands: Any) -> None:
         "--queries", nargs="*", default=["square"], metavar="ATTACK",
         help="attacks that ask the deployed model; none: leave it empty (default: square)",
     )  # fmt: skip
-    deployed.add_argument("--prove", choices=EFFORTS, help="prove images of the Keras model first")
+    deployed.add_argument(
+        "--prove", choices=names.EFFORTS, help="prove images of the Keras model first"
+    )
     deployed.add_argument(
         "--runtime", choices=["onnxruntime", "litert", "openvino", "tensorflow"],
         help="what runs the file (default: by its name)",
@@ -392,7 +392,7 @@ def _add_compare(commands: Any) -> None:
         help="names of attacks (default: fgsm standard); \"keras-qusec attacks\" lists them",
     )  # fmt: skip
     compare.add_argument(
-        "--prove", choices=EFFORTS, help="prove images first, behind hard quantizers"
+        "--prove", choices=names.EFFORTS, help="prove images first, behind hard quantizers"
     )
     compare.add_argument("--seed", type=int, default=0, help="default: 0")
     compare.add_argument("--jobs", type=int, help="processes (default: 1)")
@@ -515,7 +515,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         default="mnist5k",
-        help="mnist5k, mnist, fashion_mnist, cifar10, an .npz file, or a folder of images by class "
+        help=f"{', '.join(names.DATA_SETS)}, an .npz file, or a folder of images by class "
         "(default: mnist5k)",
     )
 

@@ -61,7 +61,7 @@ def random_images(
     """
     if not len(x):
         return x.copy()
-    asked = _numbers_asked(norms.get(norm), x[:1])
+    asked = model.kept(("random numbers", norm), lambda: _numbers_asked(norms.get(norm), x[:1]))
 
     def run(_: Any, x: Tensor, *rest: Tensor) -> Tensor:
         *numbers, epsilon = rest

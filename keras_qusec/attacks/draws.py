@@ -41,8 +41,8 @@ class ImageDraws:
             for image in images
         ]
         # What was drawn and not yet used, and where it goes on.
-        self._drawn = np.zeros((len(images), 0))
-        self._place = np.zeros(len(images), int)
+        self._drawn = np.zeros((len(images), _AT_ONCE))
+        self._place = np.full(len(images), _AT_ONCE)
 
     def uniform(self, rows: Any, *shape: int) -> np.ndarray:
         """Numbers in [0, 1) for some images, ``(len(rows), *shape)`` float64."""
@@ -53,9 +53,6 @@ class ImageDraws:
             for place, row in enumerate(rows):
                 numbers[place] = self._generators[row].random(count)
             return numbers.reshape(len(rows), *shape)
-        if not self._drawn.shape[1]:
-            self._drawn = np.zeros((len(self._generators), _AT_ONCE))
-            self._place[:] = _AT_ONCE
         for row in rows[self._place[rows] + count > _AT_ONCE]:
             self._drawn[row], self._place[row] = self._generators[row].random(_AT_ONCE), 0
         places = self._place[rows][:, None] + np.arange(count)

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_qusec.audit.evidence import JUDGED, Evidence
 from keras_qusec.logits import log_odds
-from keras_qusec.plots import CURVE_COLOUR, THRESHOLD_COLOUR, pyplot
+from keras_qusec.plots import CURVE_COLOUR, PAGE_WIDTH, THRESHOLD_COLOUR, pyplot
 
 _GRID = 21
 
@@ -26,7 +26,7 @@ def audit_plots(evidence: Evidence) -> dict[str, Any]:
     """The three pictures alone, by what they show, each wide enough for a small screen."""
     plots = {}
     for caption, draw in _DRAWN.items():
-        plots[caption], axis = pyplot().subplots(figsize=(4.6, 3.6), layout="constrained")
+        plots[caption], axis = pyplot().subplots(figsize=(PAGE_WIDTH, 3.6), layout="constrained")
         draw(axis, evidence)
     return plots
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from keras_qusec.attacks import Classifier, Ensemble
 from keras_qusec.evaluation.plan import Plan, Unit
-from keras_qusec.evaluation.record import Record, names_of_followed
+from keras_qusec.evaluation.record import Record, followed_by_name
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.results import Result
 
@@ -55,9 +55,8 @@ def attack_with_parts(
                 continue
             part = attack.parts[name]
             ran_before = before is not None and name in [one.attack for one in before.parts]
-            names = names_of_followed(followed, model, ran_before)
             run.run_part(
-                name, part, dict(zip(names, followed, strict=True)), model,
+                name, part, followed_by_name(followed, model, ran_before), model,
                 attack.skip_smaller or part.minimizes,
                 attack.sampled.get(name),
             )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_qusec.attacks import Attack, Classifier, Ensemble, Goal
+from keras_qusec.digests import seed_from
 from keras_qusec.evaluation.threat_models import ThreatModel
 
 
@@ -51,8 +52,7 @@ class Unit(NamedTuple):
             alone: there is one attacked model, whose name changes no figure.
         """
         models = ("model",) if alone else self.models
-        words = f"{seed} {models} {self.source}"
-        return int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") % 2**31
+        return seed_from(f"{seed} {models} {self.source}")
 
 
 @dataclasses.dataclass(frozen=True)

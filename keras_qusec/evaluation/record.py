@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from keras_qusec.attacks import Attack, Classifier, Goal
 from keras_qusec.attacks.base import BatchSearch
 from keras_qusec.datasets import spread_rows
+from keras_qusec.digests import seed_from
 from keras_qusec.evaluation.plan import Plan, Unit
 from keras_qusec.results import Kept, Part, Result
 from keras_qusec.verify import ClosestExamples
@@ -37,10 +37,8 @@ def searched_goal(goal: Goal, model: Classifier, attack: Attack) -> Goal:
     return goal._replace(transfer=True) if model.takes_whole_numbers and in_a_ball else goal
 
 
-def names_of_followed(
-    followed: Sequence[Classifier], model: Classifier, continued: bool
-) -> list[str]:
-    """A name for each model that an attack follows, by which its random numbers are known.
+def followed_by_name(followed: Sequence[Any], model: Classifier, continued: bool) -> dict[str, Any]:
+    """The models that an attack follows, by names by which its random numbers are known.
 
     So they are the same for an attack alone and within an ensemble, whatever runs before it.
 
@@ -49,12 +47,13 @@ def names_of_followed(
         model: the model itself, which may be among them several times.
         continued: the model itself was followed before, under another threat model.
     """
-    names, own, others = [], int(continued), 0
+    counts = {"own": int(continued), "surrogate": 0}
+    named = {}
     for one in followed:
-        names.append(f"own {own}" if one is model else f"surrogate {others}")
-        own += one is model
-        others += one is not model
-    return names
+        kind = "own" if one is model else "surrogate"
+        named[f"{kind} {counts[kind]}"] = one
+        counts[kind] += 1
+    return named
 
 
 class Call(NamedTuple):
@@ -119,7 +118,7 @@ class Record:
         Args:
             name: name of the part.
             part: the attack.
-            followed: models whose gradients it follows, by `names_of_followed`.
+            followed: models whose gradients it follows, see `followed_by_name`.
             model: the attacked model.
             skip_smaller: what withstood it at a radius is not attacked at smaller ones.
             sample: so many images are attacked first, at all radii together, and the others
@@ -166,7 +165,6 @@ class Record:
     def call_all(self, calls: Sequence[Call], rows: np.ndarray, model: Classifier) -> int:
         """Make calls of one radius, each on the images that are left; how many fell."""
         closest = self.closest
-        left = rows
         for call in calls:
             left = rows[np.isin(rows, closest.left(call.epsilon))]
             if not len(left):
@@ -174,9 +172,7 @@ class Record:
             with self.metered(call, model):
                 candidates = self.tried(call, left, closest.x, model)
                 closest.offer(left, candidates, call.epsilon)
-        if calls:
-            left = rows[np.isin(rows, closest.left(calls[0].epsilon))]
-        return len(rows) - len(left)
+        return len(rows) - int(np.isin(rows, closest.left(calls[0].epsilon)).sum())
 
     def restore(self, result: Result) -> None:
         """Begin with what an interrupted run had kept."""
@@ -212,9 +208,7 @@ class Record:
         """
         for followed, search in searches.items():
             for restart in range(restarts):
-                words = f"{self.seed} {attack} {place} {followed} {restart}"
-                digest = hashlib.sha256(words.encode()).digest()
-                seed = int.from_bytes(digest[:4], "big") % 2**31
+                seed = seed_from(f"{self.seed} {attack} {place} {followed} {restart}")
                 yield Call(place, self.radii[place], search, seed)
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from keras_qusec.attacks import Classifier, Ensemble
 from keras_qusec.evaluation.ensemble_parts import Tell, Unfinished, attack_with_parts
 from keras_qusec.evaluation.plan import Plan, Unit
-from keras_qusec.evaluation.record import Record, in_words, names_of_followed, searched_goal
+from keras_qusec.evaluation.record import Record, followed_by_name, in_words, searched_goal
 from keras_qusec.evaluation.unit_progress import UnitProgress
 from keras_qusec.results import Failure, Result
 
@@ -69,7 +69,8 @@ def attack_itself(unit: Unit, plan: Plan, model: Any) -> list[Result]:
         if before is not None:
             run.go_on_from(before)
         goal = searched_goal(plan.goal, model, attack)
-        searches = _searches(attack, plan, goal, followed, model, before is not None)
+        named = followed_by_name(followed, model, before is not None)
+        searches = {n: attack.on_batch(m, plan.x, goal) for n, m in named.items()}
         for call in run.calls(searches):
             rows = run.closest.left(call.epsilon)
             if len(rows):
@@ -78,15 +79,6 @@ def attack_itself(unit: Unit, plan: Plan, model: Any) -> list[Result]:
                     run.closest.offer(rows, candidates, call.epsilon)
         run.check_that_it_acted()
     return [run.result(threat, None) for threat, run in runs.items()]
-
-
-def _searches(
-    attack: Any, plan: Plan, goal: Any, followed: Sequence[Any], model: Any, continued: bool
-) -> dict[str, Any]:
-    """The searches of an attack, by the name of the model that each follows."""
-    names = names_of_followed(followed, model, continued)
-    pairs = zip(names, followed, strict=True)
-    return {name: attack.on_batch(one, plan.x, goal) for name, one in pairs}
 
 
 def attack_by_transfer(unit: Unit, plan: Plan, source: Any, models: Models) -> list[Result]:
@@ -100,7 +92,8 @@ def attack_by_transfer(unit: Unit, plan: Plan, source: Any, models: Models) -> l
             continue
         runs = {name: Record(unit, plan, name, m, plan.seed) for name, m in models.items()}
         followed = threat.models(source, attack, plan.hardnesses, False)
-        searches = _searches(attack, plan, goal, followed, source, False)
+        named = followed_by_name(followed, source, False)
+        searches = {n: attack.on_batch(m, plan.x, goal) for n, m in named.items()}
         any_run = next(iter(runs.values()))
         for call in any_run.calls(searches):
             left = [run.closest.left(call.epsilon) for run in runs.values()]

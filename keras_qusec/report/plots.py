@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_qusec.norms import distances_text, symbol
-from keras_qusec.plots import pyplot, save, words
+from keras_qusec.plots import PAGE_WIDTH, pyplot, save, words
 from keras_qusec.report.measurements import Measurement, Measurements
 from keras_qusec.report.tables import sorted_by_worst_case
 from keras_qusec.results import Example
@@ -111,7 +111,7 @@ def robustness_figure(report: Measurements, models: Sequence[str] | None = None)
 def worst_case_figure(report: Measurements, norm: str) -> Any:
     """All models in one chart: the worst case in a norm with its intervals, to be closed."""
     models = [model for model in sorted_by_worst_case(report) if model in report.attacked]
-    figure, axis = pyplot().subplots(figsize=(_WIDTH, 3.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(PAGE_WIDTH, 3.8), layout="constrained")
     radii = report.epsilons[norm]
     for place, model in enumerate(models):
         cases = [report.worst_case(model, norm, radius) for radius in radii]
@@ -164,7 +164,7 @@ def broken_figure(report: Measurements, model: str) -> Any | None:
     broken = {row.label: 100 * (clean - row.robust_accuracy) for row in rows}
     order = sorted(broken, key=lambda label: (broken[label], label == rows[-1].label))
     figure, axis = pyplot().subplots(
-        figsize=(_WIDTH, 0.9 + 0.28 * len(order)), layout="constrained"
+        figsize=(PAGE_WIDTH, 0.9 + 0.28 * len(order)), layout="constrained"
     )  # fmt: skip
     worst = next(row.label for row in rows if row.is_worst_case)
     colours = ["#d55e00" if label == worst else "#0072b2" for label in order]
@@ -177,8 +177,6 @@ def broken_figure(report: Measurements, model: str) -> Any | None:
     return figure
 
 
-# Inches: on a phone of 390 pixels letters of 10 points are then 10 pixels high.
-_WIDTH = 4.6
 # Okabe and Ito's colours, which colour-blind readers can tell apart, on white and on black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -67,7 +67,7 @@ class AdversarialTraining(keras.callbacks.Callback):
     Args:
         attack: ``"fgsm"``, ``"bim"``, ``"pgd"`` (here of 10 steps), the name of another attack
             that follows gradients in a ball, or an object of `keras_qusec.attacks`. For training
-            alone there are two of one step, at three to four times the cost of plain training:
+            alone there are two of one step, at two to three times the cost of plain training:
             ``"n-fgsm"`` (de Jorge et al. 2022) and ``"fgsm-mep"`` (Jia et al. 2022), which keeps
             two float16 numbers for each pixel value of each training image.
         epsilon: radius of the ball, in units of the pixel values; needed for a named attack. The
