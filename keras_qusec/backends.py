@@ -123,9 +123,9 @@ class TensorFlow(Backend):
             )
             if signature not in traced:
                 # Made concrete at once: TensorFlow warns of retracing when several functions
-                # come from one line of code.
+                # come from one line of code. Keras compiles its own steps without AutoGraph, too.
                 traced[signature] = tf.function(
-                    lambda *inside: function(present_values(variables), *inside)
+                    lambda *inside: function(present_values(variables), *inside), autograph=False
                 ).get_concrete_function(*signature)
             return traced[signature](*tensors)
 

@@ -28,6 +28,8 @@ EPSILONS = (0.1, 0.2, EPSILON)
 PROVED = "constant + PGD training"
 # The models of the quick one.
 _QUICK = ("undefended", "constant quantizer", PROVED)
+# Small batches, for many steps in few epochs.
+_BATCH = 32
 # The share of the time that training takes.
 _TRAINING = 0.3
 
@@ -72,7 +74,7 @@ def contenders(x: np.ndarray, y: np.ndarray, seed: int = 0) -> dict[str, DemoMod
     # Against the adaptive attacker: through a softer quantizer's gradient. Hard steps, so that
     # images can be proved.
     pgd = AdversarialTraining(
-        "pgd", epsilon=EPSILON, steps=4, step_size=EPSILON / 2, gradient_hardness=10.0
+        "pgd", epsilon=EPSILON, steps=2, step_size=0.2, gradient_hardness=10.0
     )
     return {
         "undefended": DemoModel(paper_cnn(seed=seed)),
@@ -102,8 +104,8 @@ def run_demo(
 
     Args:
         data: data set; default `datasets.mnist5k`.
-        epochs: training epochs of each model; default 3, or 2 for `quick`.
-        images: number of test images attacked; default 100, or 20 for `quick`.
+        epochs: training epochs of each model; default 2.
+        images: number of test images attacked; default 60, or 20 for `quick`.
         quick: under a minute: three of the models, trained on 1,000 images, one threat model less.
         seed: of the weights, the samples and all that is random.
         progress: called with a text and the share done.
@@ -115,8 +117,8 @@ def run_demo(
         ValueError: for numbers below 1.
         ImportError: without the extras "evaluate" and "demo".
     """
-    epochs = (2 if quick else 3) if epochs is None else epochs
-    images = (20 if quick else 100) if images is None else images
+    epochs = 2 if epochs is None else epochs
+    images = (20 if quick else 60) if images is None else images
     for name, value in {"epochs": epochs, "images": images}.items():
         whole_number(value, name, hint="Leave it out for the default.")
     began = time.monotonic()
@@ -177,7 +179,7 @@ def _train(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    steps = epochs * -(-len(data.x_train) // 128)
+    steps = epochs * -(-len(data.x_train) // _BATCH)
     seen = [0]
 
     def after_batch(*_: Any, **__: Any) -> None:
@@ -189,7 +191,7 @@ def _train(
     history = contender.model.fit(
         data.x_train,
         data.y_train,
-        batch_size=128,
+        batch_size=_BATCH,
         epochs=epochs,
         verbose=0,
         callbacks=[*training, clock],

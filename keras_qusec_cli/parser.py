@@ -125,8 +125,8 @@ def _add_demo(commands: Any) -> None:
         "--quick", action="store_true",
         help="about a minute: three models, trained on 1,000 images, 20 images attacked",
     )  # fmt: skip
-    demo.add_argument("--epochs", type=int, help="training epochs (default: 3; quick: 2)")
-    demo.add_argument("--images", type=int, help="test images attacked (default: 100; quick: 20)")
+    demo.add_argument("--epochs", type=int, help="training epochs (default: 2)")
+    demo.add_argument("--images", type=int, help="test images attacked (default: 60; quick: 20)")
     demo.add_argument("--seed", type=int, default=0, help="default: 0")
     demo.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
     demo.add_argument(

@@ -137,7 +137,10 @@ def sparse(values: Any, rows: Any, columns: Any, shape: tuple[int, int]) -> Any:
 
     entries = [np.concatenate(part) if isinstance(part, list) else part
                for part in (values, rows, columns)]  # fmt: skip
-    return coo_array((entries[0], (entries[1], entries[2])), shape=shape).tocsr()
+    # Products take as long as reading the matrix does: half of it would be indices.
+    index = "int32" if max(*shape, len(entries[0])) < 2**31 else "int64"
+    places = entries[1].astype(index), entries[2].astype(index)
+    return coo_array((entries[0], places), shape=shape).tocsr()
 
 
 def selection(indices: Array, size: int) -> Any:

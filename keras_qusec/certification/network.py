@@ -85,7 +85,11 @@ def node_of(inputs: Sequence[int], made: Linear | Curve | Largest, size: int) ->
         )
     patterns: tuple[Any, ...] = ()
     if made.terms > _FEW:
-        patterns = tuple(matrix.astype("bool") for matrix in made.matrices)
+        # Counts below 2**24 are exact in float32, whose products take half the time of bool's.
+        kinds = ["float32" if m.shape[1] < 2**24 else "float64" for m in made.matrices]
+        patterns = tuple(
+            (m != 0).astype(kind) for m, kind in zip(made.matrices, kinds, strict=True)
+        )
     return Node(tuple(inputs), made, size, tuple(map(abs, made.matrices)), patterns)
 
 
@@ -279,8 +283,8 @@ def _rounding(
     """
     terms: Any = np.full((len(low), 1), float(made.terms))
     if len(made.matrices) == 1 and patterns:
-        others = 1.0 * ((low != 0) | (high != 0) | (before != 0))
-        terms = np.minimum(made.terms, (patterns[0] @ others.T).T + 2)
+        others = ((low != 0) | (high != 0) | (before != 0)).astype(patterns[0].dtype)
+        terms = np.minimum(made.terms, (patterns[0] @ others.T).T.astype("float64") + 2)
     return np.asarray(terms * UNIT * (1 + _FOR_FLOAT64))
 
 

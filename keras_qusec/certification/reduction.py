@@ -177,8 +177,11 @@ class _Reduction:
                 if not len(taken):
                     continue
                 columns = rows[:, taken]
+                # A dense layer is multiplied five times as fast as such.
+                if isinstance(part, int) or columns.nnz > np.prod(columns.shape) / 2:
+                    columns = columns.toarray()
                 if isinstance(part, int):
-                    matrices[part] += columns.toarray()
+                    matrices[part] += columns
                 else:
                     constant[taken] = part.offset
                     for place, block in enumerate(part.matrices):

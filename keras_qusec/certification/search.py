@@ -124,7 +124,11 @@ class _Search:
     def _divided(self, box: _Box) -> list[_Box]:
         """The parts of a box that are left to look at, the most promising one last."""
         self.nodes += 1
-        network = box.network.tighten(_SLOPE_STEPS if self.nodes <= _CAREFUL else 0)
+        careful = self.nodes <= _CAREFUL
+        # Many images are proved by the bounds that came with them, at a tenth of the time.
+        if careful and (box.network.upper_lines()[0] + box.margins < 0).all():
+            return []
+        network = box.network.tighten(_SLOPE_STEPS if careful else 0)
         if network is None:
             return []
         highest, slopes, weights = network.upper_lines()
