@@ -3,14 +3,15 @@
     python benchmarks/attacks.py                       # TensorFlow and PyTorch, hours
     python benchmarks/attacks.py torch --images 200 --models FOLDER
 
-Three models, the paper's CNN: undefended, PGD-trained, and PGD-trained behind a hard two-level
-quantizer; trained once and kept in the folder. Each is attacked by the quick, standard and strong
-evaluations, by AutoAttack in its published order and budgets (ours, whole: white-box and, for the
+Three models, the paper's CNN or a small one: undefended, PGD-trained, and PGD-trained behind a
+hard two-level quantizer; trained once and kept in the folder. Each is attacked by the quick,
+standard and strong evaluations, by AutoAttack in its published order and budgets (ours, whole: white-box and, for the
 quantizer, through its surrogate gradient), and by others' code: PGD of 40 steps from plain
 Foolbox, and AutoAttack of ART on PyTorch. For the quantizer these follow the surrogate gradient
 too, since its own leads nowhere: a rounding layer with the gradient of a softer quantizer, which
 is our work and their best case. The images, labels and epsilon are the same; every example counts
-only if the model itself is wrong on it. Each figure is from one run: the long ones take minutes.
+only if the model itself is wrong on it. Each figure is from one run, in processor time, one thread
+on PyTorch: the long ones take minutes. AutoAttack's time for all images can be scaled from fewer.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--data", default="mnist5k", help="data set or .npz file")
     parser.add_argument("--models", default="benchmark-models", help="folder of trained models")
+    parser.add_argument("--network", default="paper", choices=["paper", "small"])
     parser.add_argument("--only", nargs="+", help="names of evaluations")
+    parser.add_argument("--autoattack-images", type=int, help="AutoAttack on the first so many")
     parser.add_argument("--json", help="file to add the rows to")
     parser.add_argument("--page", help="write this page, and a figure beside it, from --json")
     options = parser.parse_args()
@@ -45,7 +48,8 @@ def main() -> None:
     for backend in options.backends:
         child = subprocess.run(
             [sys.executable, "-c", f"import attacks; attacks.measure({vars(options)!r})"],
-            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={"OMP_NUM_THREADS": "1", **os.environ, "KERAS_BACKEND": backend,
+                 "TF_CPP_MIN_LOG_LEVEL": "3"},
             cwd=os.path.dirname(os.path.abspath(__file__)), stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         if child.returncode:
@@ -61,16 +65,21 @@ def main() -> None:
 def table(rows: list[dict]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| backend | model | evaluation | robust, % | s | s of AutoAttack / s |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| backend | model | evaluation | images | robust, % | s | s of AutoAttack / s |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    whole = {(r["backend"], r["model"]): r["seconds"] for r in rows if r["name"] == "autoattack"}
+    # For as many images as a row has.
+    whole = {
+        (r["backend"], r["model"]): r["seconds"] / r["images"]
+        for r in rows
+        if r["name"] == "autoattack"
+    }
     for row in rows:
         base = whole.get((row["backend"], row["model"]))
-        ratio = f"{base / row['seconds']:.1f}" if base else "-"
+        ratio = f"{base * row['images'] / row['seconds']:.1f}" if base else "-"
         lines.append(
-            f"| {row['backend']} | {row['model']} | {row['name']} | {100 * row['robust']:.1f} | "
-            f"{row['seconds']:.0f} | {ratio} |"
+            f"| {row['backend']} | {row['model']} | {row['name']} | {row['images']} | "
+            f"{100 * row['robust']:.1f} | {row['seconds']:.0f} | {ratio} |"
         )
     return "\n".join(lines)
 
@@ -110,13 +119,11 @@ def write_page(rows: list[dict], path: Path) -> None:
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=len(handles))
     figure.tight_layout(rect=(0, 0.08 / len(backends) + 0.04, 1, 1))
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    images = sorted({row["images"] for row in rows})
     path.write_text(
         "<!-- Written by benchmarks/attacks.py; do not edit. -->\n\n"
         f"![Robust accuracy against time]({path.with_suffix('.svg').name})\n\n{table(rows)}\n\n"
-        f"{' and '.join(map(str, images))} test images; low is strong, left is fast. The last "
-        "column is the time of\nAutoAttack whole, in its published order and budgets, over that "
-        "of the row.\n"
+        "Low is strong, left is fast. The last column is the time of AutoAttack whole, in its "
+        "published order\nand budgets, over that of the row, for the same number of images.\n"
     )
 
 
@@ -130,37 +137,55 @@ def measure(options: dict) -> None:
     x, y = data.x_test[: options["images"]], data.y_test[: options["images"]]
     rows = []
     for name, epsilon in EPSILONS.items():
-        model = _trained(name, data, Path(options["models"]))
+        model = _trained(name, data, Path(options["models"]), options["network"])
         for evaluation, run in EVALUATIONS.items():
             if options["only"] and evaluation not in options["only"]:
                 continue
-            start = time.perf_counter()
-            robust = run(model, x, y, epsilon)
+            count = len(x)
+            if evaluation == "autoattack" and options["autoattack_images"]:
+                count = min(count, options["autoattack_images"])
+            start = time.process_time()
+            robust = run(model, x[:count], y[:count], epsilon)
             if robust is None:
                 continue
             rows.append({
                 "backend": keras.backend.backend(), "model": name, "epsilon": epsilon,
-                "images": len(x), "name": evaluation, "robust": robust,
-                "seconds": time.perf_counter() - start,
+                "images": count, "name": evaluation, "robust": robust,
+                "seconds": time.process_time() - start,
             })  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
     print(json.dumps(rows))
 
 
-def _trained(name: str, data, folder: Path):
+def _small(quantizer):
+    import keras
+    from keras import layers
+
+    convolutions = [
+        layers.Conv2D(filters, 4, strides=2, padding="same", activation="relu")
+        for filters in (16, 32)
+    ]
+    return keras.Sequential(
+        [keras.Input((28, 28, 1)), *([quantizer] if quantizer else []), *convolutions,
+         layers.Flatten(), layers.Dense(100, activation="relu"), layers.Dense(10)]
+    )  # fmt: skip
+
+
+def _trained(name: str, data, folder: Path, network: str):
     """The model, trained the first time; the same weights serve all backends."""
     import keras
 
     from keras_qusec import AdversarialTraining, QuSecQuantization
     from keras_qusec.models import paper_cnn
 
-    path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.keras"
+    kind = "" if network == "paper" else f"{network}-"
+    path = folder / f"{kind}{name.replace(', ', '-').replace(' ', '-')}.keras"
     if path.exists():
         return keras.saving.load_model(path, compile=False)
     keras.utils.set_random_seed(0)
     epochs = max(2, 24000 // len(data.x_train))
     quantizer = QuSecQuantization(2, hard=True) if "quantizer" in name else None
-    model, callbacks = paper_cnn(quantizer, seed=0), []
+    model, callbacks = paper_cnn(quantizer, seed=0) if network == "paper" else _small(quantizer), []
     if name != "undefended":
         epsilon = EPSILONS[name]
         callbacks = [AdversarialTraining(
