@@ -3,15 +3,16 @@
     python benchmarks/attacks.py                       # TensorFlow and PyTorch, hours
     python benchmarks/attacks.py torch --images 200 --models FOLDER
 
-Three models, the paper's CNN or a small one: undefended, PGD-trained, and PGD-trained behind a
-hard two-level quantizer; trained once and kept in the folder. Each is attacked by the quick,
-standard and strong evaluations, by AutoAttack in its published order and budgets (ours, whole:
-white-box and, for the quantizer, through its surrogate gradient), and by others' code: PGD of 40
-steps from plain Foolbox, and AutoAttack of ART on PyTorch. For the quantizer these follow the
-surrogate gradient too, since its own leads nowhere: a rounding layer with the gradient of a softer quantizer, which
-is our work and their best case. The images, labels and epsilon are the same; every example counts
-only if the model itself is wrong on it. Each figure is from one run, in processor time, one thread
-on PyTorch: the long ones take minutes. AutoAttack's time for all images can be scaled from fewer.
+Three models, the paper's CNN or a small one: undefended, PGD-trained, and PGD-trained behind a hard
+two-level quantizer; trained once and kept in the folder. Each is attacked by the quick, standard
+and strong evaluations, by AutoAttack in its published order and budgets (ours, whole: white-box
+and, for the quantizer, through its surrogate gradient), and by others' code: PGD of 40 steps from
+plain Foolbox, and AutoAttack of ART on PyTorch. For the quantizer these follow the surrogate
+gradient too, since its own leads nowhere: a rounding layer with the gradient of a softer quantizer,
+which is our work and their best case. The images, labels and epsilon are the same; every example
+counts only if the model itself is wrong on it. Each figure is from one run, in processor time, one
+thread on PyTorch: the long ones take minutes. AutoAttack's time for all images can be scaled from
+fewer.
 """
 
 from __future__ import annotations
