@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Two workers suit two cores; PYTEST_ARGS="" runs in one process.
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 # TensorFlow greets with notes about the processor otherwise.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 

@@ -59,9 +59,10 @@ _COMPILED_BELOW = (
 # JAX compiles each of their many small models for seconds; PyTorch, the third backend, runs them.
 _COMPILED_SLOWLY_BY_JAX = (
     "test_datasets", "test_generators", "test_integer_inputs", "test_masking_defenses",
-    "test_small_gradients", "test_stored_images", "test_wheel",
-    # Of evaluations: what is kept, resumed and counted, whichever backend computes it.
-    "test_examples", "test_proofs", "test_run", "test_store",
+    "test_logits", "test_small_gradients", "test_stored_images", "test_wheel",
+    # What is kept, resumed and counted of evaluations, whichever backend computes it; each attack
+    # is tested there by itself.
+    "test_evaluate", "test_examples", "test_proofs", "test_run", "test_store",
 )  # fmt: skip
 
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import browser
+import numpy as np
 import pytest
 
 import keras_qusec_cli as cli
 from keras_qusec import datasets, demo
+from keras_qusec.attacks import FGSM, PGD
+from keras_qusec.defenses import find_quantizers
+
+
+# Each model costs seconds; these have a part in all that is drawn and written.
+MODELS = ("undefended", "constant quantizer", "trainable + FGSM training", demo.PROVED)
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +21,28 @@ def result():
     data = datasets.mnist5k()
     tiny = data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
     seen = []
-    result = demo.run_demo(data=tiny, epochs=1, images=8, progress=lambda *step: seen.append(step))
+
+    def some(*arguments):
+        return {name: model for name, model in contenders(*arguments).items() if name in MODELS}
+
+    contenders = demo.contenders
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "contenders", some)
+        result = demo.run_demo(
+            data=tiny, epochs=1, images=8, progress=lambda *step: seen.append(step)
+        )
     return result, seen
+
+
+def test_models():
+    """The paper's network without and with both quantizers, plain and trained on FGSM; and PGD."""
+    x, y = np.zeros((2, 28, 28, 1), "float32"), np.zeros(2, "int64")
+    models = demo.contenders(x, y)
+    assert len(models) == 6
+    attacks = [None if m.training is None else type(m.training.attack) for m in models.values()]
+    assert attacks == [None, None, None, FGSM, FGSM, PGD]
+    fronts = [find_quantizers(m.model) for m in models.values()]
+    assert [len(found) for found in fronts] == [0, 1, 1, 0, 1, 1]
 
 
 # What it puts together is tested on every backend.
@@ -25,10 +52,9 @@ class TestDemo:
     def test_report(self, result):
         outcome, seen = result
         report = outcome.report
-        assert len(report.models) == len(outcome.models) == 6
+        assert tuple(report.models) == tuple(outcome.models) == MODELS
         assert {name: len(curve) for name, curve in outcome.curves.items()} == {
-            "FGSM training": 1,
-            "trainable + FGSM training": 1,
+            "trainable + FGSM training": 1
         }
         assert report.threat_models == ("white-box", "adaptive", "black-box")
         for model in report.models:
