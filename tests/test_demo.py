@@ -11,7 +11,6 @@ from keras_qusec import datasets, demo
 from keras_qusec.attacks import FGSM, PGD
 from keras_qusec.defenses import find_quantizers
 
-
 # Each model costs seconds; these have a part in all that is drawn and written.
 MODELS = ("undefended", "constant quantizer", "trainable + FGSM training", demo.PROVED)
 
