@@ -199,31 +199,37 @@ def _train(
     return list(history.history.get("val_adversarial_accuracy", []))
 
 
-MEANING = {
-    "What the numbers mean": (
-        "Read the first table. White-box attacks follow a quantizer's own gradient, nearly zero "
-        "almost everywhere, and can overstate how robust it is. Adaptive attacks search the levels "
-        "that each pixel can reach, replace the gradient by softer ones, and keep the strongest "
-        "attack on each image. Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not "
-        "robustness, as the rows of the standard evaluation show. Training on PGD through softer "
-        "gradients defends. Its steps are hard, so that images can be proved, here within 0.1: no "
-        "attack can break those."
-    ),
-    "What they do not mean": (
-        "Where nothing is proved they are no guarantee: a stronger attack can lower them. They "
-        "hold for this small training set, this network and these threat models, nothing else."
-    ),
-}
+def meaning(result: DemoResult) -> dict[str, str]:
+    """What the numbers mean and what they do not, by heading."""
+    trained_on_fgsm = (
+        "Training on FGSM (the paper's Fig. 5) teaches a model FGSM, not robustness, as the rows "
+        "of the standard evaluation show. "
+    )
+    return {
+        "What the numbers mean": (
+            "Read the first table. White-box attacks follow a quantizer's own gradient, nearly "
+            "zero almost everywhere, and can overstate how robust it is. Adaptive attacks search "
+            "the levels that each pixel can reach, replace the gradient by softer ones, and keep "
+            "the strongest attack on each image. "
+            + (trained_on_fgsm if result.curves else "")
+            + "Training on PGD through softer gradients defends. Its steps are hard, so that "
+            "images can be proved, here within 0.1: no attack can break those."
+        ),
+        "What they do not mean": (
+            "Where nothing is proved they are no guarantee: a stronger attack can lower them. They "
+            "hold for this small training set, this network and these threat models, nothing else."
+        ),
+    }
 
 
 def summary(result: DemoResult) -> str:
     """The answer for a terminal: the table of the worst case, and what it means last."""
     tables = [text_table(table) for table in headline(result.report)]
-    meaning = [
+    explained = [
         f"{title}\n{textwrap.fill(text, 78, initial_indent='  ', subsequent_indent='  ')}"
-        for title, text in MEANING.items()
+        for title, text in meaning(result).items()
     ]
-    return "\n\n".join([*tables, result.text, "\n".join(meaning)])
+    return "\n\n".join([*tables, result.text, "\n".join(explained)])
 
 
 def save_page(result: DemoResult, path: str | Path) -> Path:
@@ -245,7 +251,7 @@ def save_page(result: DemoResult, path: str | Path) -> Path:
         page.paragraph(result.text, "small"),
         page.report_body(result.report),
     ]
-    for heading, text in MEANING.items():
+    for heading, text in meaning(result).items():
         body += [page.heading(heading), page.paragraph(text)]
     if result.curves:
         caption = f"{_CURVE_LABEL}, by epoch (the paper's Fig. 5)."

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+# Columns of a terminal that are left for what is running.
+_WIDTH = 42
 # Called with what is running and the share done, from 0 to 1; None where nobody knows it.
 Progress = Callable[[str, float | None], None]
 
@@ -39,6 +41,20 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def shortened(text: str, width: int = _WIDTH) -> str:
+    """A text that fits: without what stands behind its last commas, then with a shorter name.
+
+    What runs stands behind the last colon and stays whole, if it fits.
+    """
+    while len(text) > width and ", " in text:
+        text = text.rpartition(", ")[0]
+    name, colon, what = text.rpartition(": ")
+    room = width - len(colon + what)
+    if len(text) > width and colon and room > 1:
+        text = f"{name[: room - 1]}…{colon}{what}"
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 @contextlib.contextmanager
@@ -79,7 +95,7 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
         return
     # The width is fixed, so that nothing moves sideways.
     columns = (
-        TextColumn("{task.description:<42.42}"),
+        TextColumn(f"{{task.description:<{_WIDTH}}}"),
         BarColumn(8),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
@@ -91,7 +107,7 @@ def shown(progress: bool | Progress | None, title: str = "") -> Iterator[Progres
 
         def update(text: str, share: float | None) -> None:
             # Without a total the bar moves to and fro, and no time is said to be left.
-            bar.update(task, description=text, completed=share or 0.0)
+            bar.update(task, description=shortened(text), completed=share or 0.0)
             bar.tasks[0].total = None if share is None else 1.0
 
         yield update

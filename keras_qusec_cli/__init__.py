@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import textwrap
+import zipfile
 from collections.abc import Sequence
 
 from keras_qusec_cli import names
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_files(options)
         _check_names(options)
+        _check_radii(options)
         with quiet():
             from keras_qusec import commands
 
@@ -67,6 +69,27 @@ def _check_files(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"Expected a file. Received: {path}, which does not exist. Check the path."
             )
+        if path.endswith(".keras") and os.path.isfile(path) and not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"Expected a model that Keras saved, a zip file. Received: {path}, which is "
+                "something else. Save it with model.save(path)."
+            )
+    if given.get("data"):
+        names.check_data(given["data"])
+
+
+def _check_radii(options: argparse.Namespace) -> None:
+    """Raise a ValueError for radii that do not rise, before a backend is loaded."""
+    for name, radii in vars(options).items():
+        if not name.endswith("epsilons") or not radii:
+            continue
+        units = {radius.below is None for radius in radii}
+        values = [radius.in_units(0.0, 1.0) for radius in radii]
+        if len(units) == 1 and values != sorted(set(values)):
+            raise ValueError(
+                f"Expected --{name.replace('_', '-')} in rising order. Received: "
+                f"{', '.join(f'{value:g}' for value in values)}."
+            )
 
 
 def _check_names(options: argparse.Namespace) -> None:
@@ -80,6 +103,7 @@ def _check_names(options: argparse.Namespace) -> None:
     attacks = (*(("quick",) if alone else ()), *names.ATTACKS)
     for option, known in {"attacks": attacks, "queries": names.ATTACKS,
                           "threat_models": names.THREAT_MODELS, "defenses": names.DEFENSES,
+                          "targets": names.TARGETS,
                           "figure": ("all", *names.REPRODUCTIONS)}.items():  # fmt: skip
         typed = given.get(option) or []
         if option == "figure" and options.command != "reproduce":

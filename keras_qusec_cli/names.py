@@ -6,11 +6,14 @@ Tests hold them against the registries.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 
 # What `keras_qusec.datasets.load` knows beside files and folders.
 DATA_SETS = ("mnist5k", "mnist", "fashion_mnist", "cifar10")
 THREAT_MODELS = ("white-box", "adaptive", "black-box")
+# Classes that a targeted attack aims at.
+TARGETS = ("next", "random", "second", "least-likely")
 # Those of `keras_qusec.certification`.
 EFFORTS = ("bounds", "standard", "exact")
 # Those of `keras_qusec.comparison`.
@@ -98,6 +101,18 @@ ATTACKS = (
     "boundary",
     "hopskipjump",
 )
+
+
+def check_data(path: str) -> None:
+    """Raise a ValueError for data that are neither known by name nor there."""
+    if path in DATA_SETS or os.path.exists(path):
+        return
+    close = difflib.get_close_matches(path, DATA_SETS, 1, 0.5)
+    hint = f" Did you mean {close[0]}?" if close else " Check the path."
+    raise ValueError(
+        f"Expected --data to be {', '.join(DATA_SETS)}, an .npz file, or a folder of images by "
+        f"class. Received: {path!r}, which does not exist.{hint}"
+    )
 
 
 def check(given: Sequence[str], known: Sequence[str], option: str) -> None:

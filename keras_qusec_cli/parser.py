@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import textwrap
 from collections.abc import Callable
@@ -125,8 +126,10 @@ def _add_demo(commands: Any) -> None:
         "--quick", action="store_true",
         help="about a minute: three models, trained on 1,000 images, 20 images attacked",
     )  # fmt: skip
-    demo.add_argument("--epochs", type=int, help="training epochs (default: 2)")
-    demo.add_argument("--images", type=int, help="test images attacked (default: 60; quick: 20)")
+    demo.add_argument("--epochs", type=_whole(1), help="training epochs (default: 2)")
+    demo.add_argument(
+        "--images", type=_whole(1), help="test images attacked (default: 60; quick: 20)"
+    )
     demo.add_argument("--seed", type=int, default=0, help="default: 0")
     demo.add_argument("--output", metavar="FILE", type=_json, help="write the report as JSON")
     demo.add_argument(
@@ -155,7 +158,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     _add_inputs(evaluate)
     evaluate.add_argument(
-        "--images", type=int, default=200,
+        "--images", type=_whole(0), default=200,
         help="test images attacked, a stratified sample; 0 for all (default: 200)",
     )  # fmt: skip
     evaluate.add_argument(
@@ -180,10 +183,13 @@ def _add_evaluate(commands: Any) -> None:
         help="white-box, adaptive, black-box (default: the first two; all with --source)",
     )  # fmt: skip
     evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
-    evaluate.add_argument("--batch-size", type=int, help="images in a unit (default: up to 512)")
     evaluate.add_argument(
-        "--time-limit", type=float, metavar="SECONDS",
-        help="for the attacks; images for which it does not suffice are left out",
+        "--batch-size", type=_whole(1), help="images in a unit (default: up to 512)"
+    )
+    evaluate.add_argument(
+        "--time-limit", type=_seconds, metavar="SECONDS",
+        help="for the attacks; images for which it does not suffice are left out, but the first "
+        "batch is always finished",
     )  # fmt: skip
     _add_run(evaluate)
     _add_verbose(evaluate)
@@ -278,7 +284,7 @@ def _add_audit(commands: Any) -> None:
         "images, 8/255 of it for colour images)",
     )  # fmt: skip
     audit.add_argument(
-        "--images", type=int, default=100,
+        "--images", type=_whole(0), default=100,
         help="test images attacked, a stratified sample; 0 for all (default: 100)",
     )  # fmt: skip
     level = audit.add_mutually_exclusive_group()
@@ -379,14 +385,14 @@ def _add_compare(commands: Any) -> None:
         help="L-infinity radii in rising order (default: 0.1 0.2 0.3); the largest in training",
     )  # fmt: skip
     compare.add_argument(
-        "--images", type=int, default=100, help="test images attacked (default: 100)"
+        "--images", type=_whole(1), default=100, help="test images attacked (default: 100)"
     )
     compare.add_argument(
         "--threat-models", nargs="+", metavar="THREAT",
         default=["white-box", "adaptive", "black-box"],
         help="some of white-box, adaptive, black-box (default: all three)",
     )  # fmt: skip
-    compare.add_argument("--epochs", type=int, default=4, help="training epochs (default: 4)")
+    compare.add_argument("--epochs", type=_whole(1), default=4, help="training epochs (default: 4)")
     compare.add_argument(
         "--attacks", nargs="+", default=["fgsm", "standard"], metavar="ATTACK",
         help="names of attacks (default: fgsm standard); \"keras-qusec attacks\" lists them",
@@ -395,7 +401,7 @@ def _add_compare(commands: Any) -> None:
         "--prove", choices=names.EFFORTS, help="prove images first, behind hard quantizers"
     )
     compare.add_argument("--seed", type=int, default=0, help="default: 0")
-    compare.add_argument("--jobs", type=int, help="processes (default: 1)")
+    compare.add_argument("--jobs", type=_jobs, help="processes (default: 1)")
     compare.add_argument(
         "--resume", metavar="FOLDER",
         help="keep trained models and finished evaluations here, and go on from them",
@@ -446,7 +452,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
         help="what the models' outputs are, where their graphs do not say",
     )  # fmt: skip
     command.add_argument(
-        "--draws", type=int, default=1, help="draws averaged of random models (default: 1)"
+        "--draws", type=_whole(1), default=1, help="draws averaged of random models (default: 1)"
     )
     command.add_argument(
         "--source", nargs="+", default=[], metavar="MODEL",
@@ -458,7 +464,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
 def _add_run(command: argparse.ArgumentParser) -> None:
     """How attacks are run."""
     command.add_argument("--seed", type=int, default=0, help="default: 0")
-    command.add_argument("--jobs", type=int, help="processes (default: 1)")
+    command.add_argument("--jobs", type=_jobs, help="processes (default: 1)")
     _add_resume(command)
 
 
@@ -496,7 +502,7 @@ def _add_verbose(command: argparse.ArgumentParser) -> None:
 def _add_sample(command: argparse.ArgumentParser) -> None:
     """Which images and radii are looked at, in L-infinity."""
     command.add_argument(
-        "--images", type=int, default=200,
+        "--images", type=_whole(0), default=200,
         help="test images, a stratified sample; 0 for all (default: 200)",
     )  # fmt: skip
     _add_epsilons(command)
@@ -565,6 +571,38 @@ def _radius(text: str) -> Radius:
             f"expected a number such as 0.1, or a fraction such as 8/255; received {text!r}"
         ) from None
     return radius
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """A whole number from `least` up."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := int(text)) >= least:
+                return number
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number of {least} or more; received {text!r}"
+        )
+
+    return read
+
+
+def _jobs(text: str) -> int:
+    """A number of processes, or how many cores to leave, below 0 as joblib has it."""
+    with contextlib.suppress(ValueError):
+        if number := int(text):
+            return number
+    raise argparse.ArgumentTypeError(
+        f"expected a number of processes, or -1 for as many as there are cores; received {text!r}"
+    )
+
+
+def _seconds(text: str) -> float:
+    """A time above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected seconds above 0; received {text!r}")
 
 
 def _number_of_pixels(text: str) -> Radius:

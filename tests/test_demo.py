@@ -103,5 +103,7 @@ def test_quick(tmp_path, capsys):
     assert status == 0
     assert "1 epoch on 1000 images" in out
     assert "constant + PGD training" in out
-    assert "Training</h2>" not in page.read_text()  # no model was trained on FGSM
+    # No model was trained on FGSM.
+    assert "Training</h2>" not in page.read_text()
+    assert "teaches a model FGSM" not in out
     assert figure.exists()

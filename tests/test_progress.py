@@ -55,3 +55,19 @@ def test_the_bar_fits_and_stays_where_it_is(width, monkeypatch, capsys):
     assert lines
     assert max(map(len, lines)) <= width
     assert len({line.index("%") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("attacks", "attacks"),
+        ("constant quantizer: standard square, 13,460 passes", "constant quantizer: standard square"),
+        ("constant + PGD training: standard reachable-levels, 15 passes",
+         "constant + PGD…: standard reachable-levels"),
+        ("my_long_named_resnet_model_v2: strong fab-t", "my_long_named_resnet_model_…: strong fab-t"),
+        ("x" * 50, "x" * 41 + "…"),
+    ],
+)  # fmt: skip
+def test_texts_fit_and_numbers_stay_whole(text, short):
+    assert progress.shortened(text) == short
+    assert len(short) <= 42

@@ -155,7 +155,9 @@ def audit_robustness(
     identities = {f"identity for {n}": m for n, m in with_identity(attacked).items()}
     needs = {c.identifier: c.attacks(epsilon, pixels[1] - pixels[0], budget) for c in CHECKS}
     with shown(progress, "audit") as tell:
-        evaluate = _evaluator(net, images, y, epsilon, {**settings, "draws": draws}, resume_dir)
+        evaluate = _evaluator(
+            {name: net}, images, y, epsilon, {**settings, "draws": draws}, resume_dir
+        )
         evaluation, adaptive_report = _attacked(
             evaluate, attacked, judged, needs.values(), budget, tell
         )
@@ -269,7 +271,7 @@ def _judge(check: Check, evidence: Evidence, attacks: Mapping[str, Attack]) -> C
 
 
 def _evaluator(
-    model: keras.Model,
+    model: Mapping[str, keras.Model],
     x: np.ndarray,
     y: Any,
     epsilon: float,

@@ -180,8 +180,12 @@ class Evidence:
     @functools.cached_property
     def judged(self) -> np.ndarray:
         """Which images the judged attacks broke within epsilon, ``(n,)`` bool."""
-        own = [name for name in self.evaluation.attacks if name in self._joined]
-        return np.any([self.found(name) for name in [JUDGED, *own]], axis=0)
+        return np.any([self.found(name) for name in [JUDGED, *self.searches]], axis=0)
+
+    @property
+    def searches(self) -> list[str]:
+        """Names of the attacks on the quantizer itself, which the judged attack includes."""
+        return [name for name in self.evaluation.attacks if name in self._joined]
 
     @functools.cached_property
     def by_gradients(self) -> np.ndarray:

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.attacks import PGD, AttackedModel, Goal
+from keras_qusec.attacks import PGD, AttackedModel, Goal, get
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import HARDNESSES, Evidence
 from keras_qusec.graphs import has_graph, made_by
@@ -42,7 +42,10 @@ class PlantedExamples(Check):
         followed = [attacked]
         if evidence.follows_surrogates:
             followed += attacked.with_surrogates(HARDNESSES)
-        rng, attack = evidence.rng(), PGD(steps=40)
+        rng = evidence.rng()
+        # As the judged attack: PGD through each gradient, and the search behind a quantizer.
+        attacks = [(PGD(steps=40), model) for model in followed]
+        attacks += [(get(name), attacked) for name in evidence.searches]
         missed, made = [], 0
         for row in rows:
             points = _points(evidence, row, rng)
@@ -51,7 +54,7 @@ class PlantedExamples(Check):
             made += 1
             x = np.repeat(evidence.x[row][None], _TRIES, axis=0)
             goal = Goal(np.zeros(_TRIES, "int64"))
-            for model in followed:
+            for attack, model in attacks:
                 found = attack.on_batch(model, x, goal)(
                     np.arange(_TRIES), evidence.epsilon, evidence.seed
                 )
@@ -66,7 +69,8 @@ class PlantedExamples(Check):
         share = len(missed) / made
         return passed_or_failed(
             share > 0.2,
-            f"PGD missed {len(missed)} of {made} planted examples",
+            f"{' and '.join(['PGD', *evidence.searches])} missed {len(missed)} of {made} planted "
+            "examples",
             numbers={"missed": share},
             images=tuple(missed),
         )

@@ -271,7 +271,7 @@ def _report(
         ],
         notes=[
             *inputs.notes,
-            *notes_on(proofs, inputs.epsilons.get("linf", ())),
+            *(notes_on(proofs, inputs.epsilons.get("linf", ())) if plan.attacks else []),
             *notes_of(plan, models, inputs.epsilons, results, failures),
             *observations_of(plan, models, inputs.logits, inputs.class_names),
         ],
@@ -310,7 +310,7 @@ def _outcomes(
     if not units:
         return outcomes
     costs = Costs(units, inputs.plan, outcomes)
-    _tell_forecast(missing, inputs, progress)
+    _tell_forecast(missing, inputs, progress, time_limit)
     with shown(progress, "attacks") as report:
         report("attacks", costs.share())
 
@@ -339,7 +339,10 @@ def _outcomes(
 
 
 def _tell_forecast(
-    units: Sequence[Unit], inputs: Checked, progress: bool | Progress | None
+    units: Sequence[Unit],
+    inputs: Checked,
+    progress: bool | Progress | None,
+    limit: float | None,
 ) -> None:
     """Say how long attacks will take, if that is long; only where somebody reads it."""
     if progress is False:
@@ -348,8 +351,9 @@ def _tell_forecast(
     if seconds is not None and seconds >= _LONG:
         announced(
             progress,
-            f"Attacks on {len(inputs.plan.x):,} images: at most about {duration(seconds)} in one "
-            "process, less where many are broken.",
+            f"Attacks on {len(inputs.plan.x):,} images: about {duration(seconds)} in one process "
+            "if few are broken, less if many are"
+            + ("." if limit is None else f"; the limit is {duration(limit)}."),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_qusec.attacks import Attack, AttackedModel, Classifier
+from keras_qusec.attacks import AttackedModel, Classifier
 from keras_qusec.attacks.classifier import Counter
 from keras_qusec.evaluation.ensemble_parts import Tell
 from keras_qusec.evaluation.plan import Plan, Unit
@@ -35,7 +35,7 @@ class Costs:
     """
 
     def __init__(self, units: Sequence[Unit], plan: Plan, done: Iterable[Unit]) -> None:
-        self.guesses = {unit: _guess(plan.attacks[unit.attack], unit) for unit in units}
+        self.guesses = {unit: _guess(unit, plan) for unit in units}
         finished = set(done)
         # In the order in which they run: the first one does, if they run one after the other.
         self.left = [unit for unit in units if unit not in finished]
@@ -74,9 +74,9 @@ class Costs:
 
 
 def forecast(units: Sequence[Unit], plan: Plan, models: Mapping[str, Classifier]) -> float | None:
-    """About how many seconds units take at most, from the time of a gradient; None if not long.
+    """About how many seconds units take if nothing is broken, from the time of a gradient.
 
-    At most, since images that are broken are left out of what follows.
+    None if that is not long. Images that are broken are left out of what follows.
 
     Args:
         units: those that are left.
@@ -84,10 +84,7 @@ def forecast(units: Sequence[Unit], plan: Plan, models: Mapping[str, Classifier]
         models: attacked models by name.
     """
     sizes = [min(plan.batch_size, len(plan.x) - u.batch * plan.batch_size) for u in units]
-    passes = [
-        _guess(plan.attacks[unit.attack], unit) * size
-        for unit, size in zip(units, sizes, strict=True)
-    ]
+    passes = [_guess(unit, plan) * size for unit, size in zip(units, sizes, strict=True)]
     if sum(passes) < _WORTH_A_FORECAST:
         return None
     paces = {}
@@ -110,8 +107,9 @@ def forecast(units: Sequence[Unit], plan: Plan, models: Mapping[str, Classifier]
     )
 
 
-def _guess(attack: Attack, unit: Unit) -> float:
+def _guess(unit: Unit, plan: Plan) -> float:
     """Passes forward of a unit for each image, from what its attacks say that they cost."""
+    attack: Any = plan.attacks[unit.attack]
     parts = getattr(attack, "parts", None)
     attacks = list(parts.values()) if parts else [attack]
     passes = 0.0
@@ -119,7 +117,9 @@ def _guess(attack: Attack, unit: Unit) -> float:
         numbers = [int(number) for number in re.findall(r"\d+", one.cost)]
         each = _GRADIENT if "gradient" in one.cost else 1
         passes += each * (numbers[0] if numbers else _UNKNOWN)
-    return passes * len(unit.models)
+    # What is not broken is attacked again at each radius, unless the largest one has told.
+    again = 1 if getattr(attack, "skip_smaller", False) else len(plan.radii[unit.attack])
+    return passes * again * len(unit.models)
 
 
 class UnitProgress:

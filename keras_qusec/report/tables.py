@@ -205,15 +205,19 @@ def _parts(report: Measurements, *, verbose: bool) -> tuple[list[Table], list[Ta
 
 
 def sorted_by_worst_case(report: Measurements) -> list[str]:
-    """The models, the most robust first at the largest radius of the main norm."""
+    """The models, the most robust first at the largest radius of the main norm.
+
+    Where several are equal there, at the next smaller one, and so on.
+    """
     norm = report.main_norm
-    radius = report.epsilons[norm][-1]
 
-    def share(model: str) -> float:
-        attacked = model in report.attacked
-        return report.worst_case(model, norm, radius).robust_accuracy if attacked else -1.0
+    def shares(model: str) -> list[float]:
+        if model not in report.attacked:
+            return [-1.0]
+        radii = reversed(report.epsilons[norm])
+        return [report.worst_case(model, norm, radius).robust_accuracy for radius in radii]
 
-    return sorted(report.models, key=share, reverse=True)
+    return sorted(report.models, key=shares, reverse=True)
 
 
 def sentence(report: Measurements, model: str) -> str | None:
