@@ -453,6 +453,12 @@ def test_names_said_without_a_backend_are_those_of_the_registries():
         (["reproduce", "figure-99"], "one of all, figure-1"),
         (["evaluate", __file__, "--threat-models", "gray-box"], "white-box, adaptive, black-box"),
         (["deployed", __file__, __file__, "--queries", "sqare"], "Did you mean square"),
+        (["evaluate", __file__, "--targets", "nearest"], "next, random, second, least-likely"),
+        (["evaluate", __file__, "--data", "mnist5"], "Did you mean mnist5k?"),
+        (["demo", "--data", "absent.npz"], "does not exist. Check the path."),
+        (["evaluate", __file__, "--epsilons", "0.3", "0.1"], "--epsilons in rising order"),
+        (["certify", __file__, "--epsilons", "2/255", "2/255"], "in rising order"),
+        (["evaluate", __file__, "--l2-epsilons", "1", "0.5"], "--l2-epsilons in rising order"),
     ],
 )
 def test_a_wrong_name_is_told_before_a_backend_is_loaded(words, message, capsys, monkeypatch):
@@ -461,6 +467,31 @@ def test_a_wrong_name_is_told_before_a_backend_is_loaded(words, message, capsys,
     monkeypatch.setattr(cli, "quiet", lambda: pytest.fail("a backend is loaded"))
     assert cli.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluate", "m.keras", "--jobs", "0"], "-1 for as many as there are cores"),
+        (["evaluate", "m.keras", "--images", "-3"], "0 or more; received '-3'"),
+        (["evaluate", "m.keras", "--time-limit", "-1"], "seconds above 0"),
+        (["compare", "--epochs", "many"], "1 or more; received 'many'"),
+    ],
+)
+def test_a_wrong_number_is_told_by_the_parser(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.once
+def test_a_file_that_keras_did_not_save_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "quiet", lambda: pytest.fail("a backend is loaded"))
+    path = tmp_path / "m.keras"
+    path.write_text("hello")
+    assert cli.main(["evaluate", str(path)]) == 2
+    assert "a zip file. Received" in capsys.readouterr().err
 
 
 @pytest.mark.once
@@ -552,6 +583,7 @@ class TestCertify:
         )
         text = capsys.readouterr().out
         assert "  proved" in text
+        assert "were not attacked" not in text  # nothing is attacked here
         assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Written"))
         assert "proved" in html.read_text()
         assert len(list((folder / "epsilon-0.01").glob("*.vnnlib"))) == 12

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_qusec.attacks import PGD, AttackedModel, Goal, get
+from keras_qusec.attacks import PGD, Attack, AttackedModel, Goal, get
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import HARDNESSES, Evidence
 from keras_qusec.graphs import has_graph, made_by
@@ -44,7 +44,7 @@ class PlantedExamples(Check):
             followed += attacked.with_surrogates(HARDNESSES)
         rng = evidence.rng()
         # As the judged attack: PGD through each gradient, and the search behind a quantizer.
-        attacks = [(PGD(steps=40), model) for model in followed]
+        attacks: list[tuple[Attack, AttackedModel]] = [(PGD(steps=40), m) for m in followed]
         attacks += [(get(name), attacked) for name in evidence.searches]
         missed, made = [], 0
         for row in rows:

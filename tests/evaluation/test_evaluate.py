@@ -24,7 +24,7 @@ from helpers import (
 )
 
 from keras_qusec import QuSecQuantization, evaluate_robustness
-from keras_qusec.attacks import PGD, names
+from keras_qusec.attacks import PGD, get, names
 from keras_qusec.attacks.foolbox import foolbox_model, import_foolbox, to_tensor
 from keras_qusec.evaluation.plan import Unit
 from keras_qusec.evaluation.unit_progress import Costs
@@ -342,7 +342,7 @@ def test_progress_follows_the_cost_of_attacks_and_never_falls(cnn):
 
 def test_what_was_measured_counts_more_than_what_was_guessed():
     attacks = {"quick": PGD(steps=1), "slow": PGD(steps=9)}
-    plan = SimpleNamespace(attacks=attacks)
+    plan = SimpleNamespace(attacks=attacks, radii={"quick": (0.1,), "slow": (0.1,)})
     units = [Unit(name, ("m",), None, batch) for name in attacks for batch in (0, 1)]
     costs = Costs(units, plan, [])
     assert costs.share() == 0.0
@@ -355,6 +355,17 @@ def test_what_was_measured_counts_more_than_what_was_guessed():
     costs.measured(units[1], 1.0)
     costs.measured(units[3], 1.0)
     assert costs.share() == 1.0
+
+
+def test_each_radius_is_guessed_to_cost_the_same_again():
+    attacks = {"pgd": PGD(), "standard": get("standard")}
+    plan = SimpleNamespace(attacks=attacks, radii=dict.fromkeys(attacks, (0.1,)))
+    more = SimpleNamespace(attacks=attacks, radii=dict.fromkeys(attacks, (0.1, 0.2, 0.3)))
+    for name, times in {"pgd": 3, "standard": 1}.items():  # which begins with the largest
+        unit = Unit(name, ("m",), None, 0)
+        assert (
+            Costs([unit], more, []).guesses[unit] == times * Costs([unit], plan, []).guesses[unit]
+        )
 
 
 def test_progress_says_what_runs_and_moves_within_an_attack(cnn, monkeypatch):
