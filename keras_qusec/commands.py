@@ -209,10 +209,6 @@ def _inputs(options: argparse.Namespace, more: Sequence[str] = ()) -> _Inputs:
     from keras_qusec import datasets
     from keras_qusec.evaluation.inputs import check_class_names, class_names_of
 
-    if options.images < 0:
-        raise ValueError(
-            f"Expected images to be 1 or more, or 0 for all. Received: {options.images}."
-        )
     models = _load_models([options.model, *more], options)
     sources = _load_models(options.source, options)
     named = class_names_of(options.classes, None, models)
