@@ -30,6 +30,13 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...] = ()
     image_names: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.x_test.shape[1:]))
+        return (
+            f"<Dataset {self.name}: {len(self.x_train):,} training and {len(self.x_test):,} test "
+            f"images of {shape}>"
+        )
+
     @property
     def is_colour(self) -> bool:
         """Whether the images have three channels, as CIFAR-10."""

@@ -493,6 +493,16 @@ def test_a_file_that_keras_did_not_save_is_told(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("command", ["demo", "evaluate", "report", "certify", "audit", "deployed",
+                                     "compare", "reproduce", "attacks"])  # fmt: skip
+def test_help_fits_a_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.once
 def test_help_takes_little_more_than_an_empty_program():
     def fastest(*words):
         seconds = []

@@ -11,6 +11,12 @@ import pytest
 from keras_qusec import AdversarialTraining, datasets, evaluate_robustness
 
 
+def test_a_data_set_shows_itself_in_a_line():
+    assert repr(datasets.mnist5k()) == (
+        "<Dataset mnist5k: 4,000 training and 1,000 test images of 28 x 28 x 1>"
+    )
+
+
 def test_mnist5k_is_balanced_scaled_and_fixed():
     data = datasets.load("mnist5k")
     assert data.x_train.shape == (4000, 28, 28, 1)
