@@ -41,7 +41,7 @@ examples:
     "deployed": """\
 examples:
   keras-qusec deployed model.keras model.tflite --data mnist5k
-  keras-qusec deployed model.keras model.onnx --epsilons 0.1 --html deployed.html""",
+  keras-qusec deployed model.keras model.onnx --epsilons 0.1 --html page.html""",
     "compare": """\
 examples:
   keras-qusec compare --defenses undefended constant pgd-training
