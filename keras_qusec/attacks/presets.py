@@ -108,7 +108,10 @@ def autoattack_rand(norm: str = "linf") -> Ensemble:
 
 
 def standard(norm: str = "linf") -> Ensemble:
-    """Our own best for its cost: a fraction of AutoAttack's, and its robust accuracy.
+    """Our own best for its cost: a fraction of AutoAttack's.
+
+    Its robust accuracy is AutoAttack's on most networks; on one with a rugged loss it was three
+    points above (docs/benchmarks.md). The strong evaluation contains AutoAttack.
 
     PGD; the quantizer's own attack; APGD on the log-odds; APGD towards the three nearest
     targets; Square, in case gradients are masked: on some images of each batch first, and on all
