@@ -1268,7 +1268,7 @@ add("command line", "files and names", {
     "a mistyped attack": (lambda f: command(f, "--attacks", "pdg"), "Did you mean"),
     "unknown data": (lambda f: command(f, "--data", "imagenet"), "mnist5k"),
     "data that is missing": (lambda f: command(f, "--data", "FOLDER/no.npz"), "does not exist"),
-    "fewer than no images": (lambda f: command(f, "--images", "-1"), "0 for all"),
+    "fewer than no images": (lambda f: command(f, "--images", "-1"), "0 or more"),
     "a black box without a source": (
         lambda f: command(f, "--threat-models", "black-box"), "source_model"),
     "unknown outputs": (lambda f: command(f, "--outputs", "softmax"), "invalid choice"),
