@@ -107,8 +107,7 @@ def check_data(path: str) -> None:
     """Raise a ValueError for data that are neither known by name nor there."""
     if path in DATA_SETS or os.path.exists(path):
         return
-    close = difflib.get_close_matches(path, DATA_SETS, 1, 0.5)
-    hint = f" Did you mean {close[0]}?" if close else " Check the path."
+    hint = _close_to(path, DATA_SETS, 1) or " Check the path."
     raise ValueError(
         f"Expected --data to be {', '.join(DATA_SETS)}, an .npz file, or a folder of images by "
         f"class. Received: {path!r}, which does not exist.{hint}"
@@ -125,8 +124,13 @@ def check(given: Sequence[str], known: Sequence[str], option: str) -> None:
     """
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 3, 0.5)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise ValueError(
-                f"Expected {option} to be one of {', '.join(known)}. Received: {name!r}.{hint}"
+                f"Expected {option} to be one of {', '.join(known)}. Received: {name!r}."
+                f"{_close_to(name, known, 3)}"
             )
+
+
+def _close_to(name: str, known: Sequence[str], most: int) -> str:
+    """What may have been meant, in words; nothing if no name is close."""
+    close = difflib.get_close_matches(name, known, most, 0.5)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

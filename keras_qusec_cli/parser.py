@@ -182,7 +182,7 @@ def _add_evaluate(commands: Any) -> None:
         "--threat-models", nargs="+", metavar="THREAT",
         help="white-box, adaptive, black-box (default: the first two; all with --source)",
     )  # fmt: skip
-    evaluate.add_argument("--targets", help="next, random, second or least-likely: targeted")
+    evaluate.add_argument("--targets", help=f"{', '.join(names.TARGETS)}: targeted")
     evaluate.add_argument(
         "--batch-size", type=_whole(1), help="images in a unit (default: up to 512)"
     )
@@ -573,36 +573,28 @@ def _radius(text: str) -> Radius:
     return radius
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    """A whole number from `least` up."""
+def _number(
+    convert: Callable[[str], Any], allowed: Callable[[Any], bool], expected: str
+) -> Callable[[str], Any]:
+    """What reads a number of which only some are allowed."""
 
-    def read(text: str) -> int:
+    def read(text: str) -> Any:
         with contextlib.suppress(ValueError):
-            if (number := int(text)) >= least:
+            if allowed(number := convert(text)):
                 return number
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number of {least} or more; received {text!r}"
-        )
+        raise argparse.ArgumentTypeError(f"expected {expected}; received {text!r}")
 
     return read
 
 
-def _jobs(text: str) -> int:
-    """A number of processes, or how many cores to leave, below 0 as joblib has it."""
-    with contextlib.suppress(ValueError):
-        if number := int(text):
-            return number
-    raise argparse.ArgumentTypeError(
-        f"expected a number of processes, or -1 for as many as there are cores; received {text!r}"
-    )
+def _whole(least: int) -> Callable[[str], Any]:
+    """What reads a whole number from `least` up."""
+    return _number(int, lambda number: number >= least, f"a whole number of {least} or more")
 
 
-def _seconds(text: str) -> float:
-    """A time above 0."""
-    with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < float("inf"):
-            return seconds
-    raise argparse.ArgumentTypeError(f"expected seconds above 0; received {text!r}")
+# Below 0 it is how many cores to leave, as joblib has it.
+_jobs = _number(int, bool, "a number of processes, or -1 for as many as there are cores")
+_seconds = _number(float, lambda seconds: 0 < seconds < float("inf"), "seconds above 0")
 
 
 def _number_of_pixels(text: str) -> Radius:

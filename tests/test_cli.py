@@ -25,7 +25,8 @@ from keras_qusec import (
     reproduction,
 )
 from keras_qusec.attacks import registry
-from keras_qusec.evaluation import threat_models
+from keras_qusec.certification.certify import EFFORTS
+from keras_qusec.evaluation import inputs, threat_models
 from keras_qusec_cli import names
 from keras_qusec_cli.quiet import quiet
 
@@ -435,6 +436,8 @@ def test_names_said_without_a_backend_are_those_of_the_registries():
     assert tuple(reproduction.FIGURES) == names.REPRODUCTIONS
     assert registry.names() == names.ATTACKS
     assert threat_models.names() == names.THREAT_MODELS
+    assert inputs._TARGET_RULES == names.TARGETS
+    assert tuple(EFFORTS) == names.EFFORTS
     with pytest.raises(ValueError, match="Expected one of") as error:
         datasets.load("no such data")
     for name in names.DATA_SETS:

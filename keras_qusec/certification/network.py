@@ -86,9 +86,9 @@ def node_of(inputs: Sequence[int], made: Linear | Curve | Largest, size: int) ->
     patterns: tuple[Any, ...] = ()
     if made.terms > _FEW:
         # Counts below 2**24 are exact in float32, whose products take half the time of bool's.
-        kinds = ["float32" if m.shape[1] < 2**24 else "float64" for m in made.matrices]
         patterns = tuple(
-            (m != 0).astype(kind) for m, kind in zip(made.matrices, kinds, strict=True)
+            (matrix != 0).astype("float32" if matrix.shape[1] < 2**24 else "float64")
+            for matrix in made.matrices
         )
     return Node(tuple(inputs), made, size, tuple(map(abs, made.matrices)), patterns)
 

@@ -177,13 +177,13 @@ class _Reduction:
                 if not len(taken):
                     continue
                 columns = rows[:, taken]
-                # A dense layer is multiplied five times as fast as such.
-                if isinstance(part, int) or columns.nnz > np.prod(columns.shape) / 2:
-                    columns = columns.toarray()
                 if isinstance(part, int):
-                    matrices[part] += columns
+                    matrices[part] += columns.toarray()
                 else:
                     constant[taken] = part.offset
+                    # A dense layer is multiplied five times as fast as such.
+                    if columns.nnz > np.prod(columns.shape) / 2:
+                        columns = columns.toarray()
                     for place, block in enumerate(part.matrices):
                         if block.shape[1]:
                             matrices[place] += columns @ block
