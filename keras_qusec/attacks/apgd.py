@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from keras_qusec import norms
 from keras_qusec.attacks.attacked_model import AttackedModel
 from keras_qusec.attacks.ball import Ball, ball_around, random_images
 from keras_qusec.attacks.base import Attack, BatchSearch
@@ -15,10 +16,13 @@ from keras_qusec.attacks.goal import Goal
 from keras_qusec.attacks.gradient_attack import rounds
 from keras_qusec.attacks.objective import Objective, check_loss
 from keras_qusec.attacks.target_order import ORDERS, target_order
-from keras_qusec.checks import one_of, whole_number
+from keras_qusec.checks import number, one_of, whole_number
 from keras_qusec.norms import column
 
 Tensor = Any
+
+# The share of the steps that are made in a larger ball first.
+_FIRST_SHARE = 0.4
 
 
 class Climb(NamedTuple):
@@ -34,7 +38,8 @@ class Climb(NamedTuple):
         best_value: its highest value.
         size: step size.
         rises: steps since the last checkpoint that raised the objective.
-        unbroken: 0 where the image is adversarial, which then stays, else 1.
+        unbroken: 0 where the image is adversarial, which then stays, else 1; always 1 where an
+            attack goes on with all its steps.
         last_best: highest value at the last checkpoint; for L1 the number of changed values.
         memory: whether the size was halved at the last checkpoint; for L1 the share of the
             values that a step changes.
@@ -156,6 +161,10 @@ class APGD(Attack):
             the other (APGD-T).
         order: order of the targets: ``"logits"``, the likeliest first, or ``"malt"``,
             the nearest first if the model were linear (Melamed et al. 2024).
+        first_radius: radius of the first two fifths of the steps, in multiples of epsilon. Their
+            best image is brought into the ball, where the other steps begin. Where the loss is
+            rugged this finds more than random starts do; 1.5 is measured, 1 is published for
+            L-infinity and L2, and 3 for L1 (there in three stages).
         restarts: how often an evaluation runs it on each image.
 
     Raises:
@@ -185,6 +194,7 @@ class APGD(Attack):
         norm: str = "linf",
         targets: int | None = None,
         order: str = "logits",
+        first_radius: float = 1.0,
         restarts: int = 1,
     ) -> None:
         self.loss = check_loss(loss)
@@ -194,8 +204,10 @@ class APGD(Attack):
             whole_number(targets, "targets", hint="None leaves the label; 9 is published.")
         self.targets = targets
         self.order = one_of(order, "order", ORDERS)
+        self.first_radius = float(number(first_radius, "first_radius", least=1))
         self.restarts = whole_number(restarts, "restarts")
-        self.cost = f"{self.steps + 1} gradients" + (f", {targets} times" if targets else "")
+        looks = 2 if self.first_radius > 1 else 1
+        self.cost = f"{self.steps + looks} gradients" + (f", {targets} times" if targets else "")
         self._rule = Sparse() if norm == "l1" else Momentum()
 
     def run(
@@ -260,13 +272,36 @@ class APGD(Attack):
         images: np.ndarray,
     ) -> np.ndarray:
         """All steps on a batch; adversarial images, or those where the objective was highest."""
-        if not len(x):
+        steps = self.steps
+        if self.first_radius > 1:
+            first, wide = int(_FIRST_SHARE * steps), self.first_radius * epsilon
+            all_steps = goal._replace(transfer=True)
+            images = self._stage(model, x, all_steps, aims, wide, images, first)
+            images = norms.get(self.norm).into_ball(x, images, epsilon)
+            steps -= first
+        return self._stage(model, x, goal, aims, epsilon, images, steps)
+
+    def _stage(
+        self,
+        model: AttackedModel,
+        x: np.ndarray,
+        goal: Goal,
+        aims: np.ndarray | None,
+        epsilon: float,
+        images: np.ndarray,
+        steps: int,
+    ) -> np.ndarray:
+        """Steps in one ball, from given images."""
+        if not len(x) or not steps:
             return images
         objective = goal.objective(self.loss, aimed=aims is not None)
         aims = goal.classes if aims is None else aims.astype(goal.classes.dtype)
-        look, advance = self._compiled(model, objective, goal.transfer)
+        look, advance = self._compiled(model, objective)
+        all_steps = np.float32(goal.transfer)
         model.counter.count(len(x))
-        gradient, value, unbroken = model.on_rows(look, images, goal.labels, aims)
+        gradient, value, unbroken = model.on_rows(
+            look, images, goal.labels, aims, scalars=(all_steps,)
+        )
         last_best, memory = self._rule.memory(x)
         full = np.full(len(x), self._rule.first_size * epsilon, "float32")
         climb = Climb(
@@ -276,48 +311,46 @@ class APGD(Attack):
         )  # fmt: skip
         climb = Climb(*(np.array(part) for part in climb))
         radius, first = np.float32(epsilon), True
-        for length in self._rule.checkpoints(self.steps):
-            for steps in [1, *rounds(length - 1)] if first else rounds(length):
-                rows = np.flatnonzero(_moving(climb, goal.transfer))
+        for length in self._rule.checkpoints(steps):
+            for count in [1, *rounds(length - 1)] if first else rounds(length):
+                rows = np.flatnonzero(_moving(climb))
                 if not len(rows):
                     break
-                model.counter.count(len(rows), steps)
+                model.counter.count(len(rows), count)
                 share = np.float32(1.0 if first else 0.75)
                 parts = (part[rows] for part in climb)
                 arrays = (x[rows], goal.labels[rows], aims[rows], *parts)
-                moved = model.on_rows(advance, *arrays, scalars=(radius, share, np.int32(steps)))
+                scalars = (all_steps, radius, share, np.int32(count))
+                moved = model.on_rows(advance, *arrays, scalars=scalars)
                 for part, new in zip(climb, moved, strict=True):
                     part[rows] = new
                 first = False
             climb = self._rule.check(climb, x, epsilon, length)
-        if goal.transfer:
-            return climb.best
         return np.where(column(climb.unbroken > 0, x), climb.best, climb.images)
 
     def _compiled(
-        self, model: AttackedModel, objective: Objective, transfer: bool
+        self, model: AttackedModel, objective: Objective
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """Functions that look at images, and that make steps."""
 
-        def seen(mapping: Any, images: Tensor, labels: Tensor, aims: Tensor) -> tuple[Tensor, ...]:
+        def look(
+            mapping: Any, images: Tensor, labels: Tensor, aims: Tensor, all_steps: Tensor
+        ) -> tuple[Tensor, ...]:
             ascent = model.traced_ascent(mapping, images, labels, aims, objective)
-            return ops.nan_to_num(ascent.gradient), ascent.value, ascent.unbroken
-
-        def look(mapping: Any, images: Tensor, labels: Tensor, aims: Tensor) -> Any:
-            return seen(mapping, images, labels, aims)
+            unbroken = ops.maximum(ascent.unbroken, all_steps)
+            return ops.nan_to_num(ascent.gradient), ascent.value, unbroken
 
         def advance(mapping: Any, x: Tensor, labels: Tensor, aims: Tensor, *rest: Tensor) -> Any:
-            *parts, epsilon, share, steps = rest
+            *parts, all_steps, epsilon, share, steps = rest
             ball = ball_around(x, epsilon, self.norm, model.value_range)
             shape = (-1, *([1] * (len(x.shape) - 1)))
 
             def step(_: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 climb = Climb(*parts)
-                moves = ops.ones_like(climb.size) if transfer else climb.unbroken
-                moves = ops.reshape(moves, shape)
+                moves = ops.reshape(climb.unbroken, shape)
                 there = self._rule.step(climb, ball, ops.reshape(climb.size, shape), share)
                 images = climb.images + moves * (there - climb.images)
-                gradient, value, unbroken = seen(mapping, images, labels, aims)
+                gradient, value, unbroken = look(mapping, images, labels, aims, all_steps)
                 higher = value > climb.best_value
                 mask = ops.reshape(higher, shape)
                 climb = Climb(
@@ -338,15 +371,15 @@ class APGD(Attack):
 
             return Climb(*ops.fori_loop(0, steps, step, tuple(parts)))
 
-        key = (self.norm, objective, transfer)
+        key = (self.norm, objective)
         return (
             model.compiled(("apgd look", *key), look, batches=3),
             model.compiled(("apgd advance", *key), advance, batches=3 + len(Climb._fields)),
         )
 
 
-def _moving(climb: Climb, transfer: bool) -> np.ndarray:
+def _moving(climb: Climb) -> np.ndarray:
     """Which images a step can still change: those that stand, but for a gradient of zero."""
     axes = tuple(range(1, climb.images.ndim))
     still = (climb.gradient == 0).all(axis=axes) & (climb.images == climb.before).all(axis=axes)
-    return ~still if transfer else ~still & (climb.unbroken > 0)
+    return ~still & (climb.unbroken > 0)

@@ -92,6 +92,37 @@ def test_a_smaller_radius_begins_with_the_larger_one():
     assert np.abs(images - X).max() <= 0.39 + 1e-6
 
 
+def test_a_larger_ball_first_finds_what_lies_behind_a_ridge():
+    """A margin of one value falls to both sides of a ridge, but far enough only to the right."""
+    dense = keras.layers.Dense
+    model = keras.Sequential([keras.Input((1,)), dense(3, "relu"), dense(2)])
+    # From 0.1 at 0.38, outside the ball, up to 0.5 at the ridge, 0.52, and down to -0.1 at 0.6.
+    ramps = [[1.0, 1.0, 1.0]], [0.0, -0.38, -0.52]
+    margin = [[-3.0, 0.0], [5.86, 0.0], [-10.36, 0.0]], [1.24, 0.0]
+    model.set_weights([np.array(part, "float32") for part in (*ramps, *margin)])
+    attacked = AttackedModel(model)
+    x = np.linspace(0.499, 0.501, 40, dtype="float32")[:, None]
+    goal = Goal(np.zeros(len(x), "int64"))
+    broken = {}
+    for radius in (1.0, 1.5):
+        attack = APGD(loss="margin", steps=50, first_radius=radius)
+        images = attack.run(attacked, x, goal, epsilon=0.1, seed=0)
+        assert norms.get("linf").distance(x, images).max() <= 0.1 + 1e-6
+        broken[radius] = int(attacked.is_adversarial(images, goal).sum())
+    assert broken[1.0] < len(x) / 2 < broken[1.5] == len(x), broken
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.once)])
+def test_a_larger_ball_first_ends_in_the_ball_at_the_steps_told(norm):
+    attacked = AttackedModel(closed_forms.model())
+    attack = APGD(norm=norm, steps=10, first_radius=3)
+    images = attack.run(attacked, X, Goal(Y), epsilon=1e-3, seed=0)
+    assert norms.get(norm).distance(X, images).max() <= 1e-3 * (1 + 1e-3)
+    assert attacked.counter.gradients <= len(X) * 12
+    assert attack.cost == "12 gradients"
+    assert attack.settings()["first_radius"] == 3.0
+
+
 def test_the_same_seed_gives_the_same_images():
     attacked = AttackedModel(closed_forms.model())
     one, same, other = (
@@ -184,6 +215,8 @@ def test_settings_are_checked():
         APGD(norm="l0")
     with pytest.raises(ValueError, match="targets"):
         APGD(targets=0)
+    with pytest.raises(ValueError, match="first_radius to be"):
+        APGD(first_radius=0.5)
 
 
 def test_a_checkpoint_starts_to_count_anew():

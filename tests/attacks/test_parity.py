@@ -110,7 +110,7 @@ def test_all_of_adv_lib(name, key, attacked, images):
     ("name", "norm"),
     [
         ("trained", "linf"),
-        ("quantized", "l2"),
+        pytest.param("quantized", "l2", marks=pytest.mark.slow),
         pytest.param("undefended", "l2", marks=pytest.mark.slow),
     ],
 )
