@@ -145,6 +145,8 @@ class CertifiedTraining(AdversarialTraining):
             epsilon_schedule=epsilon_schedule,
             gradient_hardness=gradient_hardness,
             outputs=outputs,
+            # Bounds do not overfit to an attack.
+            collapse="warn" if attacked else None,
             seed=seed,
         )
         if validation_data is not None:
