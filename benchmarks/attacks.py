@@ -141,14 +141,13 @@ def measure(options: dict) -> None:
 
     data = datasets.load(options["data"])
     x, y = data.x_test[: options["images"]], data.y_test[: options["images"]]
-    rows = []
+    few, rows = options["few"] or len(x), []
     for name, epsilon in EPSILONS.items():
         model = _trained(name, data, Path(options["models"]), options["network"])
         model.get_config()  # the first one imports TensorFlow, on every backend
         for evaluation, run in EVALUATIONS.items():
             if options["only"] and evaluation not in options["only"]:
                 continue
-            few = options["few"] or len(x)
             count = few if evaluation in LONG else len(x)
             start = time.process_time()
             robust = run(model, x[:count], y[:count], epsilon)

@@ -124,8 +124,7 @@ def standard(norm: str = "linf") -> Ensemble:
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
     """
-    one_of(norm, "norm", NORMS)
-    wide: dict[str, Any] = {"norm": norm, "steps": 30, "first_radius": _FIRST_RADIUS[norm]}
+    wide = {"steps": 30, **_larger_ball_first(norm)}
     parts: dict[str, Attack] = {
         "pgd": PGD(steps=10, norm=norm),
         **_own_attack(norm, rounds=2),
@@ -145,8 +144,7 @@ def strong(norm: str = "linf") -> Ensemble:
     Args:
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
     """
-    one_of(norm, "norm", NORMS)
-    wide: dict[str, Any] = {"norm": norm, "first_radius": _FIRST_RADIUS[norm]}
+    wide = _larger_ball_first(norm)
     parts: dict[str, Attack] = {
         "pgd": PGD(steps=40, norm=norm, restarts=2),
         **_own_attack(norm, rounds=6),
@@ -158,6 +156,12 @@ def strong(norm: str = "linf") -> Ensemble:
         **({} if norm == "l1" else {"square": Square(norm=norm)}),
     }
     return Ensemble(parts, first=tuple(parts), evidence="strong")
+
+
+def _larger_ball_first(norm: str) -> dict[str, Any]:
+    """Settings of APGD for a norm that has ensembles."""
+    one_of(norm, "norm", NORMS)
+    return {"norm": norm, "first_radius": _FIRST_RADIUS[norm]}
 
 
 def _own_attack(norm: str, rounds: int) -> dict[str, Attack]:
