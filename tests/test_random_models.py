@@ -84,5 +84,10 @@ def test_the_closed_form_comes_out(seed, ending, value_range, first, precision, 
         data_format="channels_first" if first else "channels_last", outputs=None,
     )  # fmt: skip
     wrong = 2 / 20 if precision != "float32" or ending == "half" else 0
-    assert report.clean_accuracy() >= 1 - wrong
-    assert report.robust_accuracy() == pytest.approx((nearest > radius).mean(), abs=wrong + 1e-9)
+    # Processors differ in how they add in bfloat16; so many images may change side.
+    logits = np.abs(x.reshape(20, -1)) @ np.abs(kernel)
+    moved = 2**-8 * logits.sum(axis=1) if precision != "float32" else np.zeros(20)
+    clean = max(wrong, (np.abs(margin) < moved).mean())
+    robust = max(wrong, (np.abs(np.abs(margin) - radius * dual[norm]) < moved).mean())
+    assert report.clean_accuracy() >= 1 - clean
+    assert report.robust_accuracy() == pytest.approx((nearest > radius).mean(), abs=robust + 1e-9)

@@ -297,15 +297,18 @@ def _levels(
     )
     distance = np.abs(theirs[:, None] - theirs[middle][None]).sum(axis=2)
     own = distance[np.arange(256), level]
+    # The same logits twice, as rounding alone may make them differ.
+    rounding = _TIE * np.abs(theirs).sum(axis=1)
     # Twice as near to another level as to its own.
-    changed = ~(distance.min(axis=1) >= 0.5 * own)
+    changed = ~((distance.min(axis=1) >= 0.5 * own) | (own <= rounding))
     # Levels that are one in the deployed model; its outputs may be smaller by a factor.
     clean = [_log_softmax(one.logits(x[:_COMPARED])) for one in (model, deployed)]
     spread = [np.abs(part - part.mean(axis=0)).sum() for part in clean]
     scale = min(1.0, spread[1] / max(spread[0], 1e-30))
     for upper in range(1, len(middle)):
         apart = np.abs(ours[middle[upper]] - ours[middle[upper - 1]]).sum()
-        if not distance[middle[upper], upper - 1] >= 0.1 * scale * apart:
+        least = max(0.1 * scale * apart, rounding[middle[upper]])
+        if not distance[middle[upper], upper - 1] >= least:
             changed |= level == upper
     return Levels(len(middle), tuple(np.flatnonzero(changed).tolist()))
 
