@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_qusec.stored_images import StoredImages
+from keras_qusec.stored_images import StoredImages, parts_of
 from keras_qusec.sublayers import inside
 
 
@@ -23,7 +23,7 @@ def digest(*parts: bytes | np.ndarray | StoredImages) -> str:
             total.update(part)
             continue
         total.update(part.nbytes.to_bytes(8, "big"))
-        for rows in part.parts() if isinstance(part, StoredImages) else [part]:
+        for rows in parts_of(part) if isinstance(part, StoredImages) else [part]:
             total.update(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
     return total.hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from keras_qusec import checks
 from keras_qusec.checks import Range, one_of, value_range
 from keras_qusec.graphs import Call, calls_of, has_graph
 from keras_qusec.integer_inputs import integer_input, whole_images
-from keras_qusec.stored_images import StoredImages
+from keras_qusec.stored_images import StoredImages, parts_of
 from keras_qusec.sublayers import inside
 
 _FORMATS = ("channels_last", "channels_first")
@@ -99,7 +99,7 @@ def range_of(given: Any, models: Mapping[str, Any], x: Any = None) -> Range:
     whole = max(abs(end - round(end)) for end in (low, high)) < 1e-3
     used = True
     if isinstance(x, StoredImages):
-        x = np.array([(part.min(), part.max()) for part in x.parts()])
+        x = np.array([(part.min(), part.max()) for part in parts_of(x)])
     if x is not None and np.size(x):
         least, most = float(np.min(x)), float(np.max(x))
         used = most - least > 0.01 * (high - low) and (low >= 0 or least < 0)
@@ -206,7 +206,7 @@ def images_of(x: Any, values: Range, models: Sequence[tuple[str, Any]]) -> Any:
         return ends
 
     if stored:
-        ends = np.array([ends_of(floats(part)) for part in x.parts()])
+        ends = np.array([ends_of(floats(part)) for part in parts_of(x)])
         x = x.changed(lambda part: np.clip(floats(part), *values))
     else:
         x = floats(x)

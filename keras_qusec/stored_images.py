@@ -91,15 +91,9 @@ class StoredImages:
         return np.array(opened[rows])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        parts = list(self.parts())
+        parts = list(parts_of(self))
         array = np.concatenate(parts) if parts else np.zeros(self.shape, self.dtype)
         return array if dtype is None else array.astype(dtype)
-
-    def parts(self) -> Iterator[Array]:
-        """All images, some rows at a time."""
-        rows = max(1, _AT_A_TIME * len(self) // max(1, self.size))
-        for start in range(0, len(self), rows):
-            yield self[start : start + rows]
 
     def changed(self, function: Callable[[Array], Array]) -> StoredImages:
         """These images with a function of some rows applied to whatever is read.
@@ -123,6 +117,28 @@ class StoredImages:
         other.shape = (len(self) if rows is None else len(rows), *self.shape[1:])
         other._change, other._before, other._rows = None, self, rows
         return other
+
+
+def parts_of(images: Array | StoredImages) -> Iterator[Array]:
+    """All images, some rows at a time, 16 MiB of float32.
+
+    Args:
+        images: ``(n, ...)``, in memory or on disk.
+    """
+    rows = max(1, _AT_A_TIME * len(images) // max(1, images.size))
+    for start in range(0, len(images), rows):
+        yield images[start : start + rows]
+
+
+def channels_last(images: Any) -> Any:
+    """Images that have their channels first, with their channels last.
+
+    Args:
+        images: ``(n, channels, ...)``, in memory or on disk, where they stay.
+    """
+    if isinstance(images, StoredImages):
+        return images.changed(channels_last)
+    return np.ascontiguousarray(np.moveaxis(images, 1, -1))
 
 
 class Writer:

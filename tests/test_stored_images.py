@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import pickle
 from pathlib import Path
@@ -13,12 +14,14 @@ from helpers import BACKEND
 
 from keras_qusec import (
     QuSecQuantization,
+    audit_robustness,
     certify_robustness,
     datasets,
     evaluate_robustness,
     parallel,
     stored_images,
 )
+from keras_qusec.audit import audit, distances, evidence, random_outputs, transfer
 from keras_qusec.digests import digest
 from keras_qusec.stored_images import StoredImages, Writer
 
@@ -113,6 +116,33 @@ def test_reports_are_those_of_images_in_memory(form, reads, tmp_path):
     if form == "memory map":
         report, expected = (evaluated(model, x, Y, prove="exact") for x in (given[0], X))
         assert report.bracket(epsilon=0.2) == expected.bracket(epsilon=0.2)
+
+
+@pytest.mark.slow
+def test_an_audit_says_the_same_of_images_on_disk(reads, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        audit, "evaluate_robustness", functools.partial(evaluate_robustness, batch_size=20)
+    )
+    for module in (audit, random_outputs):
+        monkeypatch.setattr(module, "CALLED", 20)
+    monkeypatch.setattr(distances, "_MOST", 20)
+    monkeypatch.setattr(evidence, "_VALUES_AT_A_TIME", 8 * 36)
+    monkeypatch.setattr(transfer, "_TRAINED_ON", 20 * 10 * 36)
+    few = evidence.BUDGETS["full"]._replace(
+        steps=10, restarts=1, queries=20, noise=5, minimum_norm_steps=10, looked_at=8, planted=4,
+        standard=False,
+    )  # fmt: skip
+    monkeypatch.setitem(evidence.BUDGETS, "full", few)
+    model = network()
+    y = model.predict(X, verbose=0).argmax(axis=1)
+    settings = {"epsilon": 0.1, "level": "full", "threat_models": ("white-box", "adaptive")}
+    expected = audit_robustness(model, X, y, **settings)
+    assert not reads
+    found = audit_robustness(model, mapped(X, tmp_path), y, **settings)
+    assert max(reads) == 20
+    assert found.verdict == expected.verdict
+    assert [c.finding for c in found.checks] == [c.finding for c in expected.checks]
+    found.plot(tmp_path / "audit.png")
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow on a CPU wants channels last")

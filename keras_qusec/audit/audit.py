@@ -24,7 +24,7 @@ from keras_qusec.audit.surrogate_gradients import with_identity
 from keras_qusec.audit.transfer import substitute
 from keras_qusec.backends import with_gradients
 from keras_qusec.certification.box import behind_hard_quantizer
-from keras_qusec.datasets import arrays_of, spread_rows
+from keras_qusec.datasets import images_and_labels, spread_rows
 from keras_qusec.defenses import surrogates_in_force
 from keras_qusec.evaluation import evaluate_robustness
 from keras_qusec.evaluation.inputs import data_format_of, models_of, only_keras
@@ -32,6 +32,7 @@ from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Result
+from keras_qusec.stored_images import StoredImages, channels_last, parts_of
 
 # These hardnesses are tried beyond those of the judged adaptive attack.
 _MORE_HARDNESSES = (1.0, 30.0)
@@ -119,7 +120,7 @@ def audit_robustness(
     ()
     """
     import_foolbox()
-    x, y = arrays_of(x, y)
+    x, y = images_and_labels(x, y)
     checks.one_of(level, "level", BUDGETS)
     budget = BUDGETS[level]
     epsilon = checks.number(
@@ -136,14 +137,14 @@ def audit_robustness(
     }  # fmt: skip
     images = images_of(x, pixels, [(name, net)])
     form = data_format_of([(name, net)], images.shape[1:], data_format)
-    last = np.moveaxis(images, 1, -1) if form == "channels_first" else images
+    last = channels_last(images) if form == "channels_first" else images
     with surrogates_in_force({}):
         attacked = AttackedModel(net, pixels, outputs=outputs, data_format=form, draws=draws)
     called = last[spread_rows(len(last), CALLED)]
     if draws == 1 and difference_between_calls(attacked, called) > LIMIT:
         return _of_random_model(attacked, last, y, epsilon, judged, budget, seed)
     labels = _labels(y, len(images), attacked, last)
-    correct = attacked.predictions(last) == labels
+    correct = _predictions(attacked, last) == labels
     if not correct.any():
         raise ValueError(
             f"Expected a model that classifies some of the images correctly. Received: {name!r}, "
@@ -226,7 +227,7 @@ def _attacked(
 def _proofs(
     evaluate: Callable[..., RobustnessReport],
     model: AttackedModel,
-    x: np.ndarray,
+    x: np.ndarray | StoredImages,
     budget: Budget,
     tell: Progress,
 ) -> tuple[RobustnessReport | None, str]:
@@ -235,7 +236,7 @@ def _proofs(
     Other models have bounds, too, which are loose and can take minutes an image.
     """
     try:
-        if not behind_hard_quantizer(model, x):
+        if not behind_hard_quantizer(model, x[:1]):
             return None, (
                 "no hard quantizer is in front, behind which proofs are quick; "
                 "certify_robustness tries on any model with a graph"
@@ -272,7 +273,7 @@ def _judge(check: Check, evidence: Evidence, attacks: Mapping[str, Attack]) -> C
 
 def _evaluator(
     model: Mapping[str, keras.Model],
-    x: np.ndarray,
+    x: np.ndarray | StoredImages,
     y: Any,
     epsilon: float,
     settings: Mapping[str, Any],
@@ -312,13 +313,17 @@ def _one(models: Mapping[str, keras.Model]) -> Mapping[str, keras.Model]:
     return models
 
 
-def _labels(y: Any, count: int, model: AttackedModel, x: np.ndarray) -> np.ndarray:
+def _predictions(model: AttackedModel, x: np.ndarray | StoredImages) -> np.ndarray:
+    return np.concatenate([model.predictions(part) for part in parts_of(x)])
+
+
+def _labels(y: Any, count: int, model: AttackedModel, x: np.ndarray | StoredImages) -> np.ndarray:
     return checks.class_labels(y, count, classes=model.logits(x[:1]).shape[1])
 
 
 def _of_random_model(
     model: AttackedModel,
-    x: np.ndarray,
+    x: np.ndarray | StoredImages,
     y: Any,
     epsilon: float,
     judged: Sequence[str],
@@ -329,7 +334,7 @@ def _of_random_model(
     labels = _labels(y, len(x), model, x)
     evidence = Evidence(
         model=model, followed=[model], x=x, labels=labels,
-        correct=model.predictions(x) == labels, epsilon=epsilon, threat_models=judged,
+        correct=_predictions(model, x) == labels, epsilon=epsilon, threat_models=judged,
         budget=budget, seed=seed, evaluation=None, adaptive_report=None, transfers=None,
         identities=(),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,15 @@ from keras_qusec.attacks import Attack, AttackedModel, Goal
 from keras_qusec.datasets import spread_rows
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import PROVED, Result
+from keras_qusec.stored_images import StoredImages
 
 # The attack whose success is judged, and a second one along gradients, towards targets: what both
 # miss is no matter of the loss.
 JUDGED, TARGETED = "pgd", "apgd-t"
 # The judged adaptive attack follows surrogate gradients of these hardnesses.
 HARDNESSES = (3.0, 10.0)
+# Values of images that a check looks at together, 16 MiB of float32.
+_VALUES_AT_A_TIME = 2**22
 
 
 class Budget(NamedTuple):
@@ -92,7 +95,7 @@ class Evidence:
     Args:
         model: the audited classifier, with its own gradient.
         followed: the models whose gradients the judged attack follows, that one among them.
-        x: clean images.
+        x: clean images, in memory or on disk.
         labels: true classes.
         correct: which clean images are classified correctly.
         epsilon: radius.
@@ -115,7 +118,7 @@ class Evidence:
         *,
         model: AttackedModel,
         followed: Sequence[AttackedModel],
-        x: np.ndarray,
+        x: np.ndarray | StoredImages,
         labels: np.ndarray,
         correct: np.ndarray,
         epsilon: float,
@@ -168,6 +171,13 @@ class Evidence:
     def goal(self, rows: np.ndarray) -> Goal:
         """What adversarial examples of some images must reach."""
         return Goal(self.labels[rows])
+
+    def images(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some images, a part of them at a time, each part with its rows."""
+        size = max(1, _VALUES_AT_A_TIME // self.x[:1].size)
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield part, self.x[part]
 
     def rng(self) -> np.random.Generator:
         """Random numbers that are the same for the same seed."""

@@ -25,9 +25,12 @@ class GradientValues(Check):
         rows = evidence.rows
         zero, broken = np.ones(len(rows), bool), np.zeros(len(rows), bool)
         for model in evidence.followed:
-            gradients = model.ascent(evidence.x[rows], evidence.goal(rows)).reshape(len(rows), -1)
-            zero &= (gradients == 0).all(axis=1)
-            broken |= ~np.isfinite(gradients).all(axis=1)
+            done = 0
+            for part, x in evidence.images(rows):
+                these = slice(done, done := done + len(part))
+                gradients = model.ascent(x, evidence.goal(part)).reshape(len(part), -1)
+                zero[these] &= (gradients == 0).all(axis=1)
+                broken[these] |= ~np.isfinite(gradients).all(axis=1)
         bad = zero | broken
         return passed_or_failed(
             bad.mean() > 0.01,

@@ -63,8 +63,12 @@ def _loss_surface(axis: Any, evidence: Evidence) -> None:
 def _gradient_sizes(axis: Any, evidence: Evidence) -> None:
     """How large the model's own gradient is on each image."""
     rows = evidence.rows
-    gradients = evidence.model.ascent(evidence.x[rows], evidence.goal(rows))
-    sizes = np.abs(gradients.reshape(len(rows), -1)).sum(axis=1)
+    sizes = np.concatenate(
+        [
+            np.abs(evidence.model.ascent(x, evidence.goal(part)).reshape(len(part), -1)).sum(axis=1)
+            for part, x in evidence.images(rows)
+        ]
+    )
     usable = np.isfinite(sizes) & (sizes > 0)
     if usable.any():
         # The change of the loss if it were linear.

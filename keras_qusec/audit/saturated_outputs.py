@@ -31,9 +31,12 @@ class SaturatedOutputs(Check):
 
     def judge(self, evidence: Evidence) -> Finding:
         rows = evidence.rows
-        x, labels = evidence.x[rows], evidence.labels[rows]
-        outputs = evidence.model.outputs(x).reshape(len(rows), -1).astype("float64")
-        gap = -evidence.model.margins(x, evidence.goal(rows))
+        labels, model = evidence.labels[rows], evidence.model
+        given, gaps = [], []
+        for part, x in evidence.images(rows):
+            given.append(model.outputs(x).reshape(len(part), -1).astype("float64"))
+            gaps.append(-model.margins(x, evidence.goal(part)))
+        outputs, gap = np.concatenate(given), np.concatenate(gaps)
         probabilities = bool((outputs >= 0).all() and (outputs <= 1).all())
         if probabilities:
             shares = outputs[np.arange(len(rows)), labels] if outputs.shape[1] > 1 else np.where(

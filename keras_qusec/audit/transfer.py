@@ -8,7 +8,12 @@ import numpy as np
 from keras_qusec.attacks import AttackedModel
 from keras_qusec.audit.check import NOT_RUN, Check, Finding, more_found
 from keras_qusec.audit.evidence import Evidence
+from keras_qusec.datasets import spread_rows
 from keras_qusec.results import Result
+from keras_qusec.stored_images import StoredImages
+
+# Copies with noise of an image that the substitute is trained on, and values of all images, 1 GiB.
+_NOISY, _TRAINED_ON = 9, 2**28
 
 
 class Transfer(Check):
@@ -34,21 +39,25 @@ class Transfer(Check):
         return more_found(evidence, evidence.transferred(evidence.sources), by, 0.005)
 
 
-def substitute(model: AttackedModel, x: np.ndarray, epsilon: float, seed: int) -> keras.Model:
+def substitute(
+    model: AttackedModel, x: np.ndarray | StoredImages, epsilon: float, seed: int
+) -> keras.Model:
     """A small network trained to answer like a model, on images with noise.
 
     Args:
         model: asked for its logits.
-        x: images ``(n, ...)``.
+        x: images ``(n, ...)``; some spread evenly over them, if they are large and many.
         epsilon: size of the noise.
         seed: of weights and noise.
 
     Source: Papernot et al. 2017, Practical black-box attacks against machine learning.
     """
     rng = np.random.default_rng(seed)
+    most = max(1, _TRAINED_ON // ((1 + _NOISY) * x[:1].size))
+    x = x[spread_rows(len(x), most)]
     copies = [x] + [
         np.clip(x + rng.uniform(-epsilon, epsilon, x.shape), *model.value_range).astype("float32")
-        for _ in range(9)
+        for _ in range(_NOISY)
     ]
     images = np.concatenate(copies)
     classes = np.concatenate([model.predictions(part) for part in copies])

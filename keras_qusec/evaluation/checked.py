@@ -38,7 +38,7 @@ from keras_qusec.evaluation.run import Models
 from keras_qusec.evaluation.threat_models import ThreatModel
 from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.integer_inputs import check_reachable
-from keras_qusec.stored_images import StoredImages
+from keras_qusec.stored_images import channels_last
 
 # The default radii, as shares of the value range.
 _SHARES = (0.1, 0.2, 0.3)
@@ -157,8 +157,7 @@ def checked_inputs(
     check_reachable(by_norm.get("linf", (1.0,))[0], [m for _, m in keras_models(both)])
     form = data_format_of(both, x.shape[1:], data_format)
     if form == "channels_first":
-        stored = isinstance(x, StoredImages)
-        x = x.changed(_channels_last) if stored else _channels_last(x)
+        x = channels_last(x)
     if batch_size is None:
         batch_size = min(64 if small_batches else 512, max(1, 2**22 // x[0].size))
     batch_size = whole_number(batch_size, "batch_size")
@@ -205,10 +204,6 @@ def checked_inputs(
     return Checked(
         plan, models, sources, by_norm, logits, source_logits, names, rule, notes, efforts
     )
-
-
-def _channels_last(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(x, 1, -1))
 
 
 def _attacked(
