@@ -95,13 +95,16 @@ class TestDemo:
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
-def test_quick(tmp_path, capsys):
+def test_quick(tmp_path, capsys, monkeypatch):
+    data = datasets.mnist5k()
+    few = data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
+    monkeypatch.setitem(datasets._LOADERS, "mnist5k", lambda: few)
     page, figure = tmp_path / "q.html", tmp_path / "q.png"
     status = cli.main(["demo", "--quick", "--images", "4", "--epochs", "1",
                        "--html", str(page), "--figure", str(figure)])  # fmt: skip
     out = capsys.readouterr().out
     assert status == 0
-    assert "1 epoch on 1000 images" in out
+    assert "1 epoch on 256 images" in out
     assert "constant + PGD training" in out
     # No model was trained on FGSM.
     assert "Training</h2>" not in page.read_text()

@@ -9,6 +9,9 @@ from keras_qusec.audit.evidence import Evidence
 
 # Below this difference of logits exp is zero in float32, denormal numbers included.
 _UNDERFLOW = 104.0
+# Above it Keras' cross-entropy of probabilities is cut off. Exactly 1 would miss what TensorFlow
+# gives on processors where it leaves oneDNN out, one float32 below 1.
+_ONE = np.float32(1 - 1e-7)
 
 
 class SaturatedOutputs(Check):
@@ -17,9 +20,9 @@ class SaturatedOutputs(Check):
     identifier = "saturated-outputs"
     title = "outputs are not saturated"
     rule = (
-        "Fails if on more than half of the images the probability of the class is exactly 1 "
-        "where the model gives probabilities, or that of each other class exactly 0 where it "
-        "gives logits (float32)"
+        "Fails if on more than half of the images the probability of the class is 1 but for "
+        "1e-7 where the model gives probabilities, or that of each other class exactly 0 where "
+        "it gives logits (float32)"
     )
     explanation = (
         "There the gradient of the cross-entropy is exactly zero, and attacks on it fail. The "
@@ -42,8 +45,8 @@ class SaturatedOutputs(Check):
             shares = outputs[np.arange(len(rows)), labels] if outputs.shape[1] > 1 else np.where(
                 labels == 1, outputs[:, 0], 1 - outputs[:, 0]
             )  # fmt: skip
-            saturated = shares.astype("float32") == 1
-            seen = "the probability of the class is exactly 1"
+            saturated = shares.astype("float32") >= _ONE
+            seen = "the probability of the class is 1 but for 1e-7"
         else:
             saturated = gap > _UNDERFLOW
             seen = "the probability of every other class is exactly 0"

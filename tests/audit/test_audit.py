@@ -13,7 +13,7 @@ from helpers import small_cnn
 
 from keras_qusec import AuditReport, QuSecQuantization, audit_robustness
 from keras_qusec.attacks import AttackedModel, Goal
-from keras_qusec.audit import CHECKS, audit
+from keras_qusec.audit import CHECKS, audit, evidence
 from keras_qusec.audit.check import FAILED, NOT_RUN, PASSED
 from keras_qusec.audit.planted_examples import Planted
 from keras_qusec.logits import log_odds
@@ -346,8 +346,9 @@ def test_proofs_make_evidence_exact_and_a_contradiction_fails(monkeypatch):
     model = small_cnn(2)
     front = QuSecQuantization(2, hard=True)
     model = keras.Sequential([keras.Input((8, 8, 1)), front, *model.layers])
-    settings = {"epsilon": 0.02, "threat_models": ("white-box", "adaptive"), "level": "full"}
-    found = audited(model, **settings)
+    searched = evidence.BUDGETS["quick"]._replace(prove="standard")
+    monkeypatch.setitem(evidence.BUDGETS, "quick", searched)
+    found = audited(model, epsilon=0.02, threat_models=("white-box", "adaptive"))
     check = found.checks[-1]
     assert (check.identifier, check.status) == ("proofs", PASSED)
     assert found.proved_accuracy == found.worst_accuracy == found.to_dict()["proved accuracy"]

@@ -176,6 +176,18 @@ def test_planted_examples():
     assert check.judge(good()).status == PASSED
 
 
+@pytest.mark.parametrize(
+    ("scale", "largest", "status"),
+    # TensorFlow's softmax reaches 1 or the float below it, as the processor decides.
+    [(1e4, 1.0, FAILED), (1e4, 1 - 2**-24, FAILED), (1.0, 1.0, PASSED)],
+)
+def test_saturated_probabilities(scale, largest, status):
+    model = model_of(scale=scale, behind=[ops.softmax, lambda p: p * np.float32(largest)])
+    found = BY_NAME["saturated-outputs"].judge(evidence_of(model, outputs="probabilities"))
+    assert "the probability of the class" in found.evidence
+    assert found.status == status
+
+
 def test_random_outputs():
     class Noise(keras.layers.Layer):
         def __init__(self, size):

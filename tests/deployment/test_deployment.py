@@ -294,7 +294,7 @@ class TestCheck:
 
     def test_channels_swapped_are_found(self, model, data):
         swapped = DeployedModel(
-            lambda x: model.predict(x[..., ::-1].copy(), verbose=0), input_shape=SHAPE
+            lambda x: model.predict_on_batch(x[..., ::-1].copy()), input_shape=SHAPE
         )
         found = self.planted(model, data, swapped)
         assert "clean images change class" in found.verdict
