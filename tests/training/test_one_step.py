@@ -248,7 +248,7 @@ def test_several_steps_at_once_are_refused():
 # Collapse.
 
 
-def collapsing(method="fgsm", epochs=25, epsilon=0.3, **settings):
+def collapsing(method="fgsm", epochs=40, epsilon=0.3, **settings):
     """A recipe that ends in catastrophic overfitting: few images, a large radius."""
     keras.utils.set_random_seed(0)
     data = datasets.mnist5k()
@@ -277,11 +277,12 @@ def test_a_collapse_is_noticed():
 
 def test_after_a_collapse_the_training_stops_or_the_weights_come_back():
     with pytest.warns(UserWarning, match="The training stops"):
-        stopped, history, _ = collapsing(collapse="stop")
-    assert len(history["loss"]) < 25
+        # When it collapses differs between backends and processors, from the 18th epoch on.
+        stopped, history, _ = collapsing(collapse="stop", epochs=60)
+    assert len(history["loss"]) < 60
     assert history["catastrophic_overfitting"] == [0.0] * (len(history["loss"]) - 1) + [1.0]
     with pytest.warns(UserWarning, match="the weights of the last epoch without it come back"):
-        restored, again, _ = collapsing(collapse="restore")
+        restored, again, _ = collapsing(collapse="restore", epochs=60)
     assert len(again["loss"]) == len(history["loss"])
     good, _, _ = collapsing(epochs=len(history["loss"]) - 1)
     for one, other, bad in zip(
