@@ -22,6 +22,7 @@ from keras_qusec import (
     stored_images,
 )
 from keras_qusec.audit import audit, distances, evidence, random_outputs, transfer
+from keras_qusec.certification import certify
 from keras_qusec.digests import digest
 from keras_qusec.stored_images import StoredImages, Writer
 
@@ -126,6 +127,7 @@ def test_an_audit_says_the_same_of_images_on_disk(reads, tmp_path, monkeypatch):
     for module in (audit, random_outputs):
         monkeypatch.setattr(module, "CALLED", 20)
     monkeypatch.setattr(distances, "_MOST", 20)
+    monkeypatch.setattr(certify, "_VALUES_AT_A_TIME", 1)
     monkeypatch.setattr(evidence, "_VALUES_AT_A_TIME", 8 * 36)
     monkeypatch.setattr(transfer, "_TRAINED_ON", 20 * 10 * 36)
     few = evidence.BUDGETS["full"]._replace(
