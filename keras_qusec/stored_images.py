@@ -125,9 +125,24 @@ def parts_of(images: Array | StoredImages) -> Iterator[Array]:
     Args:
         images: ``(n, ...)``, in memory or on disk.
     """
-    rows = max(1, _AT_A_TIME * len(images) // max(1, images.size))
+    rows = rows_at_a_time(images)
     for start in range(0, len(images), rows):
         yield images[start : start + rows]
+
+
+def rows_at_a_time(images: Array | StoredImages) -> int:
+    """How many images, in memory or on disk, are looked at together: 16 MiB of float32."""
+    return max(1, _AT_A_TIME * len(images) // max(1, images.size))
+
+
+def on_parts(function: Callable[[Array], Array], images: Array | StoredImages) -> Array:
+    """What a function says of each image, asked of some rows at a time, in one array.
+
+    Args:
+        function: of an array of rows, with a result for each.
+        images: ``(n, ...)``, at least one, in memory or on disk.
+    """
+    return np.concatenate([function(part) for part in parts_of(images)])
 
 
 def channels_last(images: Any) -> Any:

@@ -15,10 +15,13 @@ from keras_qusec.defenses import find_quantizers
 MODELS = ("undefended", "constant quantizer", "trainable + FGSM training", demo.PROVED)
 
 
+def tiny():
+    data = datasets.mnist5k()
+    return data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
+
+
 @pytest.fixture(scope="module")
 def result():
-    data = datasets.mnist5k()
-    tiny = data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
     seen = []
 
     def some(*arguments):
@@ -28,7 +31,7 @@ def result():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "contenders", some)
         result = demo.run_demo(
-            data=tiny, epochs=1, images=8, progress=lambda *step: seen.append(step)
+            data=tiny(), epochs=1, images=8, progress=lambda *step: seen.append(step)
         )
     return result, seen
 
@@ -96,9 +99,7 @@ class TestDemo:
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore")  # Foolbox uses deprecated names of TensorFlow
 def test_quick(tmp_path, capsys, monkeypatch):
-    data = datasets.mnist5k()
-    few = data._replace(x_train=data.x_train[:256], y_train=data.y_train[:256])
-    monkeypatch.setitem(datasets._LOADERS, "mnist5k", lambda: few)
+    monkeypatch.setitem(datasets._LOADERS, "mnist5k", tiny)
     page, figure = tmp_path / "q.html", tmp_path / "q.png"
     status = cli.main(["demo", "--quick", "--images", "4", "--epochs", "1",
                        "--html", str(page), "--figure", str(figure)])  # fmt: skip

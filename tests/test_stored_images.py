@@ -128,7 +128,6 @@ def test_an_audit_says_the_same_of_images_on_disk(reads, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "CALLED", 20)
     monkeypatch.setattr(distances, "_MOST", 20)
     monkeypatch.setattr(certify, "_VALUES_AT_A_TIME", 1)
-    monkeypatch.setattr(evidence, "_VALUES_AT_A_TIME", 8 * 36)
     monkeypatch.setattr(transfer, "_TRAINED_ON", 20 * 10 * 36)
     few = evidence.BUDGETS["full"]._replace(
         steps=10, restarts=1, queries=20, noise=5, minimum_norm_steps=10, looked_at=8, planted=4,

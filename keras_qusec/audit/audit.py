@@ -32,7 +32,7 @@ from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import Result
-from keras_qusec.stored_images import StoredImages, channels_last, parts_of
+from keras_qusec.stored_images import StoredImages, channels_last, on_parts
 
 # These hardnesses are tried beyond those of the judged adaptive attack.
 _MORE_HARDNESSES = (1.0, 30.0)
@@ -144,7 +144,7 @@ def audit_robustness(
     if draws == 1 and difference_between_calls(attacked, called) > LIMIT:
         return _of_random_model(attacked, last, y, epsilon, judged, budget, seed)
     labels = _labels(y, len(images), attacked, last)
-    correct = _predictions(attacked, last) == labels
+    correct = on_parts(attacked.predictions, last) == labels
     if not correct.any():
         raise ValueError(
             f"Expected a model that classifies some of the images correctly. Received: {name!r}, "
@@ -313,10 +313,6 @@ def _one(models: Mapping[str, keras.Model]) -> Mapping[str, keras.Model]:
     return models
 
 
-def _predictions(model: AttackedModel, x: np.ndarray | StoredImages) -> np.ndarray:
-    return np.concatenate([model.predictions(part) for part in parts_of(x)])
-
-
 def _labels(y: Any, count: int, model: AttackedModel, x: np.ndarray | StoredImages) -> np.ndarray:
     return checks.class_labels(y, count, classes=model.logits(x[:1]).shape[1])
 
@@ -334,7 +330,7 @@ def _of_random_model(
     labels = _labels(y, len(x), model, x)
     evidence = Evidence(
         model=model, followed=[model], x=x, labels=labels,
-        correct=_predictions(model, x) == labels, epsilon=epsilon, threat_models=judged,
+        correct=on_parts(model.predictions, x) == labels, epsilon=epsilon, threat_models=judged,
         budget=budget, seed=seed, evaluation=None, adaptive_report=None, transfers=None,
         identities=(),
     )  # fmt: skip

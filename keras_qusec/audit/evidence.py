@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +13,13 @@ from keras_qusec.attacks import Attack, AttackedModel, Goal
 from keras_qusec.datasets import spread_rows
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import PROVED, Result
-from keras_qusec.stored_images import StoredImages
+from keras_qusec.stored_images import StoredImages, rows_at_a_time
 
 # The attack whose success is judged, and a second one along gradients, towards targets: what both
 # miss is no matter of the loss.
 JUDGED, TARGETED = "pgd", "apgd-t"
 # The judged adaptive attack follows surrogate gradients of these hardnesses.
 HARDNESSES = (3.0, 10.0)
-# Values of images that a check looks at together, 16 MiB of float32.
-_VALUES_AT_A_TIME = 2**22
 
 
 class Budget(NamedTuple):
@@ -172,12 +170,13 @@ class Evidence:
         """What adversarial examples of some images must reach."""
         return Goal(self.labels[rows])
 
-    def images(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Some images, a part of them at a time, each part with its rows."""
-        size = max(1, _VALUES_AT_A_TIME // self.x[:1].size)
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            yield part, self.x[part]
+    def on_each(
+        self, rows: np.ndarray, function: Callable[[np.ndarray, Goal], np.ndarray]
+    ) -> np.ndarray:
+        """What a function of images and their goals says of some rows, a part of them at a time."""
+        size = rows_at_a_time(self.x)
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        return np.concatenate([function(self.x[part], self.goal(part)) for part in parts])
 
     def rng(self) -> np.random.Generator:
         """Random numbers that are the same for the same seed."""

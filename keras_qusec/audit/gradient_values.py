@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
+from keras_qusec.attacks import AttackedModel, Goal
 from keras_qusec.audit.check import Check, Finding, passed_or_failed
 from keras_qusec.audit.evidence import Evidence
 
@@ -25,12 +28,9 @@ class GradientValues(Check):
         rows = evidence.rows
         zero, broken = np.ones(len(rows), bool), np.zeros(len(rows), bool)
         for model in evidence.followed:
-            done = 0
-            for part, x in evidence.images(rows):
-                these = slice(done, done := done + len(part))
-                gradients = model.ascent(x, evidence.goal(part)).reshape(len(part), -1)
-                zero[these] &= (gradients == 0).all(axis=1)
-                broken[these] |= ~np.isfinite(gradients).all(axis=1)
+            found = evidence.on_each(rows, functools.partial(_zero_and_not_finite, model))
+            zero &= found[:, 0]
+            broken |= found[:, 1]
         bad = zero | broken
         return passed_or_failed(
             bad.mean() > 0.01,
@@ -39,3 +39,9 @@ class GradientValues(Check):
             numbers={"zero": float(zero.mean()), "not finite": float(broken.mean())},
             images=tuple(rows[bad].tolist()),
         )
+
+
+def _zero_and_not_finite(model: AttackedModel, x: np.ndarray, goal: Goal) -> np.ndarray:
+    """Whether the gradient of each image is zero, and whether it is not finite, ``(n, 2)``."""
+    gradients = model.ascent(x, goal).reshape(len(x), -1)
+    return np.stack([(gradients == 0).all(axis=1), ~np.isfinite(gradients).all(axis=1)], axis=1)

@@ -63,11 +63,9 @@ def _loss_surface(axis: Any, evidence: Evidence) -> None:
 def _gradient_sizes(axis: Any, evidence: Evidence) -> None:
     """How large the model's own gradient is on each image."""
     rows = evidence.rows
-    sizes = np.concatenate(
-        [
-            np.abs(evidence.model.ascent(x, evidence.goal(part)).reshape(len(part), -1)).sum(axis=1)
-            for part, x in evidence.images(rows)
-        ]
+    sizes = evidence.on_each(
+        rows,
+        lambda x, goal: np.abs(evidence.model.ascent(x, goal)).reshape(len(x), -1).sum(axis=1),
     )
     usable = np.isfinite(sizes) & (sizes > 0)
     if usable.any():

@@ -35,11 +35,9 @@ class SaturatedOutputs(Check):
     def judge(self, evidence: Evidence) -> Finding:
         rows = evidence.rows
         labels, model = evidence.labels[rows], evidence.model
-        given, gaps = [], []
-        for part, x in evidence.images(rows):
-            given.append(model.outputs(x).reshape(len(part), -1).astype("float64"))
-            gaps.append(-model.margins(x, evidence.goal(part)))
-        outputs, gap = np.concatenate(given), np.concatenate(gaps)
+        outputs = evidence.on_each(rows, lambda x, _: model.outputs(x).reshape(len(x), -1))
+        outputs = outputs.astype("float64")
+        gap = -evidence.on_each(rows, model.margins)
         probabilities = bool((outputs >= 0).all() and (outputs <= 1).all())
         if probabilities:
             shares = outputs[np.arange(len(rows)), labels] if outputs.shape[1] > 1 else np.where(

@@ -25,7 +25,7 @@ from keras_qusec.expected_inputs import images_of, range_of
 from keras_qusec.logits import check_classes_told, check_logits, check_one_of_each
 from keras_qusec.progress import Progress, shown
 from keras_qusec.results import BROKEN, OPEN, PROVED, Certificate
-from keras_qusec.stored_images import StoredImages, parts_of
+from keras_qusec.stored_images import StoredImages, on_parts
 from keras_qusec.tasks import check_classifier
 from keras_qusec.verify import verified
 
@@ -160,7 +160,7 @@ def proof_of(
         tell: told what is proved, and the share done.
     """
     prover = Prover(model, x)
-    correct = np.concatenate([model.predictions(part) for part in parts_of(x)]) == labels
+    correct = on_parts(model.predictions, x) == labels
     found = {radius: _Decisions.of(correct) for radius in radii}
     rounds, done = 2 * len(radii), 0
     # From the largest: what is proved there is proved within every smaller radius.

@@ -29,6 +29,7 @@ from keras_qusec.logits import LOGITS
 from keras_qusec.progress import Progress, share_of, shown
 from keras_qusec.report import RobustnessReport
 from keras_qusec.results import PROVED
+from keras_qusec.stored_images import channels_last
 
 Array = np.ndarray
 
@@ -134,7 +135,7 @@ def check_deployment(
     images = np.asarray(x, "float32")
     checks.images_inside(images, pixels)
     if deployed.channels_first:
-        images = np.moveaxis(images, 1, -1)
+        images = channels_last(images)
     with shown(progress, "deployment") as tell:
         tell("both models on clean images", 0.0)
         ours, theirs = attacked.logits(images), deployed.logits(images)
